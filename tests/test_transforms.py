@@ -1,0 +1,120 @@
+"""Batched augmentation against a per-image twin made of torchvision functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+
+from timm_ebl.transforms import BatchTransform
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def twin(images: torch.Tensor, padding: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
+    """Crop and mirror one image after the other, with the documented order of draws."""
+    batch, _, height, width = images.shape
+    offsets = torch.zeros(2, batch, dtype=torch.int64)
+    if padding:
+        offsets = torch.randint(2 * padding + 1, (2, batch), generator=generator)
+    tosses = torch.randint(2, (batch,), generator=generator) if flip else torch.zeros(batch)
+    results = []
+    for image, top, left, mirrored in zip(images, *offsets.tolist(), tosses.tolist(), strict=True):
+        image = TF.crop(TF.pad(image, [padding], padding_mode="edge"), top, left, height, width)
+        results.append(TF.hflip(image) if mirrored else image)
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("padding", [0, 2, 4])
+@pytest.mark.parametrize("shape", [(64, 3, 32, 32), (5, 3, 7, 12)])
+def test_train_equals_the_per_image_twin(shape: tuple[int, ...], padding: int, flip: bool) -> None:
+    images = random_images(*shape)
+    transform = BatchTransform(MEAN, STD, padding, flip)
+    augmented = transform.train(images, torch.Generator().manual_seed(7))
+    expected = transform.eval(twin(images, padding, flip, torch.Generator().manual_seed(7)))
+    assert augmented.dtype == torch.float32
+    assert torch.equal(augmented, expected)
+
+
+def test_eval_normalises_like_torchvision() -> None:
+    images = random_images(4, 3, 8, 8)
+    expected = torch.stack([TF.normalize(image / 255, list(MEAN), list(STD)) for image in images])
+    assert torch.equal(BatchTransform(MEAN, STD, padding=4, flip=True).eval(images), expected)
+
+
+def test_images_are_left_unchanged() -> None:
+    images = random_images(4, 1, 8, 8)
+    before = images.clone()
+    transform = BatchTransform((0.5,), (0.25,), padding=2, flip=True)
+    transform.train(images, torch.Generator().manual_seed(0))
+    transform.eval(images)
+    assert torch.equal(images, before)
+
+
+def test_every_offset_and_both_orientations_occur() -> None:
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    transform = BatchTransform((0.0,), (1.0,), padding=1, flip=True)
+    augmented = transform.train(image.expand(2000, -1, -1, -1), torch.Generator().manual_seed(0))
+    variants, counts = augmented.unique(dim=0, return_counts=True)
+    assert len(variants) == 3 * 3 * 2
+    assert counts.min() > 2000 / 18 * 0.6
+
+
+def test_randomness_comes_from_the_generator_alone() -> None:
+    images = random_images(16, 3, 8, 8)
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    state = torch.random.get_rng_state()
+    generator = torch.Generator().manual_seed(3)
+    first, second = transform.train(images, generator), transform.train(images, generator)
+    assert torch.equal(first, transform.train(images, torch.Generator().manual_seed(3)))
+    assert not torch.equal(first, second)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_nothing_is_drawn_without_augmentation() -> None:
+    images = random_images(4, 3, 8, 8)
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    transform = BatchTransform(MEAN, STD)
+    assert torch.equal(transform.train(images, generator), transform.eval(images))
+    assert torch.equal(state, generator.get_state())
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    assert transform.train(random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_train_runs_on_the_device_of_the_images() -> None:
+    images = random_images(8, 3, 32, 32).cuda()
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    augmented = transform.train(images, torch.Generator("cuda").manual_seed(0))
+    assert augmented.device == images.device
+    assert augmented.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mean": (0.5,), "std": (0.5, 0.5)}, "1 channels but std has 2"),
+        ({"mean": (0.5,), "std": (0.0,)}, "positive standard deviation"),
+        ({"mean": (0.5,), "std": (0.5,), "padding": -1}, "must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchTransform(**settings)
+
+
+def test_wrong_images_are_refused() -> None:
+    transform = BatchTransform((0.5,), (0.5,))
+    with pytest.raises(ValueError, match="3 channels but the statistics have 1"):
+        transform.eval(random_images(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="uint8"):
+        transform.eval(torch.zeros(2, 1, 8, 8))

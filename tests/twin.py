@@ -1,0 +1,77 @@
+"""The slow, obvious twin of the package's fast path: the paper's equations, one statement each.
+
+Nothing is kept from one update to the next, feedback is taken as the gradient that it is by definition, and every
+layer is written out. Only the parameters are read from the network under test.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def parameters(model):
+    """``[(weight, bias), ..]`` of the convolutions and the read-out, in float64."""
+    return [(m.weight.detach().double(), m.bias.detach().double()) for m in (*model.layers, model.head)]
+
+
+def drive(weight, bias, lower):
+    """``P(w * s) + b`` for a convolution, ``W s + b`` for the read-out."""
+    if weight.ndim == 2:
+        return lower.flatten(1) @ weight.T + bias
+    return F.max_pool2d(F.conv2d(lower, weight, padding=1), 2) + bias.view(-1, 1, 1)
+
+
+def energy(params, x, state):
+    """``E(theta, x, s)``, ``(B,)``."""
+    total = torch.zeros(x.shape[0], dtype=x.dtype)
+    for (weight, bias), lower, upper in zip(params, (x, *state[:-1]), state, strict=True):
+        total = total + (upper**2).flatten(1).sum(1) / 2
+        total = total - (upper * drive(weight, bias, lower)).flatten(1).sum(1)
+    return total
+
+
+def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None):
+    """The block minimum of the perturbed energy over one layer."""
+    below = x if layer == 0 else state[layer - 1]
+    bottom_up = drive(*params[layer], below)
+    if layer == len(state) - 1:
+        if clamp is not None:
+            return clamp
+        return bottom_up if y is None else (bottom_up + beta * y) / (1 + beta)
+    here = state[layer].clone().requires_grad_()
+    interaction = (state[layer + 1] * drive(*params[layer + 1], here)).sum()
+    (top_down,) = torch.autograd.grad(interaction, here)
+    return (bottom_up + top_down).clamp(0, 1)
+
+
+def sweep(params, x, state, groups, omega=1.0, **perturbation):
+    """One sweep over the groups of layers; hidden layers are over-relaxed, the output layer never."""
+    state = list(state)
+    for group in groups:
+        updates = {layer: minimum(params, x, state, layer, **perturbation) for layer in group}
+        for layer, value in updates.items():
+            if layer < len(state) - 1:
+                value = (state[layer] + omega * (value - state[layer])).clamp(0, 1)
+            state[layer] = value
+    return tuple(state)
+
+
+def zero_state(params, x):
+    """Every layer at zero."""
+    state, below = [], x
+    for weight, bias in params:
+        below = torch.zeros_like(drive(weight, bias, below))
+        state.append(below)
+    return tuple(state)
+
+
+def feedforward_state(params, x):
+    """Each layer from the one below, without feedback."""
+    state, below = [], x
+    for weight, bias in params:
+        below = drive(weight, bias, below)
+        if weight.ndim > 2:
+            below = below.clamp(0, 1)
+        state.append(below)
+    return tuple(state)

@@ -1,0 +1,39 @@
+"""Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
+
+Importing the package registers the ``dchn_*`` models with timm.
+"""
+
+from ._version import __version__
+from .dchn import DCHN
+from .energy import ConvInteraction, DenseInteraction, Interaction, State
+from .minimize import Minimizer, Relaxation, Start, list_orders, register_order
+from .network import EnergyModel, HopfieldNetwork
+from .perturbation import FREE, Clamped, Free, Nudged, Perturbation
+from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
+
+__all__ = [
+    "DCHN",
+    "FREE",
+    "Clamped",
+    "ConvInteraction",
+    "DenseInteraction",
+    "EnergyModel",
+    "Free",
+    "HopfieldNetwork",
+    "Interaction",
+    "Minimizer",
+    "Nudged",
+    "Nudging",
+    "Perturbation",
+    "Relaxation",
+    "Rule",
+    "RuleOutput",
+    "Start",
+    "State",
+    "__version__",
+    "create_rule",
+    "list_orders",
+    "list_rules",
+    "register_order",
+    "register_rule",
+]

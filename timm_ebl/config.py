@@ -1,0 +1,198 @@
+"""Configuration of a training run: defaults, then a YAML file, then the command line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .minimize import Start, list_orders
+from .rules import list_rules, rule_options
+
+__all__ = ["ConfigError", "TrainConfig", "parse_config"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says what to change."""
+
+
+def _option(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
+    return field(default=default, metadata={"help": description, "parse": parse, "many": many})
+
+
+def _flag(default: bool, description: str) -> Any:
+    return _option(default, description, parse=bool)
+
+
+def _value(text: str) -> Any:
+    """A YAML scalar or list, with ``1e-3`` read as the number it is."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train_ebl.py`; every field is an option of the command line and a key of a recipe.
+
+    Raises:
+        ConfigError: A value is out of range, or does not go with the rule.
+    """
+
+    algo: str = _option("c-ep", f"learning rule: {', '.join(list_rules())}")
+    dataset: str | None = _option(None, "mnist, fashion-mnist, svhn, cifar10, cifar100, another Hub id, or a folder")
+    data_root: str | None = _option(None, "folder with copies of Hub data sets in the Hub's layout, instead of the Hub")
+    dataset_config: str | None = _option(None, "configuration of the data set on the Hub")
+    dataset_revision: str | None = _option(None, "revision of the data set on the Hub")
+    image_column: str | None = _option(None, "column of the images, if there are several")
+    label_column: str | None = _option(None, "column of the labels, if there are several")
+    model: str | None = _option(None, "timm model; by default the tiny DCHN of the data set")
+    model_kwargs: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
+    )
+    epochs: int = _option(8, "passes over the training split", int)
+    batch_size: int = _option(64, "training images in a step, on each process", int)
+    eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
+    beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
+    free_sweeps: int = _option(12, "sweeps of the free phase, in training and in evaluation", int)
+    nudged_sweeps: int = _option(6, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps", int)
+    omega: float = _option(1.4, "over-relaxation of the hidden layers in all phases; 1 for none", float)
+    order: str = _option("asynchronous", f"order of update: {', '.join(list_orders())}")
+    start: str = _option("feedforward", f"where a free phase starts: {', '.join(Start)}")
+    warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
+    hold_routes: bool = _flag(False, "keep the free state's pooling routes in the perturbed phases (not in the paper)")
+    opt: str = _option("adam", "optimiser, by its name in timm.optim")
+    lr: tuple[float, ...] = _option((2e-3,), "learning rate, or one for each interaction, read-out last", float, True)
+    min_lr: float = _option(2e-6, "learning rate at the end of the cosine", float)
+    momentum: float = _option(0.9, "momentum, where the optimiser has one", float)
+    opt_betas: tuple[float, ...] | None = _option(None, "betas, where the optimiser has them", float, True)
+    weight_decay: float = _option(0.0, "weight decay of weights and biases", float)
+    holdout: float = _option(0.1, "part of the training split held out to select the best epoch", float)
+    seed: int = _option(0, "seed of initialisation, held-out part, order and augmentation", int)
+    mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
+    output_dir: str | None = _option(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
+
+    def __post_init__(self) -> None:
+        options = _named(rule_options, self.algo)
+        if self.beta is not None and "beta" not in options:
+            raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
+        if self.hold_routes and "hold_routes" not in options:
+            raise ConfigError(f"Rule {self.algo!r} has no perturbed phase to hold routes in: leave --hold-routes out.")
+        for name in ("epochs", "batch_size", "eval_batch_size", "free_sweeps", "nudged_sweeps"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
+            value = getattr(self, name)
+            self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
+        self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
+        self._require("omega", 0 < self.omega < 2, "above 0 and below 2")
+        self._require("order", self.order in list_orders(), f"one of {', '.join(list_orders())}")
+        self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
+        precisions = (None, "no", "bf16", "fp16")
+        self._require("mixed_precision", self.mixed_precision in precisions, "no, bf16 or fp16")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"--{name.replace('_', '-')} is {allowed}, not {getattr(self, name)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in types that YAML and JSON hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _named(function: Any, name: str) -> Any:
+    try:
+        return function(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _coerce(spec: dataclasses.Field, value: Any, source: str) -> Any:
+    parse, many = spec.metadata["parse"], spec.metadata["many"]
+    name = f"{source}: {spec.name}"
+    try:
+        if value is None and (spec.default is None or spec.default is dataclasses.MISSING):
+            return None
+        if parse is dict:
+            if isinstance(value, Mapping):
+                return dict(value)
+            pairs = dict(item.split("=", 1) for item in value)
+            return {key: _value(text) for key, text in pairs.items()}
+        if parse is bool:
+            if not isinstance(value, bool):
+                raise TypeError
+            return value
+        if many:
+            return tuple(parse(item) for item in (value if isinstance(value, (list, tuple)) else (value,)))
+        if parse is int and float(value) != int(float(value)):
+            raise ValueError
+        if isinstance(value, (list, dict, bool)):
+            raise TypeError
+        return parse(value)
+    except (TypeError, ValueError):
+        kind = {dict: "KEY=VALUE pairs", bool: "true or false", int: "a whole number", float: "a number"}
+        raise ConfigError(f"{name} is {kind.get(parse, 'a text')}, not {value!r}.") from None
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML recipe.
+
+    Raises:
+        ConfigError: The file cannot be read, is no mapping, or has an unknown key.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
+    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    unknown = [key for key in settings if key not in specs]
+    if unknown:
+        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are {', '.join(specs)}.")
+    return {key: _coerce(specs[key], value, str(path)) for key, value in settings.items()}
+
+
+def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
+    """The configuration of a run from the command line, over a recipe if ``--config`` names one, over the defaults.
+
+    Args:
+        arguments: The command line; by default that of the process.
+        description: What ``--help`` says first.
+
+    Raises:
+        SystemExit: Something is wrong with the command line or the recipe; one sentence says what.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML recipe; what the command line says comes before it")
+    specs = dataclasses.fields(TrainConfig)
+    for spec in specs:
+        parse, many = spec.metadata["parse"], spec.metadata["many"]
+        default = "" if spec.default in (None, dataclasses.MISSING) else f" (default: {_shown(spec.default)})"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + default}
+        if parse is bool:
+            options |= {"action": argparse.BooleanOptionalAction}
+        else:
+            options |= {"nargs": "+"} if many else {}
+            options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
+        parser.add_argument(f"--{spec.name.replace('_', '-')}", **options)
+    given = vars(parser.parse_args(arguments))
+    recipe = given.pop("config")
+    try:
+        settings = read_recipe(recipe) if recipe else {}
+        settings |= {s.name: _coerce(s, given[s.name], "command line") for s in specs if s.name in given}
+        return TrainConfig(**settings)
+    except ConfigError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -1,0 +1,290 @@
+"""Deep convolutional Hopfield network (DCHN).
+
+Papers:
+* `Energy-Based Learning Algorithms: A Comparative Study` (Sections 3 and 4)
+* `Scaling equilibrium propagation to deep convnets by drastically reducing its gradient estimator bias`
+  (Laborieux et al., 2021), where the network comes from
+
+Four hidden layers, each joined to the one below by a 3x3 convolution and 2x2 max pooling, and a dense read-out. The
+equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .data import DATASETS
+from .energy import ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from .minimize import Minimizer, Start
+from .network import HopfieldNetwork
+
+__all__ = ["DCHN"]
+
+
+class DCHN(HopfieldNetwork):
+    """Deep convolutional Hopfield network.
+
+    Args:
+        widths: Channels of the hidden layers, from the input upwards.
+        num_classes: Units ``M`` of the output layer; 0 for none, the network then ends at the last hidden layer.
+        in_chans: Channels of the input.
+        img_size: Height and width of the input in pixels (one number for a square).
+        global_pool: Present for timm's sake; the read-out is dense, so the only value is ``""``.
+        gains: Initial gain of each interaction, read-out last, or one for all: weights start in
+            ``U(+-gain / sqrt(fan_in))``.
+        bias_gain: The same for the biases.
+        kernel_size: Side of the kernels.
+        pool: Side of the pooling windows.
+        order: Order of update (`timm_ebl.minimize.list_orders`).
+        sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
+        tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
+        omega: Over-relaxation of the hidden layers, between 0 and 2.
+        start: ``"zero"`` or ``"feedforward"``.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: An argument is out of range; the message says which.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (128, 256, 512, 512),
+        num_classes: int = 10,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 32,
+        global_pool: str = "",
+        gains: float | Sequence[float] = 0.5,
+        bias_gain: float = 0.5,
+        kernel_size: int = 3,
+        pool: int = 2,
+        order: str = "asynchronous",
+        sweeps: int = 60,
+        tolerance: float | None = None,
+        omega: float = 1.0,
+        start: str | Start = Start.ZERO,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        if not widths or min(widths) < 1:
+            raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
+        if global_pool:
+            raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
+        self.num_classes, self.in_chans = num_classes, in_chans
+        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.gains = _as_gains(gains, len(widths) + 1)
+        self.bias_gain = bias_gain
+        self.minimizer = Minimizer(order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start)
+
+        self.layers = nn.ModuleList(
+            ConvInteraction(lower, upper, kernel_size, pool, **factory)
+            for lower, upper in zip((in_chans, *widths), widths, strict=False)
+        )
+        self.feature_info = [
+            {"num_chs": width, "reduction": pool**level, "module": f"layers.{level - 1}"}
+            for level, width in enumerate(widths, 1)
+        ]
+        self.num_features = widths[-1]
+        top = torch.Size([in_chans, *self.img_size])
+        for layer in self.layers:
+            top = layer.shape(top)
+        if 0 in top:
+            raise ValueError(f"An image of {self.img_size} pixels is too small for {len(widths)} poolings by {pool}.")
+        self.head_hidden_size = top.numel()
+        self.head = _create_head(self.head_hidden_size, num_classes, **factory)
+        self.init_weights()
+
+    @property
+    def interactions(self) -> Sequence[Interaction]:
+        return [*self.layers, self.head]
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
+        for interaction, gain in zip(self.interactions, self.gains, strict=False):
+            interaction.initialise(gain, self.bias_gain, generator)
+
+    def check_input(self, x: Tensor) -> None:
+        expected = (self.in_chans, *self.img_size)
+        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"This network takes images of shape (B, {', '.join(map(str, expected))}), not {tuple(x.shape)}: "
+                f"pad or resize them, or build it with in_chans and img_size to match."
+            )
+        super().check_input(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """State of the last hidden layer at equilibrium, ``(B, C, H, W)``."""
+        return self.relax(x).state[-2]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Output layer ``o = W s + b`` that minimises the energy given the last hidden layer, ``(B, M)``.
+
+        Args:
+            x: State of the last hidden layer, ``(B, C, H, W)``.
+            pre_logits: Return that layer flattened instead.
+        """
+        x = x.flatten(1)
+        return x if pre_logits else self.head(x)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """Relax the hidden layers and return the output layer, ``(B, M)``."""
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The read-out."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the read-out by a fresh one of ``num_classes`` units (0: none)."""
+        if global_pool:
+            raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
+        weight = self.layers[0].weight
+        self.num_classes = num_classes
+        self.head = _create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+        self.head.initialise(self.gains[-1], self.bias_gain)
+
+
+def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
+    return DenseInteraction(features, num_classes, **factory) if num_classes else EmptyInteraction()
+
+
+def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
+    gains = (gains,) * count if isinstance(gains, (int, float)) else tuple(gains)
+    if len(gains) != count or min(gains) <= 0:
+        raise ValueError(f"gains is one positive number or {count} of them, read-out last; got {gains!r}.")
+    return gains
+
+
+def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
+    return build_model_with_cfg(DCHN, variant, pretrained, **kwargs)
+
+
+def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
+    spec = DATASETS[dataset]
+    return {
+        "num_classes": num_classes,
+        "input_size": (len(spec.mean), 32, 32),
+        "fixed_input_size": True,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": spec.mean,
+        "std": spec.std,
+        "first_conv": "layers.0",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "paper_name": "Energy-Based Learning Algorithms: A Comparative Study",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
+        for size in ("", "small_", "tiny_")
+        for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
+    }
+)
+
+_BASE = {"widths": (128, 256, 512, 512)}
+_SMALL = {"widths": (32, 64, 128, 128)}
+_TINY = {"widths": (16, 32, 64, 64)}
+_CIFAR10 = {"gains": (0.4, 0.7, 0.6, 0.3, 0.4)}
+_CIFAR100 = {"gains": (0.5, 0.4, 0.5, 0.8, 0.5)}
+
+
+@register_model
+def dchn_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for MNIST at the paper's width, 128-256-512-512."""
+    return _create_dchn("dchn_mnist", pretrained, **(_BASE | kwargs))
+
+
+@register_model
+def dchn_fashion_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for Fashion-MNIST at the paper's width, 128-256-512-512."""
+    return _create_dchn("dchn_fashion_mnist", pretrained, **(_BASE | kwargs))
+
+
+@register_model
+def dchn_svhn(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for SVHN at the paper's width, 128-256-512-512."""
+    return _create_dchn("dchn_svhn", pretrained, **(_BASE | kwargs))
+
+
+@register_model
+def dchn_cifar10(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-10 at the paper's width, 128-256-512-512."""
+    return _create_dchn("dchn_cifar10", pretrained, **(_BASE | _CIFAR10 | kwargs))
+
+
+@register_model
+def dchn_cifar100(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-100 at the paper's width, 128-256-512-512."""
+    return _create_dchn("dchn_cifar100", pretrained, **(_BASE | _CIFAR100 | kwargs))
+
+
+@register_model
+def dchn_small_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for MNIST at a quarter of the paper's width, 32-64-128-128."""
+    return _create_dchn("dchn_small_mnist", pretrained, **(_SMALL | kwargs))
+
+
+@register_model
+def dchn_small_fashion_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for Fashion-MNIST at a quarter of the paper's width, 32-64-128-128."""
+    return _create_dchn("dchn_small_fashion_mnist", pretrained, **(_SMALL | kwargs))
+
+
+@register_model
+def dchn_small_svhn(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for SVHN at a quarter of the paper's width, 32-64-128-128."""
+    return _create_dchn("dchn_small_svhn", pretrained, **(_SMALL | kwargs))
+
+
+@register_model
+def dchn_small_cifar10(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-10 at a quarter of the paper's width, 32-64-128-128."""
+    return _create_dchn("dchn_small_cifar10", pretrained, **(_SMALL | _CIFAR10 | kwargs))
+
+
+@register_model
+def dchn_small_cifar100(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-100 at a quarter of the paper's width, 32-64-128-128."""
+    return _create_dchn("dchn_small_cifar100", pretrained, **(_SMALL | _CIFAR100 | kwargs))
+
+
+@register_model
+def dchn_tiny_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for MNIST at an eighth of the paper's width, 16-32-64-64."""
+    return _create_dchn("dchn_tiny_mnist", pretrained, **(_TINY | kwargs))
+
+
+@register_model
+def dchn_tiny_fashion_mnist(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for Fashion-MNIST at an eighth of the paper's width, 16-32-64-64."""
+    return _create_dchn("dchn_tiny_fashion_mnist", pretrained, **(_TINY | kwargs))
+
+
+@register_model
+def dchn_tiny_svhn(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for SVHN at an eighth of the paper's width, 16-32-64-64."""
+    return _create_dchn("dchn_tiny_svhn", pretrained, **(_TINY | kwargs))
+
+
+@register_model
+def dchn_tiny_cifar10(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-10 at an eighth of the paper's width, 16-32-64-64."""
+    return _create_dchn("dchn_tiny_cifar10", pretrained, **(_TINY | _CIFAR10 | kwargs))
+
+
+@register_model
+def dchn_tiny_cifar100(pretrained: bool = False, **kwargs) -> DCHN:
+    """DCHN for CIFAR-100 at an eighth of the paper's width, 16-32-64-64."""
+    return _create_dchn("dchn_tiny_cifar100", pretrained, **(_TINY | _CIFAR100 | kwargs))

@@ -1,0 +1,236 @@
+"""Interactions between neighbouring layers, and the energy they make up (paper, Section 3).
+
+A layered Hopfield network has an input ``s_0 = x``, hidden layers ``s_1 .. s_{L-1}`` with units in ``[0, 1]`` and an
+output layer ``s_L = o`` with real units. Interaction ``k`` joins layer ``k - 1`` to layer ``k``:
+
+    E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>
+
+where ``drive_k`` is linear up to pooling and contains the bias of layer ``k``. Writing
+``feedback_k(s_k) = d <s_k, drive_k(s_{k-1})> / d s_{k-1}``, the energy is minimised over one layer, all others fixed
+and pooling linearised at its present argmax, by ``s_k = clip(drive_k(s_{k-1}) + feedback_{k+1}(s_{k+1}), 0, 1)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "ConvInteraction",
+    "DenseInteraction",
+    "Drive",
+    "EmptyInteraction",
+    "EnergyAtState",
+    "Interaction",
+    "State",
+    "energy_from_drives",
+]
+
+State = tuple[Tensor, ...]
+"""Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
+
+
+class Drive(NamedTuple):
+    """The bottom-up input to a layer, with what its top-down counterpart needs.
+
+    Attributes:
+        value: ``drive_k(s_{k-1})``, of the shape of ``s_k``.
+        route: For each unit of ``s_k`` the position that pooling chose below; ``None`` where nothing is pooled.
+    """
+
+    value: Tensor
+    route: Tensor | None = None
+
+    def repeat(self, times: int) -> Drive:
+        """The drive of a batch that holds every sample ``times`` times, block after block."""
+        return Drive(*(t if t is None else torch.cat([t] * times) for t in self))
+
+
+class Interaction(ABC):
+    """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy."""
+
+    @abstractmethod
+    def shape(self, lower: torch.Size) -> torch.Size:
+        """Shape of one sample of the upper layer, given that of the lower one."""
+
+    @abstractmethod
+    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+        """Bottom-up input ``drive(lower)``, bias included.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            route: Positions to use in place of those that pooling would choose now ("held routes").
+        """
+
+    @abstractmethod
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        """Top-down input ``d <upper, drive(lower)> / d lower``.
+
+        Args:
+            upper: State of the upper layer, ``(B, *upper_shape)``.
+            route: The route of the drive at the present lower state.
+            lower: Shape ``(B, *lower_shape)`` of the result.
+        """
+
+    @abstractmethod
+    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in every parameter, in the order of ``parameters()``.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            upper: State of the upper layer, ``(B, *upper_shape)``.
+            route: The route of the drive at this lower state.
+        """
+
+    @abstractmethod
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        """Draw weights from ``U(+-gain / sqrt(fan_in))`` and biases from ``U(+-bias_gain / sqrt(fan_in))``."""
+
+
+class _Uniform(Interaction):
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        fan_in = self.weight[0].numel()
+        with torch.no_grad():
+            for parameter, scale in ((self.weight, gain), (self.bias, bias_gain)):
+                if parameter is not None:
+                    bound = scale / fan_in**0.5
+                    parameter.uniform_(-bound, bound, generator=generator)
+
+
+class ConvInteraction(nn.Conv2d, _Uniform):
+    """Convolution followed by max pooling: ``drive(s) = P(w * s) + b`` (paper, Section 3).
+
+    Args:
+        in_channels: Channels of the lower layer.
+        out_channels: Channels of the upper layer.
+        kernel_size: Side of the kernel; the padding keeps the image size.
+        pool: Side and stride of the pooling window.
+        **kwargs: ``device`` and ``dtype`` of the parameters.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, pool: int = 2, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+        self.pool = pool
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([self.out_channels, *(side // self.pool for side in lower[1:])])
+
+    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+        unpooled = self(lower.contiguous(memory_format=torch.channels_last))
+        if route is None:
+            return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
+        return Drive(unpooled.flatten(2).gather(2, route.flatten(2)).view_as(route), route)
+
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        routed = F.max_unpool2d(upper, route, self.pool, output_size=lower[2:])
+        return F.conv_transpose2d(routed, self.weight, padding=self.padding)
+
+    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+        routed = F.max_unpool2d(upper, route, self.pool, output_size=lower.shape[2:])
+        _, weight, _ = torch.ops.aten.convolution_backward(
+            routed,
+            lower,
+            self.weight.to(lower.dtype),
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            (0, 0),
+            self.groups,
+            (False, True, False),
+        )
+        return weight, upper.sum((0, 2, 3))
+
+
+class DenseInteraction(nn.Linear, _Uniform):
+    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([self.out_features])
+
+    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+        return Drive(self(lower.flatten(1)))
+
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        return F.linear(upper, self.weight.t()).view(lower)
+
+    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+        return upper.t() @ lower.flatten(1), upper.sum(0)
+
+
+class EmptyInteraction(nn.Identity, Interaction):
+    """Joins a layer to an output layer of no units, for a network without a read-out."""
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([0])
+
+    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+        return Drive(lower.new_empty(lower.shape[0], 0))
+
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        return upper.new_zeros(lower)
+
+    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+        return ()
+
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        pass
+
+
+def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
+    """Energy ``(B,)`` of a state whose drives are known: ``sum_k <s_k, s_k / 2 - drive_k>``.
+
+    Args:
+        state: The layers ``(s_1, .., o)``.
+        drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
+    """
+    parts = (((s / 2 - drive) * s).flatten(1).sum(1) for s, drive in zip(state, drives, strict=True))
+    return torch.stack(tuple(parts)).sum(0)
+
+
+class EnergyAtState(torch.autograd.Function):
+    """An energy that is already known, made differentiable in the parameters and the input, at a fixed state.
+
+    ``dE/dtheta_k = -d <s_k, drive_k(s_{k-1})> / dtheta_k`` needs the state and the pooling routes alone, so nothing is
+    computed forward again. ``apply(energy, interactions, layers, routes, x, *parameters)`` returns ``energy``; the
+    parameters are those of the interactions, in order.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        energy: Tensor,
+        interactions: Sequence[Interaction],
+        layers: State,
+        routes: Sequence[Tensor | None],
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.interactions, ctx.routes = interactions, routes
+        ctx.save_for_backward(x, *layers)
+        return energy.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        x, *layers = ctx.saved_tensors
+        below = [x, *layers[:-1]]
+        scaled = [-scale.view(-1, *[1] * (s.ndim - 1)).to(s.dtype) * s for s in layers]
+        gradients = [
+            gradient
+            for interaction, lower, upper, route in zip(ctx.interactions, below, scaled, ctx.routes, strict=True)
+            for gradient in interaction.gradient(lower, upper, route)
+        ]
+        input_gradient = None
+        if ctx.needs_input_grad[4]:
+            input_gradient = ctx.interactions[0].feedback(scaled[0], ctx.routes[0], x.shape)
+        return None, None, None, None, input_gradient, *gradients

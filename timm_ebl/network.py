@@ -1,0 +1,171 @@
+"""A layered Hopfield network as a module: energy, relaxation and a differentiable sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .energy import EnergyAtState, Interaction, State, energy_from_drives
+from .minimize import Minimizer, Relaxation, Start, Walk, minimize
+from .perturbation import FREE, Perturbation
+
+__all__ = ["EnergyModel", "HopfieldNetwork"]
+
+
+class EnergyModel(Protocol):
+    """What a learning rule asks of a model; any module with these three methods can be trained by any rule.
+
+    A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
+    `Relaxation` that ended in it may be given, whose ``state`` and ``drives`` are those of the present parameters.
+    """
+
+    def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
+        """``E(theta, x, state)``, ``(B,)``, differentiable in the parameters."""
+
+    def relax(
+        self,
+        x: Tensor,
+        start: State | Relaxation | None = None,
+        perturbation: Perturbation = FREE,
+        minimizer: Minimizer | None = None,
+        hold_routes: bool = False,
+    ) -> Relaxation:
+        """Minimise the perturbed energy over the state, without autograd."""
+
+    def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
+        """One free sweep of the minimiser, differentiable in the parameters and the state."""
+
+
+def as_layers(state: State | Relaxation) -> State:
+    """The layers of a state that may be given as a relaxation."""
+    return state.state if isinstance(state, Relaxation) else state
+
+
+class HopfieldNetwork(nn.Module):
+    """A layered Hopfield network made of interactions (`timm_ebl.energy`).
+
+    A subclass sets `minimizer` and implements `interactions`.
+    """
+
+    minimizer: Minimizer
+
+    @property
+    def interactions(self) -> Sequence[Interaction]:
+        """The interactions from the input upwards; the last one drives the output layer."""
+        raise NotImplementedError
+
+    def check_input(self, x: Tensor) -> None:
+        """Refuse an input that the network cannot take.
+
+        Raises:
+            ValueError: The input holds NaN or infinite values.
+        """
+        if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+            raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
+
+    def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
+        """``E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>`` (paper, Section 3).
+
+        Args:
+            x: Input ``(B, C, H, W)``.
+            state: The layers ``(s_1, .., o)``, or a relaxation of this input under the present parameters, whose
+                drives spare the forward pass.
+
+        Returns:
+            The energy of each sample, ``(B,)``, differentiable in parameters and input, and in the state if that is
+            given as layers.
+        """
+        if isinstance(state, Relaxation) and state.drives:
+            parameters = [p for interaction in self.interactions for p in interaction.parameters()]
+            routes = [drive.route for drive in state.drives]
+            return EnergyAtState.apply(state.energy, self.interactions, state.state, routes, x, *parameters)
+        layers = as_layers(state)
+        below = (x, *layers[:-1])
+        drives = [interaction.drive(lower).value for interaction, lower in zip(self.interactions, below, strict=True)]
+        return energy_from_drives(layers, drives)
+
+    @torch.no_grad()
+    def relax(
+        self,
+        x: Tensor,
+        start: State | Relaxation | Start | None = None,
+        perturbation: Perturbation = FREE,
+        minimizer: Minimizer | None = None,
+        hold_routes: bool = False,
+    ) -> Relaxation:
+        """Minimise ``E(theta, x, s) + c(o)`` over the state (Equations 1, 2, 4 and 7).
+
+        Args:
+            x: Input ``(B, C, H, W)``.
+            start: A state, an earlier relaxation of the same input and parameters (whose drives are used again), or a
+                named start; by default the minimiser's.
+            perturbation: What is done to the output layer; free by default.
+            minimizer: How to minimise; by default as the model was built.
+            hold_routes: Keep the pooling routes of the relaxation given as `start`. Not in the paper: it keeps the
+                energy smooth in the strength of the perturbation.
+
+        Returns:
+            The record of the relaxation.
+
+        Raises:
+            ValueError: The input or the start does not fit the network, or the input is not finite.
+        """
+        self.check_input(x)
+        minimizer = minimizer or self.minimizer
+        drives, routes = (), ()
+        if isinstance(start, Relaxation):
+            drives, state = start.drives, start.state
+            if hold_routes:
+                routes = tuple(drive.route for drive in drives)
+        elif hold_routes:
+            raise ValueError("Routes can only be held from an earlier relaxation: pass it as start.")
+        elif start is None or isinstance(start, str):
+            walk = self._walk_from(x, Start(start or minimizer.start), perturbation)
+            return minimize(walk, minimizer)
+        else:
+            state = start
+        self._check_state(x, state)
+        state = (*state[:-1], perturbation.start(state[-1]))
+        return minimize(Walk(self.interactions, x, state, perturbation, drives, routes), minimizer)
+
+    def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
+        """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.
+
+        Args:
+            x: Input ``(B, C, H, W)``.
+            state: The layers ``(s_1, .., o)``.
+            minimizer: Order of update and over-relaxation; by default as the model was built.
+        """
+        minimizer = minimizer or self.minimizer
+        walk = Walk(self.interactions, x, as_layers(state))
+        walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega)
+        return tuple(walk.state)
+
+    def state_shapes(self, x: Tensor) -> list[torch.Size]:
+        """Shape of every layer of the state for an input ``x``, the batch first."""
+        shapes, sample = [], x.shape[1:]
+        for interaction in self.interactions:
+            sample = interaction.shape(sample)
+            shapes.append(torch.Size([x.shape[0], *sample]))
+        return shapes
+
+    def _walk_from(self, x: Tensor, start: Start, perturbation: Perturbation) -> Walk:
+        zero = [x.new_zeros(shape) for shape in self.state_shapes(x)]
+        zero[-1] = perturbation.start(zero[-1])
+        walk = Walk(self.interactions, x, tuple(zero), perturbation)
+        if start is Start.FEEDFORWARD:
+            for layer in range(len(zero) - 1):
+                walk.set(layer, walk.drive(layer).value.clamp(0, 1))
+            walk.set(len(zero) - 1, walk.minimum(len(zero) - 1))
+        return walk
+
+    def _check_state(self, x: Tensor, state: State) -> None:
+        shapes, expected = [layer.shape for layer in state], self.state_shapes(x)
+        if shapes != expected:
+            raise ValueError(
+                f"The start has layers of shapes {[tuple(s) for s in shapes]}; this input needs "
+                f"{[tuple(s) for s in expected]}."
+            )

@@ -1,0 +1,87 @@
+"""What is done to the output layer while the hidden layers relax: nothing, a nudge or a clamp (paper, Section 2).
+
+Every phase of every rule is the same relaxation; only the block update of the output layer differs. With ``u`` the
+drive into the output layer, a perturbation of cost ``c`` gives ``o = argmin_o 1/2 |o|^2 - <o, u> + c(o)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FREE", "Clamped", "Free", "Nudged", "Perturbation"]
+
+
+class Perturbation(ABC):
+    """A change to the energy of the output layer."""
+
+    @abstractmethod
+    def output(self, drive: Tensor) -> Tensor:
+        """The output layer ``(B, M)`` that minimises the perturbed energy, given the drive into it, ``(B, M)``."""
+
+    @abstractmethod
+    def cost(self, output: Tensor) -> Tensor:
+        """What the perturbation adds to the energy, ``(B,)``, at an output ``(B, M)``."""
+
+    def start(self, output: Tensor) -> Tensor:
+        """The output layer at the start of the phase, given the one that the last phase left."""
+        return output
+
+
+@dataclass(frozen=True)
+class Free(Perturbation):
+    """No perturbation (Equation 1): ``o = u``."""
+
+    def output(self, drive: Tensor) -> Tensor:
+        return drive
+
+    def cost(self, output: Tensor) -> Tensor:
+        return output.new_zeros(output.shape[0])
+
+
+FREE = Free()
+"""The perturbation of the free phase."""
+
+
+@dataclass(frozen=True)
+class Nudged(Perturbation):
+    """Equilibrium propagation's nudge (Equation 4): adds ``beta C(o, y) = beta/2 |o - y|^2``, so that
+    ``o = (u + beta y) / (1 + beta)``.
+
+    Attributes:
+        target: The desired output ``y``, ``(B, M)``.
+        beta: Strength, positive towards the target and negative away from it, above -1 (at -1 the output has no
+            minimum). A float, or a tensor ``(B, 1)`` with a strength for each sample.
+    """
+
+    target: Tensor
+    beta: float | Tensor
+
+    def output(self, drive: Tensor) -> Tensor:
+        return (drive + self.beta * self.target) / (1 + self.beta)
+
+    def cost(self, output: Tensor) -> Tensor:
+        return (self.beta * (output - self.target) ** 2).sum(1) / 2
+
+
+@dataclass(frozen=True)
+class Clamped(Perturbation):
+    """The output layer held at a value (Equations 2 and 7): ``o = target``.
+
+    Attributes:
+        target: The output ``(B, M)``.
+    """
+
+    target: Tensor
+
+    def output(self, drive: Tensor) -> Tensor:
+        return self.target.to(drive.dtype)
+
+    def cost(self, output: Tensor) -> Tensor:
+        return torch.where((output == self.target).all(1), 0.0, float("inf"))
+
+    def start(self, output: Tensor) -> Tensor:
+        return self.target.to(output.dtype)

@@ -1,0 +1,286 @@
+"""The learning rules of the paper (Section 2) and its two baselines, for any `timm_ebl.network.EnergyModel`.
+
+A rule called on ``(model, x, y)`` returns a scalar whose gradient in the parameters is the rule's update direction
+(descend it), so that mixed precision, gradient accumulation and data parallelism work as for any loss.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .energy import State
+from .minimize import Minimizer, Relaxation
+from .network import EnergyModel
+from .perturbation import Clamped, Nudged, Perturbation
+
+__all__ = [
+    "ContrastiveRule",
+    "CoupledLearning",
+    "EquilibriumPropagation",
+    "Nudging",
+    "RecurrentBackprop",
+    "Rule",
+    "RuleOutput",
+    "TruncatedBackprop",
+    "as_target",
+    "create_rule",
+    "list_rules",
+    "register_rule",
+    "rule_options",
+    "squared_error",
+]
+
+
+class RuleOutput(NamedTuple):
+    """What a rule returns.
+
+    Attributes:
+        loss: Scalar whose backward is the rule's update: a contrast of energies, or the cost for the baselines.
+        output: Output layer of the free phase, ``(B, M)``.
+        free: The free phase.
+    """
+
+    loss: Tensor
+    output: Tensor
+    free: Relaxation
+
+
+def as_target(y: Tensor, output: Tensor) -> Tensor:
+    """Desired output ``(B, M)``: class indices ``(B,)`` become one-hot rows, rows are taken as they are.
+
+    Raises:
+        ValueError: A label is out of range (looked at on the CPU only, for the sake of speed), or shapes differ.
+    """
+    if y.shape == output.shape:
+        return y.to(output.dtype)
+    if y.ndim != 1 or y.shape[0] != output.shape[0] or y.is_floating_point():
+        raise ValueError(
+            f"Labels are {output.shape[0]} whole numbers or a target of shape {tuple(output.shape)}, "
+            f"not {y.dtype} of shape {tuple(y.shape)}."
+        )
+    classes = output.shape[1]
+    if not y.is_cuda and y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise ValueError(f"Labels lie in 0 .. {classes - 1}; this batch has {int(y.min())} .. {int(y.max())}.")
+    return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """The cost ``C(o, y) = 1/2 |o - y|^2``, ``(B,)``."""
+    return ((output - target) ** 2).sum(1) / 2
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A learning rule.
+
+    Attributes:
+        free: Minimiser of the free phase; ``None`` takes the model's own.
+        second: Minimiser of what follows: the perturbed phases of a contrastive rule, the sweeps that truncated
+            backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
+    """
+
+    free: Minimizer | None = None
+    second: Minimizer = Minimizer(sweeps=15)  # noqa: RUF009 (frozen)
+
+    @abstractmethod
+    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        """The rule's scalar for a batch.
+
+        Args:
+            model: An energy model.
+            x: Inputs ``(B, C, H, W)``.
+            y: Class indices ``(B,)``, or desired outputs ``(B, M)``.
+            start: State from which the free phase starts; by default the minimiser's start.
+
+        Raises:
+            ValueError: The input or the labels do not fit the model.
+        """
+
+
+class Nudging(Enum):
+    """Which two equilibria a rule contrasts, as multiples of beta: ``(state_1, state_2)``; 0 is the free one."""
+
+    POSITIVE = (0, 1)
+    NEGATIVE = (-1, 0)
+    CENTERED = (-1, 1)
+
+
+@dataclass(frozen=True)
+class ContrastiveRule(Rule):
+    """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
+
+    Attributes:
+        beta: Strength of the perturbation, positive; the nudging carries the sign.
+        nudging: Which two equilibria.
+        hold_routes: Keep the free state's pooling routes in the perturbed phases. Ours, not the paper's.
+    """
+
+    beta: float = 0.25
+    nudging: Nudging = Nudging.CENTERED
+    hold_routes: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
+            raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
+
+    @abstractmethod
+    def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
+        """The perturbation of signed strength ``beta``, ``(B, 1)``, given the free output and the target."""
+
+    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        free = model.relax(x, start, minimizer=self.free)
+        target = as_target(y, free.output)
+        strengths = [multiple * self.beta for multiple in self.nudging.value if multiple]
+        phases = len(strengths)
+        beta = torch.cat([target.new_full((len(target), 1), strength) for strength in strengths])
+        perturbed = model.relax(
+            torch.cat([x] * phases),
+            free.repeat(phases),
+            self.perturbation(torch.cat([free.output] * phases), torch.cat([target] * phases), beta),
+            self.second,
+            self.hold_routes,
+        )
+        energies = list(model.energy(torch.cat([x] * phases), perturbed).chunk(phases))
+        if 0 in self.nudging.value:
+            energies.insert(self.nudging.value.index(0), model.energy(x, free))
+        first, second = self.nudging.value
+        contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)
+        return RuleOutput(contrast, free.output, free)
+
+
+@dataclass(frozen=True)
+class EquilibriumPropagation(ContrastiveRule):
+    """Equilibrium propagation: both layers relax under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nudging is not Nudging.POSITIVE and self.beta >= 1:
+            raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
+
+    def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
+        return Nudged(target, beta)
+
+
+@dataclass(frozen=True)
+class CoupledLearning(ContrastiveRule):
+    """Coupled learning: the output is clamped to ``(1 - beta) o_* + beta y`` (Equations 7 to 9).
+
+    With ``beta = 1`` and positive nudging it is contrastive learning (Equations 2 and 3; Theorem 1).
+    """
+
+    def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
+        return Clamped((1 - beta) * output + beta * target)
+
+
+@dataclass(frozen=True)
+class TruncatedBackprop(Rule):
+    """Baseline TBP: backpropagation of the cost through the last sweeps from the free state (paper, Table 1)."""
+
+    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        free = model.relax(x, start, minimizer=self.free)
+        target = as_target(y, free.output)
+        state = free.state
+        for _ in range(self.second.sweeps):
+            state = model.sweep(x, state, self.second)
+        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free)
+
+
+@dataclass(frozen=True)
+class RecurrentBackprop(Rule):
+    """Baseline RBP: implicit differentiation at the free state (Almeida, 1987; Pineda, 1987).
+
+    With ``F`` one sweep and ``v_1 = dC/ds``, the steps ``v_{t+1} = (dF/ds)^T v_t + dC/ds`` converge to the adjoint
+    state; the gradient is ``(dF/dtheta)^T v_T``.
+    """
+
+    second: Minimizer = Minimizer(sweeps=15, order="synchronous")  # noqa: RUF009 (frozen)
+
+    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        free = model.relax(x, start, minimizer=self.free)
+        target = as_target(y, free.output)
+        with torch.enable_grad():
+            state = tuple(layer.detach().requires_grad_() for layer in free.state)
+            swept = model.sweep(x, state, self.second)
+        cost_gradient = [torch.zeros_like(layer) for layer in free.state[:-1]] + [free.output - target]
+        cost_gradient = [g / len(target) for g in cost_gradient]
+        adjoint = cost_gradient
+        for _ in range(self.second.sweeps - 1):
+            pulled = torch.autograd.grad(swept, state, adjoint, retain_graph=True, materialize_grads=True)
+            adjoint = [p + g for p, g in zip(pulled, cost_gradient, strict=True)]
+        projection = torch.stack([(s * v).sum() for s, v in zip(swept, adjoint, strict=True)]).sum()
+        cost = squared_error(free.output, target).mean()
+        return RuleOutput(cost + projection - projection.detach(), free.output, free)
+
+
+class _Entry(NamedTuple):
+    rule: type[Rule]
+    fixed: Mapping[str, object] = MappingProxyType({})
+
+
+_RULES: dict[str, _Entry] = {
+    "cl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE, "beta": 1.0}),
+    "p-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.POSITIVE}),
+    "n-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.NEGATIVE}),
+    "c-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.CENTERED}),
+    "p-cpl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE}),
+    "n-cpl": _Entry(CoupledLearning, {"nudging": Nudging.NEGATIVE}),
+    "c-cpl": _Entry(CoupledLearning, {"nudging": Nudging.CENTERED}),
+    "tbp": _Entry(TruncatedBackprop),
+    "rbp": _Entry(RecurrentBackprop),
+}
+
+
+def register_rule(name: str, rule: type[Rule], **fixed: object) -> None:
+    """Offer a rule by name.
+
+    Args:
+        name: The name for `create_rule`.
+        rule: A dataclass derived from `Rule`.
+        **fixed: Values of fields that belong to the name and are no options of it.
+    """
+    _RULES[name] = _Entry(rule, fixed)
+
+
+def list_rules() -> list[str]:
+    """Names of the rules, in the order of the paper's Section 2."""
+    return list(_RULES)
+
+
+def rule_options(name: str) -> list[str]:
+    """Names of the options that `create_rule` takes for a rule.
+
+    Raises:
+        ValueError: The rule is unknown.
+    """
+    if name not in _RULES:
+        raise ValueError(f"Unknown rule {name!r}: choose one of {', '.join(_RULES)}.")
+    return [f.name for f in fields(_RULES[name].rule) if f.name not in _RULES[name].fixed]
+
+
+def create_rule(name: str, **options: object) -> Rule:
+    """Create a rule by name.
+
+    Args:
+        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
+            ``rbp``.
+        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta`` and ``hold_routes`` for
+            the contrastive ones (``cl`` has no ``beta``: it clamps to the target).
+
+    Raises:
+        ValueError: The rule or an option is unknown, or a value is out of range.
+    """
+    allowed = rule_options(name)
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(f"Rule {name!r} has no option {unknown[0]!r}: its options are {', '.join(allowed)}.")
+    entry = _RULES[name]
+    return entry.rule(**entry.fixed, **options)

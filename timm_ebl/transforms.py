@@ -1,0 +1,90 @@
+"""Augmentation and normalisation of whole batches on the device that holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["BatchTransform"]
+
+
+@dataclass(frozen=True)
+class BatchTransform:
+    """Random crop, random horizontal flip and normalisation of a batch of 8-bit images.
+
+    Attributes:
+        mean: Mean of every channel, in units of the full intensity 255.
+        std: Standard deviation of every channel, in the same units; positive.
+        padding: Width in pixels of the border, made by repeating the edge, from which a crop of the original size is
+            taken; 0 leaves the images in place.
+        flip: Whether half of the images, chosen at random, are mirrored left to right.
+
+    Raises:
+        ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, or the padding is negative.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels but std has {len(self.std)}")
+        if min(self.std, default=0.0) <= 0:
+            raise ValueError(f"every channel needs a positive standard deviation, got std={self.std}")
+        if self.padding < 0:
+            raise ValueError(f"padding must not be negative, got {self.padding}")
+
+    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment and normalise a batch; every image gets its own crop and its own flip.
+
+        For a batch of ``B`` images, the generator supplies ``(2, B)`` vertical and horizontal offsets of the crop, if
+        ``padding > 0``, and then ``B`` coin tosses, if ``flip``. An image is cropped first and mirrored afterwards.
+
+        Args:
+            images: 8-bit images of shape ``(B, C, H, W)``.
+            generator: The source of randomness, on the device of ``images``.
+
+        Returns:
+            Normalised images of type float32 and of the same shape and device.
+
+        Raises:
+            ValueError: The images are not 8-bit, or their channels do not match ``mean``.
+        """
+        batch, channels, height, width = images.shape
+        rows = torch.arange(height, device=images.device).expand(batch, -1)
+        columns = torch.arange(width, device=images.device).expand(batch, -1)
+        shift = images.new_zeros(2, batch, 1, dtype=torch.int64)
+        if self.padding:
+            span = 2 * self.padding + 1
+            shift = torch.randint(span, (2, batch, 1), generator=generator, device=images.device) - self.padding
+        if self.flip:
+            mirrored = torch.randint(2, (batch, 1), generator=generator, device=images.device).bool()
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        rows = (rows + shift[0]).clamp(0, height - 1)
+        columns = (columns + shift[1]).clamp(0, width - 1)
+        pixels = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1).expand(-1, channels, -1)
+        return self.eval(images.flatten(2).gather(2, pixels).view_as(images))
+
+    def eval(self, images: Tensor) -> Tensor:
+        """Normalise a batch: ``(images / 255 - mean) / std``.
+
+        Args:
+            images: 8-bit images of shape ``(B, C, H, W)``.
+
+        Returns:
+            Normalised images of type float32 and of the same shape and device.
+
+        Raises:
+            ValueError: The images are not 8-bit, or their channels do not match ``mean``.
+        """
+        if images.dtype != torch.uint8:
+            raise ValueError(f"expected images of type uint8, got {images.dtype}")
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"the images have {images.shape[1]} channels but the statistics have {len(self.mean)}")
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
