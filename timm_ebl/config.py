@@ -77,6 +77,7 @@ class TrainConfig:
     holdout: float = _option(0.1, "part of the training split held out to select the best epoch", float)
     seed: int = _option(0, "seed of initialisation, held-out part, order and augmentation", int)
     mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
+    threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
     output_dir: str | None = _option(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ class TrainConfig:
         for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
             value = getattr(self, name)
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
+        self._require("threads", self.threads is None or self.threads >= 1, "at least 1")
         self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
         self._require("omega", 0 < self.omega < 2, "above 0 and below 2")
         self._require("order", self.order in list_orders(), f"one of {', '.join(list_orders())}")

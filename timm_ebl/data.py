@@ -6,27 +6,22 @@ layout; a sample of Fashion-MNIST is part of the package; any other set is a loc
 
 from __future__ import annotations
 
-import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import datasets
 import torch
-from PIL import Image
+from pyarrow.parquet import read_table
 from torch import Tensor
 
-if TYPE_CHECKING:  # these take a second to import, which nobody who only builds a network should wait for
-    import datasets
-    import pyarrow
+from .transforms import decode_images
 
 __all__ = ["DATASETS", "DataError", "DatasetSpec", "ImageDataset", "collate", "list_datasets", "load_dataset"]
 
 _EMBEDDED = "fashion-mnist-sample"
-_EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 _MAX_INTEGER_CLASSES = 2**16
 
 
@@ -59,29 +54,20 @@ class DatasetSpec:
     flip: bool = False
 
 
-_MNIST = DatasetSpec("ylecun/mnist", "mnist", "image", "label", (0.1307,), (0.3081,), padding=2)
-_FASHION_MNIST = DatasetSpec(
-    "zalando-datasets/fashion_mnist", "fashion_mnist", "image", "label", (0.2860,), (0.3530,), padding=2, flip=True
-)
-_SVHN = DatasetSpec(
-    "ufldl-stanford/svhn", "cropped_digits", "image", "label", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
-)
-_CIFAR10 = DatasetSpec(
-    "uoft-cs/cifar10", "plain_text", "img", "label", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flip=True
-)
-_CIFAR100 = DatasetSpec(
-    "uoft-cs/cifar100", "cifar100", "img", "fine_label", (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), flip=True
-)
-
+# fmt: off
 DATASETS: dict[str, DatasetSpec] = {
-    "mnist": _MNIST,
-    "fashion-mnist": _FASHION_MNIST,
-    "svhn": _SVHN,
-    "cifar10": _CIFAR10,
-    "cifar100": _CIFAR100,
-    _EMBEDDED: replace(_FASHION_MNIST, hub_id=None, config=None),
+    "mnist": DatasetSpec("ylecun/mnist", "mnist", "image", "label", (0.1307,), (0.3081,), padding=2),
+    "fashion-mnist": DatasetSpec("zalando-datasets/fashion_mnist", "fashion_mnist", "image", "label",
+                                 (0.2860,), (0.3530,), padding=2, flip=True),
+    "svhn": DatasetSpec("ufldl-stanford/svhn", "cropped_digits", "image", "label",
+                        (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": DatasetSpec("uoft-cs/cifar10", "plain_text", "img", "label",
+                           (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flip=True),
+    "cifar100": DatasetSpec("uoft-cs/cifar100", "cifar100", "img", "fine_label",
+                            (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), flip=True),
 }
-"""The data sets known by name."""
+# fmt: on
+DATASETS[_EMBEDDED] = replace(DATASETS["fashion-mnist"], hub_id=None, config=None)
 
 
 def list_datasets() -> list[str]:
@@ -154,14 +140,11 @@ class ImageDataset:
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the mean and the standard deviation of every channel, in units of the full intensity 255."""
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        means, deviations = [], []
-        for channel in self.images.unbind(1):
-            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
-            mean = (share * levels).sum()
-            means.append(mean.item())
-            deviations.append((share * (levels - mean).square()).sum().sqrt().item())
-        return tuple(means), tuple(deviations)
+        counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in self.images.unbind(1)])
+        share, levels = counts.double() / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+        mean = share @ levels
+        std = (share * (levels - mean[:, None]).square()).sum(1).sqrt()
+        return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -209,33 +192,112 @@ def load_dataset(
     if image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}.")
     name = _EMBEDDED if name is None else name
-    spec = DATASETS.get(name)
-    on_hub = False
+    spec, folder = _locate(name, root)
+    if folder is not None and revision is not None:
+        raise DataError(f"a revision can be chosen on the Hub only, and {name} is read from {folder}.")
+    if name == _EMBEDDED and config is not None:
+        raise DataError(f"the embedded sample has no configuration {config!r}.")
     if name == _EMBEDDED:
-        splits = _read_embedded()
-    elif spec is None and Path(name).is_dir():
-        spec = DatasetSpec()
-        splits = _read_folder(Path(name), config, split)
+        splits = {file.stem: datasets.Dataset(read_table(file)) for file in folder.glob("*.parquet")}
+    elif folder is not None:
+        splits = _read_folder(folder, config or spec.config, split)
     else:
-        spec = spec or _spec_of_id(name)
-        config = config or spec.config
-        on_hub = root is None
-        splits = (
-            _read_hub(spec.hub_id, config, revision, token)
-            if root is None
-            else _read_folder(Path(root, spec.hub_id), config, split)
-        )
-    if revision is not None and not on_hub:
-        raise DataError(f"a revision can be chosen on the Hub only, and {name} is not loaded from there.")
+        splits = _read_hub(spec.hub_id, config or spec.config, revision=revision, token=token)
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
-    data = splits[split]
-    if not len(data):
-        raise DataError(f"the split {split!r} of {name} is empty.")
-    source = f"the split {split!r} of {name}"
-    image_column, label_column = _find_columns(
-        data.features, image_column or spec.image_column, label_column or spec.label_column, source
-    )
+    data, source = splits[split], f"the {split} split of {name}"
+    if not data:
+        raise DataError(f"{source} is empty.")
+    image_column = _find_column("image", data.features, image_column or spec.image_column, source)
+    label_column = _find_column("label", data.features, label_column or spec.label_column, source)
     labels, classes = _read_labels(data, label_column, source)
-    images = _decode(data.data.column(image_column), image_size, source)
+    files = (cell["bytes"].as_py() or cell["path"].as_py() for cell in data.data.column(image_column))
+    try:
+        images = decode_images(files, len(data), image_size)
+    except ValueError as error:
+        raise DataError(f"in {source}, {error}") from error
     return ImageDataset(images, labels, classes, name, spec)
+
+
+def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | None]:
+    """Return the specification and the folder of a data set; ``None`` stands for the Hub."""
+    if name == _EMBEDDED:
+        return DATASETS[name], Path(__file__).parent / "embedded"
+    spec = DATASETS.get(name)
+    if spec is None and (folder := Path(name).expanduser()).is_dir():
+        return DatasetSpec(), folder
+    if spec is None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise DataError(
+            f"{name!r} is neither a known data set ({', '.join(DATASETS)}) nor a local folder nor an id owner/name."
+        )
+    spec = spec or next((known for known in DATASETS.values() if known.hub_id == name), DatasetSpec(name))
+    return spec, None if root is None else Path(root, spec.hub_id).expanduser()
+
+
+def _read_folder(folder: Path, config: str | None, split: str) -> Mapping[str, datasets.Dataset | None]:
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}.")
+    configs = sorted({file.parent.name for file in folder.glob(f"*/{split}*.parquet")})
+    if config is None and len(configs) > 1:
+        raise DataError(
+            f"{folder} has several configurations, {', '.join(configs)}; choose one by config= or give its subfolder."
+        )
+    if config is not None and (folder / config).is_dir():
+        folder, config = folder / config, None
+    try:
+        return _prepare(str(folder.resolve()), config)
+    except Exception as error:  # the readers of the file formats raise errors of many types
+        raise DataError(f"cannot read {folder}: {_reason(error)}") from error
+
+
+def _read_hub(hub_id: str, config: str | None, **access: str | None) -> Mapping[str, datasets.Dataset | None]:
+    try:
+        return _prepare(hub_id, config, **access)
+    except (datasets.exceptions.DatasetsError, ValueError) as error:
+        raise DataError(f"cannot load {hub_id} from the Hugging Face Hub: {_reason(error)}") from error
+    except Exception as error:  # the failures of the HTTP libraries below have no common type
+        raise DataError(
+            f"cannot reach {hub_id} on the Hugging Face Hub at {datasets.config.HF_ENDPOINT} ({_reason(error)}); use a "
+            "local folder (--dataset PATH), copies in the Hub's layout (--data-root PATH) or the embedded sample "
+            f"(--dataset {_EMBEDDED}) instead."
+        ) from error
+
+
+def _prepare(path: str, config: str | None, **access: str | None) -> Mapping[str, datasets.Dataset | None]:
+    """Return all splits, ``None`` for an empty one, which `datasets.load_dataset` would not stand."""
+    builder = datasets.load_dataset_builder(path, config, **access)
+    builder.download_and_prepare()
+    return {name: builder.as_dataset(name) if size.num_examples else None for name, size in builder.info.splits.items()}
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(str(error.__cause__ or error), 300)
+
+
+def _find_column(kind: str, features: datasets.Features, chosen: str | None, source: str) -> str:
+    """Return the column chosen, if its type allows, or the only one of the type that says most."""
+    named_type = datasets.Image if kind == "image" else datasets.ClassLabel
+    named = [column for column, feature in features.items() if isinstance(feature, named_type)]
+    values = [column for column, feature in features.items() if isinstance(feature, datasets.Value)]
+    integers = [column for column in values if kind == "label" and re.match("u?int", features[column].dtype)]
+    candidates = named or integers
+    if chosen in named + integers or (chosen is None and len(candidates) == 1):
+        return chosen or candidates[0]
+    if not candidates:
+        raise DataError(f"{source} has no {kind} column; its columns are {', '.join(features)}.")
+    problem = f"{chosen!r} is no {kind} column" if chosen else f"there are several {kind} columns"
+    option = f"{kind}_column= (--{kind}-column on the command line)"
+    raise DataError(f"{problem} in {source}; choose one of {', '.join(named + integers)} by {option}.")
+
+
+def _read_labels(data: datasets.Dataset, column: str, source: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels as int64 and the names of the classes; integers without names are named by their digits."""
+    stored = data.data.column(column).cast("int64").fill_null(-1)
+    labels = torch.from_numpy(stored.to_numpy().copy())
+    names = getattr(data.features[column], "names", None)
+    count = _MAX_INTEGER_CLASSES if names is None else len(names)
+    outside = ((labels < 0) | (labels >= count)).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise DataError(f"row {row} of {source} has the label {labels[row]}, outside the classes 0 to {count - 1}.")
+    return labels, tuple(names or map(str, range(int(labels.max()) + 1)))

@@ -46,9 +46,10 @@ class Drive(NamedTuple):
     value: Tensor
     route: Tensor | None = None
 
-    def repeat(self, times: int) -> Drive:
-        """The drive of a batch that holds every sample ``times`` times, block after block."""
-        return Drive(*(t if t is None else torch.cat([t] * times) for t in self))
+    @classmethod
+    def cat(cls, drives: Sequence[Drive]) -> Drive:
+        """The drive into a layer of several batches, as that of one batch."""
+        return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*drives, strict=True)))
 
 
 class Interaction(ABC):
@@ -137,8 +138,8 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         routed = F.max_unpool2d(upper, route, self.pool, output_size=lower.shape[2:])
         _, weight, _ = torch.ops.aten.convolution_backward(
             routed,
-            lower,
-            self.weight.to(lower.dtype),
+            lower.to(upper.dtype),
+            self.weight.to(upper.dtype),
             None,
             self.stride,
             self.padding,
@@ -164,7 +165,7 @@ class DenseInteraction(nn.Linear, _Uniform):
         return F.linear(upper, self.weight.t()).view(lower)
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
-        return upper.t() @ lower.flatten(1), upper.sum(0)
+        return upper.t() @ lower.flatten(1).to(upper.dtype), upper.sum(0)
 
 
 class EmptyInteraction(nn.Identity, Interaction):
@@ -187,14 +188,17 @@ class EmptyInteraction(nn.Identity, Interaction):
 
 
 def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
-    """Energy ``(B,)`` of a state whose drives are known: ``sum_k <s_k, s_k / 2 - drive_k>``.
+    """Energy ``(B,)`` of a state whose drives are known: ``sum_k <s_k, s_k / 2 - drive_k>``, in at least 32 bits.
 
     Args:
         state: The layers ``(s_1, .., o)``.
         drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
     """
-    parts = (((s / 2 - drive) * s).flatten(1).sum(1) for s, drive in zip(state, drives, strict=True))
-    return torch.stack(tuple(parts)).sum(0)
+    parts = []
+    for s, drive in zip(state, drives, strict=True):
+        density = (s / 2 - drive) * s
+        parts.append(density.flatten(1).sum(1, dtype=torch.promote_types(density.dtype, torch.float32)))
+    return torch.stack(parts).sum(0)
 
 
 class EnergyAtState(torch.autograd.Function):

@@ -153,13 +153,20 @@ class Relaxation:
 
     def repeat(self, times: int) -> Relaxation:
         """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
-        if times == 1:
-            return self
-        state, energy, residual = (
-            tuple(torch.cat([t] * times) for t in ts) for ts in (self.state, (self.energy,), (self.residual,))
+        return self if times == 1 else Relaxation.cat([self] * times)
+
+    @classmethod
+    def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
+        """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
+        first = relaxations[0]
+        return cls(
+            state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
+            energy=torch.cat([r.energy for r in relaxations]),
+            residual=torch.cat([r.residual for r in relaxations]),
+            sweeps=max(r.sweeps for r in relaxations),
+            tolerance=first.tolerance,
+            drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
         )
-        drives = tuple(drive.repeat(times) for drive in self.drives)
-        return Relaxation(state, *energy, *residual, self.sweeps, self.tolerance, drives)
 
 
 class Walk:
@@ -213,7 +220,7 @@ class Walk:
             updates = [(layer, self.minimum(layer)) for layer in group]
             for layer, minimum in updates:
                 if omega != 1 and layer < len(self.state) - 1:
-                    minimum = torch.lerp(self.state[layer], minimum, omega).clamp(0, 1)
+                    minimum = torch.lerp(self.state[layer].to(minimum.dtype), minimum, omega).clamp(0, 1)
                 self.set(layer, minimum)
 
     def set(self, layer: int, value: Tensor) -> None:
@@ -253,6 +260,11 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """``|after - before| / |after|`` over all layers, ``(B,)``; 0 where nothing changed."""
-    change = sum(((a - b).flatten(1).float() ** 2).sum(1) for b, a in zip(before, after, strict=True))
-    size = sum((a.flatten(1).float() ** 2).sum(1) for a in after)
+    change = sum(_squared_norm(a - b) for b, a in zip(before, after, strict=True))
+    size = sum(_squared_norm(a) for a in after)
     return torch.where(change > 0, change / size, change).sqrt()
+
+
+def _squared_norm(layer: Tensor) -> Tensor:
+    wide = torch.promote_types(layer.dtype, torch.float32)
+    return torch.linalg.vector_norm(layer.flatten(1), dim=1, dtype=wide) ** 2

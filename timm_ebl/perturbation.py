@@ -48,8 +48,9 @@ FREE = Free()
 
 @dataclass(frozen=True)
 class Nudged(Perturbation):
-    """Equilibrium propagation's nudge (Equation 4): adds ``beta C(o, y) = beta/2 |o - y|^2``, so that
-    ``o = (u + beta y) / (1 + beta)``.
+    """Equilibrium propagation's nudge (Equation 4): ``o = (u + beta y) / (1 + beta)``.
+
+    Its cost is ``beta C(o, y) = beta/2 |o - y|^2``.
 
     Attributes:
         target: The desired output ``y``, ``(B, M)``.

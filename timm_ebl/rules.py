@@ -139,20 +139,27 @@ class ContrastiveRule(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        strengths = [multiple * self.beta for multiple in self.nudging.value if multiple]
+        first, second = self.nudging.value
+        strengths = [multiple * self.beta for multiple in (first, second) if multiple]
         phases = len(strengths)
-        beta = torch.cat([target.new_full((len(target), 1), strength) for strength in strengths])
         perturbed = model.relax(
             torch.cat([x] * phases),
             free.repeat(phases),
-            self.perturbation(torch.cat([free.output] * phases), torch.cat([target] * phases), beta),
+            self.perturbation(
+                torch.cat([free.output] * phases),
+                torch.cat([target] * phases),
+                torch.cat([target.new_full((len(target), 1), strength) for strength in strengths]),
+            ),
             self.second,
             self.hold_routes,
         )
-        energies = list(model.energy(torch.cat([x] * phases), perturbed).chunk(phases))
-        if 0 in self.nudging.value:
-            energies.insert(self.nudging.value.index(0), model.energy(x, free))
-        first, second = self.nudging.value
+        pair = perturbed
+        if not first:
+            pair = Relaxation.cat([free, perturbed])
+        elif not second:
+            pair = Relaxation.cat([perturbed, free])
+        # One call for both states, so that 16-bit gradients are subtracted before they are rounded.
+        energies = model.energy(torch.cat([x, x]), pair).chunk(2)
         contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)
         return RuleOutput(contrast, free.output, free)
 

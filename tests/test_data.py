@@ -1,0 +1,490 @@
+"""Loading of data sets: small stand-ins of each schema, the embedded sample, and every refusal."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow.parquet import read_table, write_table
+
+from timm_ebl import data
+from timm_ebl.data import DATASETS, DataError, DatasetSpec, ImageDataset, collate, list_datasets, load_dataset
+from timm_ebl.transforms import decode_images, fit_image
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the ``datasets`` library writes within the test."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def pixels(row: int, size: int, channels: int) -> np.ndarray:
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    return np.random.default_rng(row).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image: Image.Image) -> dict[str, bytes | None]:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def images(count: int, size: int = 32, channels: int = 3, first: int = 0) -> list[dict]:
+    return [encode(Image.fromarray(pixels(first + row, size, channels))) for row in range(count)]
+
+
+def write(folder: Path, columns: dict[str, list], features: dict, split: str = "train") -> Path:
+    """Write one split as a Parquet file, the way it lies on the Hub."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def write_plain(folder: Path, labels: list[int], split: str = "train", **columns: list[int]) -> Path:
+    """Write grey images with integer columns in place of class labels."""
+    table = {"image": images(len(labels), 8, 1), "label": labels, **columns}
+    features = {name: datasets.Image() if name == "image" else datasets.Value("int64") for name in table}
+    return write(folder, table, features, split)
+
+
+def toy(count_per_class: int = 10, classes: int = 3) -> ImageDataset:
+    """Images that carry their own row number."""
+    count = count_per_class * classes
+    content = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
+    names = tuple("abcdefghij"[:classes])
+    return ImageDataset(content, torch.arange(count) % classes, names, "toy", DatasetSpec())
+
+
+@pytest.fixture
+def hub_copies(tmp_path: Path) -> Path:
+    """Stand-ins of the named data sets: two splits each, in the Hub's layout."""
+    root = tmp_path / "hub"
+    image, digits = datasets.Image(), datasets.ClassLabel(names=DIGITS)
+    for split, first in (("train", 0), ("test", 100)):
+        labels = [3, 1, 4, 1, 5]
+        grey, colour = images(5, 28, 1, first), images(5, 32, 3, first)
+        features = {"image": image, "label": digits}
+        write(root / "ylecun/mnist/mnist", {"image": grey, "label": labels}, features, split)
+        write(root / "zalando-datasets/fashion_mnist/fashion_mnist", {"image": grey, "label": labels}, features, split)
+        write(root / "ufldl-stanford/svhn/cropped_digits", {"image": colour, "label": labels}, features, split)
+        write(root / "ufldl-stanford/svhn/full_numbers", {"image": colour, "label": labels}, features, split)
+        features = {"img": image, "label": digits}
+        write(root / "uoft-cs/cifar10/plain_text", {"img": colour, "label": labels}, features, split)
+        features = {
+            "img": image,
+            "fine_label": datasets.ClassLabel(names=[f"fine{index}" for index in range(100)]),
+            "coarse_label": datasets.ClassLabel(names=[f"coarse{index}" for index in range(20)]),
+        }
+        columns = {"img": colour, "fine_label": [99, 0, 4, 1, 50], "coarse_label": [19, 0, 2, 1, 9]}
+        write(root / "uoft-cs/cifar100/cifar100", columns, features, split)
+    return root
+
+
+class TestNamedSets:
+    def test_names(self) -> None:
+        assert list_datasets() == ["mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "fashion-mnist-sample"]
+
+    @pytest.mark.parametrize("name", ["svhn", "cifar10"])
+    def test_colour_sets_keep_every_pixel(self, hub_copies: Path, name: str) -> None:
+        dataset = load_dataset(name, "test", root=hub_copies)
+        expected = np.stack([pixels(100 + row, 32, 3) for row in range(5)]).transpose(0, 3, 1, 2)
+        assert torch.equal(dataset.images, torch.from_numpy(expected))
+        assert dataset.images.is_contiguous()
+        assert dataset.labels.tolist() == [3, 1, 4, 1, 5]
+        assert dataset.labels.dtype == torch.int64
+        assert (dataset.classes, dataset.name, dataset.spec) == (tuple(DIGITS), name, DATASETS[name])
+
+    @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+    def test_grey_sets_are_centred_on_black(self, hub_copies: Path, name: str) -> None:
+        dataset = load_dataset(name, root=hub_copies)
+        assert dataset.images.shape == (5, 1, 32, 32)
+        assert torch.equal(dataset.images[0, 0, 2:-2, 2:-2], torch.from_numpy(pixels(0, 28, 1)))
+        border = dataset.images.clone()
+        border[:, :, 2:-2, 2:-2] = 0
+        assert not border.any()
+
+    def test_cifar100_uses_the_fine_labels(self, hub_copies: Path) -> None:
+        dataset = load_dataset("cifar100", root=hub_copies)
+        assert dataset.labels.tolist() == [99, 0, 4, 1, 50]
+        assert len(dataset.classes) == 100
+        coarse = load_dataset("cifar100", root=hub_copies, label_column="coarse_label")
+        assert coarse.labels.tolist() == [19, 0, 2, 1, 9]
+        assert len(coarse.classes) == 20
+
+    def test_hub_id_of_a_named_set_has_its_specification(self, hub_copies: Path) -> None:
+        assert load_dataset("uoft-cs/cifar10", root=hub_copies).spec == DATASETS["cifar10"]
+
+    def test_another_id_under_root(self, hub_copies: Path) -> None:
+        write_plain(hub_copies / "owner/name", [0, 1])
+        assert load_dataset("owner/name", root=hub_copies).spec == DatasetSpec("owner/name")
+
+    def test_copy_missing_under_root(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"there is no folder .*cifar10"):
+            load_dataset("cifar10", root=tmp_path)
+
+    def test_hub_is_asked_with_the_right_arguments(self, hub_copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+        folder = str(hub_copies / "uoft-cs/cifar10/plain_text")
+        builder = datasets.load_dataset_builder(folder)
+
+        def pretend(*args: object, **kwargs: object) -> datasets.DatasetBuilder:
+            seen.append((args, kwargs))
+            return builder
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", pretend)
+        assert load_dataset("cifar10", revision="main", token="secret").labels.tolist() == [3, 1, 4, 1, 5]
+        assert seen == [(("uoft-cs/cifar10", "plain_text"), {"revision": "main", "token": "secret"})]
+
+
+class TestLocalFolders:
+    def test_parquet_folder(self, hub_copies: Path) -> None:
+        dataset = load_dataset(str(hub_copies / "uoft-cs/cifar10"), "test")
+        assert torch.equal(dataset.images, load_dataset("cifar10", "test", root=hub_copies).images)
+        assert dataset.spec == DatasetSpec()
+        assert dataset.spec.mean is None
+
+    def test_configuration_is_chosen_among_several(self, hub_copies: Path) -> None:
+        folder = str(hub_copies / "ufldl-stanford/svhn")
+        with pytest.raises(DataError, match="several configurations, cropped_digits, full_numbers"):
+            load_dataset(folder)
+        assert len(load_dataset(folder, config="full_numbers")) == 5
+        with pytest.raises(DataError, match="none_such"):
+            load_dataset(folder, config="none_such")
+
+    def test_image_folder(self, tmp_path: Path) -> None:
+        root = tmp_path / "pets"
+        for split, count in (("train", 2), ("test", 1)):
+            for offset, kind in ((0, "cat"), (10, "dog")):
+                folder = root / split / kind
+                folder.mkdir(parents=True)
+                for row in range(count):
+                    Image.fromarray(pixels(offset + row, 32, 3)).save(folder / f"{row}.png")
+        dataset = load_dataset(str(root))
+        assert dataset.classes == ("cat", "dog")
+        assert dataset.labels.tolist() == [0, 0, 1, 1]
+        assert torch.equal(dataset.images[2].permute(1, 2, 0), torch.from_numpy(pixels(10, 32, 3)))
+        assert load_dataset(str(root), "test").labels.tolist() == [0, 1]
+
+    def test_single_integer_column_is_the_label(self, tmp_path: Path) -> None:
+        dataset = load_dataset(str(write_plain(tmp_path / "plain", [2, 0, 1])))
+        assert dataset.labels.tolist() == [2, 0, 1]
+        assert dataset.classes == ("0", "1", "2")
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "nothing").mkdir()
+        with pytest.raises(DataError, match=r"cannot read .*nothing"):
+            load_dataset(str(tmp_path / "nothing"))
+
+
+class TestColumns:
+    def test_several_class_labels(self, hub_copies: Path) -> None:
+        folder = str(hub_copies / "uoft-cs/cifar100")
+        with pytest.raises(DataError, match=r"fine_label, coarse_label by label_column= \(--label-column"):
+            load_dataset(folder)
+        assert len(load_dataset(folder, label_column="coarse_label").classes) == 20
+
+    def test_several_images(self, tmp_path: Path) -> None:
+        columns = {"left": images(2, first=0), "right": images(2, first=2), "label": [0, 1]}
+        features = {"left": datasets.Image(), "right": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        folder = str(write(tmp_path / "pairs", columns, features))
+        with pytest.raises(DataError, match=r"left, right by image_column= \(--image-column"):
+            load_dataset(folder)
+        chosen = load_dataset(folder, image_column="right")
+        assert torch.equal(chosen.images[0].permute(1, 2, 0), torch.from_numpy(pixels(2, 32, 3)))
+
+    def test_several_integers(self, tmp_path: Path) -> None:
+        folder = str(write_plain(tmp_path / "plain", [0, 1], writer=[5, 6]))
+        with pytest.raises(DataError, match="several label columns"):
+            load_dataset(folder)
+        assert load_dataset(folder, label_column="writer").labels.tolist() == [5, 6]
+
+    def test_class_label_goes_before_integers(self, tmp_path: Path) -> None:
+        columns = {"id": [8, 9], "image": images(2), "label": [1, 0]}
+        features = {
+            "id": datasets.Value("int32"),
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["a", "b"]),
+        }
+        assert load_dataset(str(write(tmp_path / "ids", columns, features))).labels.tolist() == [1, 0]
+
+    def test_absent_columns(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "bare", {"image": images(1)}, {"image": datasets.Image()})
+        with pytest.raises(DataError, match="has no label column; its columns are image"):
+            load_dataset(str(folder))
+        folder = write(tmp_path / "numbers", {"label": [1]}, {"label": datasets.Value("int64")})
+        with pytest.raises(DataError, match="has no image column; its columns are label"):
+            load_dataset(str(folder))
+
+    @pytest.mark.parametrize("option", ["image_column", "label_column"])
+    def test_chosen_column_of_another_type(self, tmp_path: Path, option: str) -> None:
+        folder = str(write_plain(tmp_path / "plain", [0, 1]))
+        wrong = {"image_column": "label", "label_column": "image"}[option]
+        with pytest.raises(DataError, match=f"'{wrong}' is no {option.split('_')[0]} column"):
+            load_dataset(folder, **{option: wrong})
+
+
+class TestRefusals:
+    def test_unknown_name(self) -> None:
+        with pytest.raises(DataError, match=r"'cifar' is neither .*mnist, .*cifar100.* nor a local folder nor an id"):
+            load_dataset("cifar")
+
+    def test_missing_folder(self) -> None:
+        with pytest.raises(DataError, match="nor a local folder"):
+            load_dataset("./no/such/folder")
+
+    def test_wrong_split(self, hub_copies: Path) -> None:
+        with pytest.raises(DataError, match="cifar10 has no split 'validation'; it has train, test"):
+            load_dataset("cifar10", "validation", root=hub_copies)
+
+    def test_empty_split(self, tmp_path: Path) -> None:
+        folder = write_plain(tmp_path / "plain", [0, 1])
+        write_plain(folder, [], "test")
+        with pytest.raises(DataError, match=r"the test split of .* is empty"):
+            load_dataset(str(folder), "test")
+        assert len(load_dataset(str(folder), "train")) == 2
+
+    @pytest.mark.parametrize("damaged", [b"no image", images(1)[0]["bytes"][:200]])
+    def test_undecodable_image(self, tmp_path: Path, damaged: bytes) -> None:
+        columns = {"image": [*images(2), {"bytes": damaged, "path": None}], "label": [0, 1, 0]}
+        features = {"image": datasets.Image(), "label": datasets.Value("int64")}
+        folder = write(tmp_path / "damaged", columns, features)
+        with pytest.raises(DataError, match=r"train split of .*the image in row 2 cannot be decoded"):
+            load_dataset(str(folder))
+
+    def test_missing_image(self, tmp_path: Path) -> None:
+        columns = {"image": [images(1)[0], None], "label": [0, 1]}
+        features = {"image": datasets.Image(), "label": datasets.Value("int64")}
+        with pytest.raises(DataError, match="row 1 cannot be decoded"):
+            load_dataset(str(write(tmp_path / "missing", columns, features)))
+
+    def test_image_of_16_bits(self, tmp_path: Path) -> None:
+        deep = encode(Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)))
+        features = {"image": datasets.Image(), "label": datasets.Value("int64")}
+        folder = write(tmp_path / "deep", {"image": [deep], "label": [0]}, features)
+        with pytest.raises(DataError, match="row 0 has more than 8 bits"):
+            load_dataset(str(folder))
+
+    @pytest.mark.parametrize("label", [-1, None])
+    def test_hidden_class_label(self, tmp_path: Path, label: int | None) -> None:
+        features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        folder = write(tmp_path / "hidden", {"image": images(2), "label": [0, label]}, features)
+        with pytest.raises(DataError, match=r"row 1 of .* has the label -1, outside the classes 0 to 1"):
+            load_dataset(str(folder))
+
+    def test_class_label_beyond_the_names(self, tmp_path: Path) -> None:
+        folder = write_plain(tmp_path / "hub" / "ylecun/mnist/mnist", [0, 12])
+        file = folder / "train-00000-of-00001.parquet"
+        table = read_table(file)
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=DIGITS)})
+        write_table(table.replace_schema_metadata(features.arrow_schema.metadata), file)
+        with pytest.raises(DataError, match="12"):
+            load_dataset("mnist", root=tmp_path / "hub")
+
+    @pytest.mark.parametrize("label", [-3, 2**16, 2**40])
+    def test_integer_label_out_of_range(self, tmp_path: Path, label: int) -> None:
+        with pytest.raises(DataError, match=f"row 1 of .* has the label {label}, outside"):
+            load_dataset(str(write_plain(tmp_path / "plain", [0, label])))
+
+    def test_revision_without_hub(self) -> None:
+        with pytest.raises(DataError, match="revision can be chosen on the Hub only"):
+            load_dataset(None, revision="main")
+
+    def test_configuration_of_the_sample(self) -> None:
+        with pytest.raises(DataError, match="no configuration 'small'"):
+            load_dataset(None, config="small")
+
+    def test_image_size(self) -> None:
+        with pytest.raises(DataError, match="image_size must be at least 1"):
+            load_dataset(None, image_size=0)
+
+    @pytest.mark.parametrize(
+        ("failure", "message"),
+        [
+            (ConnectionError("no route"), r"cannot reach uoft-cs/cifar10 .* at http.* \(no route\); .*--data-root"),
+            (datasets.exceptions.DatasetNotFoundError("gated"), "cannot load uoft-cs/cifar10 from .*: gated"),
+            (ValueError("BuilderConfig not found"), "cannot load uoft-cs/cifar10 from .*: BuilderConfig not found"),
+        ],
+    )
+    def test_failures_of_the_hub(self, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str) -> None:
+        def fail(*args: object, **kwargs: object) -> None:
+            raise failure
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+        with pytest.raises(DataError, match=message):
+            load_dataset("cifar10")
+
+
+def test_without_a_network(tmp_path: Path) -> None:
+    """In a fresh process that cannot reach the Hub, the sample loads and a named set is refused at once."""
+    script = """
+from timm_ebl.data import DataError, load_dataset
+print(len(load_dataset(None)))
+try:
+    load_dataset("svhn")
+except DataError as error:
+    print(error)
+"""
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    environment = {**os.environ, **offline, "PYTHONPATH": str(Path(__file__).parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    size, message = result.stdout.splitlines()
+    assert size == "5000"
+    for part in ("ufldl-stanford/svhn", "http://127.0.0.1:9", "--dataset PATH", "--data-root", "fashion-mnist-sample"):
+        assert part in message
+
+
+class TestEmbeddedSample:
+    @pytest.mark.parametrize(("split", "per_class"), [("train", 500), ("test", 100)])
+    def test_size_and_classes(self, split: str, per_class: int) -> None:
+        dataset = load_dataset(None, split)
+        assert dataset.images.shape == (10 * per_class, 1, 32, 32)
+        assert dataset.labels.bincount().tolist() == [per_class] * 10
+        assert dataset.name == "fashion-mnist-sample"
+        assert "Ankle boot" in dataset.classes
+        assert dataset.spec.mean == DATASETS["fashion-mnist"].mean
+
+    def test_notice_is_included(self) -> None:
+        notice = (Path(data.__file__).parent / "embedded" / "README.md").read_text(encoding="utf-8")
+        assert "Copyright © 2017 Zalando SE, https://tech.zalando.com" in notice
+        assert "Permission is hereby granted, free of charge" in notice
+
+    @pytest.mark.skipif(not (SHARED / "zalando-datasets").is_dir(), reason="needs the full Fashion-MNIST")
+    @pytest.mark.parametrize(("split", "per_class"), [("train", 500), ("test", 100)])
+    def test_sample_follows_its_rule(self, split: str, per_class: int) -> None:
+        folder = SHARED / "zalando-datasets/fashion_mnist/fashion_mnist"
+        source = read_table(folder / f"{split}-00000-of-00001.parquet")
+        taken, rows = Counter(), []
+        for row, label in enumerate(source["label"].to_pylist()):
+            if taken[label] < per_class:
+                taken[label] += 1
+                rows.append(row)
+        sample = read_table(Path(data.__file__).parent / "embedded" / f"{split}.parquet")
+        assert sample.equals(source.take(rows), check_metadata=True)
+
+
+@pytest.mark.skipif(not (SHARED / "uoft-cs/cifar10").is_dir(), reason="needs a copy of CIFAR-10")
+def test_cifar10_loads() -> None:
+    dataset = load_dataset("cifar10", "test", root=SHARED)
+    assert dataset.images.shape[1:] == (3, 32, 32)
+    assert len(set(dataset.labels.bincount().tolist())) == 1
+    assert dataset.classes[0] == "airplane"
+    mean, _ = dataset.statistics()
+    assert mean == pytest.approx(DATASETS["cifar10"].mean, abs=0.01)
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "1", "LA", "CMYK"])
+    def test_modes(self, tmp_path: Path, mode: str) -> None:
+        image = Image.fromarray(pixels(0, 8, 3)).convert(mode)
+        file = tmp_path / "image.tiff"
+        image.save(file)
+        decoded = decode_images([str(file)], 1, 8)
+        expected = np.array(image.convert("L" if mode in ("L", "1") else "RGB")).reshape(8, 8, -1)
+        assert torch.equal(decoded[0].permute(1, 2, 0), torch.from_numpy(expected))
+
+    def test_grey_images_before_and_after_a_colour_image_become_rgb(self) -> None:
+        contents = [images(1, 8, channels, row)[0]["bytes"] for row, channels in enumerate((1, 3, 1))]
+        decoded = decode_images(contents, 3, 8)
+        assert decoded.shape == (3, 3, 8, 8)
+        for row in (0, 2):
+            assert torch.equal(decoded[row], torch.from_numpy(pixels(row, 8, 1)).expand(3, -1, -1))
+        assert torch.equal(decoded[1].permute(1, 2, 0), torch.from_numpy(pixels(1, 8, 3)))
+
+    @pytest.mark.parametrize(("width", "height", "left", "top"), [(28, 28, 2, 2), (32, 5, 0, 13), (29, 31, 1, 0)])
+    def test_smaller_images_are_centred(self, width: int, height: int, left: int, top: int) -> None:
+        fitted = np.asarray(fit_image(Image.new("L", (width, height), 255), 32))
+        rows, columns = fitted.nonzero()
+        assert (columns.min(), columns.max() + 1) == (left, left + width)
+        assert (rows.min(), rows.max() + 1) == (top, top + height)
+        assert len(rows) == width * height
+
+    @pytest.mark.parametrize(
+        ("size", "resized", "corner"), [((64, 64), (32, 32), (0, 0)), ((48, 96), (32, 64), (0, 16))]
+    )
+    def test_larger_images_are_resized_and_cut(
+        self, size: tuple[int, int], resized: tuple[int, int], corner: tuple[int, int]
+    ) -> None:
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+        whole = image.resize(resized, Image.Resampling.BILINEAR)
+        expected = whole.crop((*corner, corner[0] + 32, corner[1] + 32))
+        assert np.array_equal(np.asarray(fit_image(image, 32)), np.asarray(expected))
+
+    @pytest.mark.parametrize("size", [(33, 1), (1, 100), (20, 40)])
+    def test_every_result_has_the_size(self, size: tuple[int, int]) -> None:
+        assert fit_image(Image.new("RGB", size), 32).size == (32, 32)
+
+    def test_other_image_size(self) -> None:
+        assert load_dataset(None, "test", image_size=28).images.shape == (1000, 1, 28, 28)
+
+
+class TestImageDataset:
+    def test_batch_equals_items(self) -> None:
+        dataset = toy()
+        rows = [7, 0, 7, 29]
+        batch, labels = dataset.__getitems__(rows)
+        for position, row in enumerate(rows):
+            image, label = dataset[row]
+            assert torch.equal(batch[position], image)
+            assert labels[position] == label
+
+    def test_loader_fetches_whole_batches(self) -> None:
+        dataset = toy()
+        loader = torch.utils.data.DataLoader(dataset, batch_size=8, collate_fn=collate)
+        batches = list(loader)
+        assert [len(labels) for _, labels in batches] == [8, 8, 8, 6]
+        assert torch.equal(torch.cat([batch for batch, _ in batches]), dataset.images)
+        assert torch.equal(torch.cat([labels for _, labels in batches]), dataset.labels)
+
+    def test_subset_keeps_the_order_asked_for(self) -> None:
+        part = toy().subset([5, 2])
+        assert part.images[:, 0, 0, 0].tolist() == [5, 2]
+        assert part.labels.tolist() == [2, 2]
+        assert part.classes == ("a", "b", "c")
+
+    def test_split_is_stratified_disjoint_and_exhaustive(self) -> None:
+        rest, held_out = toy().split(0.2, seed=0)
+        assert rest.labels.bincount().tolist() == [8, 8, 8]
+        assert held_out.labels.bincount().tolist() == [2, 2, 2]
+        rows = [part.images[:, 0, 0, 0].tolist() for part in (rest, held_out)]
+        assert sorted(rows[0] + rows[1]) == list(range(30))
+        assert rows == [sorted(part) for part in rows]
+
+    def test_split_depends_on_the_seed_alone(self) -> None:
+        first, again, other = (toy().split(0.2, seed)[1].images for seed in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    @pytest.mark.parametrize("fraction", [-0.1, 0.0, 1.0, 1.5])
+    def test_fraction_out_of_range(self, fraction: float) -> None:
+        with pytest.raises(DataError, match="between 0 and 1"):
+            toy().split(fraction, seed=0)
+
+    @pytest.mark.parametrize("fraction", [0.01, 0.99])
+    def test_split_without_images_on_one_side(self, fraction: float) -> None:
+        with pytest.raises(DataError, match="empty"):
+            toy().split(fraction, seed=0)
+
+    def test_statistics(self) -> None:
+        content = torch.randint(256, (20, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        content[:, 1] = 77
+        dataset = ImageDataset(content, torch.zeros(20, dtype=torch.int64), ("a",), "noise", DatasetSpec())
+        mean, std = dataset.statistics()
+        scaled = content.double() / 255
+        assert mean == pytest.approx(scaled.mean((0, 2, 3)).tolist(), abs=1e-12)
+        assert std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
