@@ -17,7 +17,8 @@ from PIL import Image
 from pyarrow.parquet import read_table, write_table
 
 from timm_ebl import data
-from timm_ebl.data import DATASETS, DataError, DatasetSpec, ImageDataset, collate, list_datasets, load_dataset
+from timm_ebl.data import DataError, ImageDataset, collate, list_datasets, load_dataset
+from timm_ebl.spec import DATASETS, DatasetSpec
 from timm_ebl.transforms import decode_images, fit_image
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

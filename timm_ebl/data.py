@@ -17,57 +17,14 @@ import torch
 from pyarrow.parquet import read_table
 from torch import Tensor
 
+from .spec import DATASETS, EMBEDDED, DatasetSpec
 from .transforms import decode_images
 
-__all__ = ["DATASETS", "DataError", "DatasetSpec", "ImageDataset", "collate", "list_datasets", "load_dataset"]
-
-_EMBEDDED = "fashion-mnist-sample"
-_MAX_INTEGER_CLASSES = 2**16
+__all__ = ["DataError", "ImageDataset", "collate", "list_datasets", "load_dataset"]
 
 
 class DataError(ValueError):
     """A data set cannot be loaded or used as asked; the message says why and what can be done."""
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """Where a data set is found and how its images are prepared for training.
-
-    Attributes:
-        hub_id: Id on the Hugging Face Hub; ``None`` for a set that does not come from there.
-        config: Configuration of the set on the Hub.
-        image_column: Column of the images; ``None`` to find it by its type.
-        label_column: Column of the labels; ``None`` to find it by its type.
-        mean: Mean of every channel in units of 255; ``None`` where it is to be measured on the training split.
-        std: Standard deviation of every channel, likewise.
-        padding: Edge padding in pixels of the random crop.
-        flip: Whether training images are mirrored left to right at random.
-    """
-
-    hub_id: str | None = None
-    config: str | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    padding: int = 4
-    flip: bool = False
-
-
-# fmt: off
-DATASETS: dict[str, DatasetSpec] = {
-    "mnist": DatasetSpec("ylecun/mnist", "mnist", "image", "label", (0.1307,), (0.3081,), padding=2),
-    "fashion-mnist": DatasetSpec("zalando-datasets/fashion_mnist", "fashion_mnist", "image", "label",
-                                 (0.2860,), (0.3530,), padding=2, flip=True),
-    "svhn": DatasetSpec("ufldl-stanford/svhn", "cropped_digits", "image", "label",
-                        (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "cifar10": DatasetSpec("uoft-cs/cifar10", "plain_text", "img", "label",
-                           (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), flip=True),
-    "cifar100": DatasetSpec("uoft-cs/cifar100", "cifar100", "img", "fine_label",
-                            (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), flip=True),
-}
-# fmt: on
-DATASETS[_EMBEDDED] = replace(DATASETS["fashion-mnist"], hub_id=None, config=None)
 
 
 def list_datasets() -> list[str]:
@@ -166,9 +123,8 @@ def load_dataset(
 ) -> ImageDataset:
     """Load one split of a data set into memory.
 
-    Grey images are kept as one channel if all are grey; anything else is converted to RGB. An image that fits into
-    ``image_size`` is centred on black; any other is resized (bilinear) so that its shorter side is ``image_size``, and
-    the centre is cut out.
+    The images have one channel if all are grey, else three. One that fits into ``image_size`` is centred on black; any
+    other is resized (bilinear) so that its shorter side is ``image_size``, and the centre is cut out.
 
     Args:
         name: A name in `list_datasets`; else a local folder, of Parquet files in the Hub's layout or of images
@@ -191,13 +147,13 @@ def load_dataset(
     """
     if image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}.")
-    name = _EMBEDDED if name is None else name
+    name = EMBEDDED if name is None else name
     spec, folder = _locate(name, root)
     if folder is not None and revision is not None:
         raise DataError(f"a revision can be chosen on the Hub only, and {name} is read from {folder}.")
-    if name == _EMBEDDED and config is not None:
+    if name == EMBEDDED and config is not None:
         raise DataError(f"the embedded sample has no configuration {config!r}.")
-    if name == _EMBEDDED:
+    if name == EMBEDDED:
         splits = {file.stem: datasets.Dataset(read_table(file)) for file in folder.glob("*.parquet")}
     elif folder is not None:
         splits = _read_folder(folder, config or spec.config, split)
@@ -221,7 +177,7 @@ def load_dataset(
 
 def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | None]:
     """Return the specification and the folder of a data set; ``None`` stands for the Hub."""
-    if name == _EMBEDDED:
+    if name == EMBEDDED:
         return DATASETS[name], Path(__file__).parent / "embedded"
     spec = DATASETS.get(name)
     if spec is None and (folder := Path(name).expanduser()).is_dir():
@@ -239,9 +195,7 @@ def _read_folder(folder: Path, config: str | None, split: str) -> Mapping[str, d
         raise DataError(f"there is no folder {folder}.")
     configs = sorted({file.parent.name for file in folder.glob(f"*/{split}*.parquet")})
     if config is None and len(configs) > 1:
-        raise DataError(
-            f"{folder} has several configurations, {', '.join(configs)}; choose one by config= or give its subfolder."
-        )
+        raise DataError(f"{folder} has several configurations, {', '.join(configs)}; choose one by config=.")
     if config is not None and (folder / config).is_dir():
         folder, config = folder / config, None
     try:
@@ -259,7 +213,7 @@ def _read_hub(hub_id: str, config: str | None, **access: str | None) -> Mapping[
         raise DataError(
             f"cannot reach {hub_id} on the Hugging Face Hub at {datasets.config.HF_ENDPOINT} ({_reason(error)}); use a "
             "local folder (--dataset PATH), copies in the Hub's layout (--data-root PATH) or the embedded sample "
-            f"(--dataset {_EMBEDDED}) instead."
+            f"(--dataset {EMBEDDED}) instead."
         ) from error
 
 
@@ -291,11 +245,11 @@ def _find_column(kind: str, features: datasets.Features, chosen: str | None, sou
 
 
 def _read_labels(data: datasets.Dataset, column: str, source: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the labels as int64 and the names of the classes; integers without names are named by their digits."""
+    """Return the labels as int64 and the names of the classes; plain integers, below 2**16, are their own names."""
     stored = data.data.column(column).cast("int64").fill_null(-1)
     labels = torch.from_numpy(stored.to_numpy().copy())
     names = getattr(data.features[column], "names", None)
-    count = _MAX_INTEGER_CLASSES if names is None else len(names)
+    count = 2**16 if names is None else len(names)
     outside = ((labels < 0) | (labels >= count)).nonzero()
     if len(outside):
         row = int(outside[0])

@@ -103,7 +103,9 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     try:
         model = timm.create_model(name, **(fitted | minimizer | dict(config.model_kwargs)))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"The model {name!r} cannot be built: {error}") from None
+        raise ConfigError(
+            f"The model {name!r} cannot be built ({error}); models with an energy are timm.list_models('dchn*')."
+        ) from None
     if not isinstance(model, HopfieldNetwork):
         raise ConfigError(f"The model {name!r} has no energy to relax: choose one of timm.list_models('dchn*').")
     return model

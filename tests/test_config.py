@@ -1,0 +1,111 @@
+"""Settings of a run: precedence, types and refusals."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from timm_ebl.config import ConfigError, TrainConfig, parse_config, read_recipe
+
+RECIPES = sorted(Path(__file__).parents[1].glob("hub_configs/*.yaml"))
+
+
+def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 3\nbatch_size: 7\n")
+    config = parse_config(["--config", str(recipe), "--epochs", "5"])
+    assert (config.epochs, config.batch_size, config.seed) == (5, 7, TrainConfig().seed)
+
+
+def test_an_explicit_default_on_the_command_line_overrides_the_file(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 3\nwarm_start: true\n")
+    config = parse_config(["--config", str(recipe), "--epochs", str(TrainConfig().epochs), "--no-warm-start"])
+    assert config.epochs == TrainConfig().epochs
+    assert not config.warm_start
+
+
+def test_values_have_their_types(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("lr: [1e-3, 2.0e-3]\nweight_decay: 3e-4\nmodel_kwargs: {gains: [0.5, 0.4]}\nbeta: 1\n")
+    config = TrainConfig(**read_recipe(recipe))
+    assert config.lr == (1e-3, 2e-3)
+    assert config.weight_decay == 3e-4
+    assert config.model_kwargs == {"gains": [0.5, 0.4]}
+    assert isinstance(config.beta, float)
+    given = parse_config(["--model-kwargs", "gains=[0.5, 0.4]", "tolerance=1e-3", "order=forward", "--lr", "1", "2"])
+    assert given.model_kwargs == {"gains": [0.5, 0.4], "tolerance": 1e-3, "order": "forward"}
+    assert given.lr == (1.0, 2.0)
+
+
+def test_the_resolved_settings_are_a_recipe(tmp_path):
+    config = parse_config(["--algo", "n-ep", "--lr", "0.1", "0.2", "--model-kwargs", "sweeps=3"])
+    path = tmp_path / "args.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    assert parse_config(["--config", str(path)]) == config
+
+
+def test_the_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_can_be_read(recipe):
+    config = parse_config(["--config", str(recipe)])
+    assert len(config.lr) == 5
+
+
+def test_the_papers_recipes_have_the_released_settings():
+    folder = RECIPES[0].parent
+    cifar10 = TrainConfig(**read_recipe(folder / "table2_cifar10.yaml"))
+    assert (cifar10.beta, cifar10.free_sweeps, cifar10.nudged_sweeps) == (0.1, 60, 20)
+    assert (cifar10.opt, cifar10.momentum, cifar10.weight_decay, cifar10.min_lr) == ("momentum", 0.9, 2.5e-4, 2e-6)
+    assert (cifar10.omega, cifar10.start, cifar10.warm_start) == (1.0, "zero", True)
+    assert cifar10.model_kwargs == {"gains": [0.4, 0.7, 0.6, 0.3, 0.4]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--algo", "ep"], ["'ep'", "c-ep", "rbp"]),
+        (["--algo", "cl", "--beta", "0.5"], ["cl", "no beta"]),
+        (["--algo", "tbp", "--hold-routes"], ["tbp", "routes"]),
+        (["--epochs", "0"], ["--epochs", "at least 1"]),
+        (["--epochs", "2.5"], ["epochs", "whole number"]),
+        (["--epochs", "many"], ["epochs", "whole number", "many"]),
+        (["--omega", "2"], ["--omega", "below 2"]),
+        (["--order", "random"], ["--order", "asynchronous"]),
+        (["--holdout", "0"], ["--holdout", "above 0"]),
+        (["--lr", "-1"], ["lr", "-1"]),
+        (["--mixed-precision", "fp8"], ["--mixed-precision", "bf16"]),
+        (["--nonsense", "1"], ["--nonsense", "--algo"]),
+        (["--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["--model-kwargs", "sweeps"], ["model_kwargs", "KEY=VALUE"]),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_sentence(arguments, words, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        parse_config(arguments)
+    assert refusal.value.code == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3\n", ["'epoch'", "epochs", "batch_size"]),
+        ("- epochs\n", ["option: value"]),
+        ("epochs: {a: 1}\n", ["epochs", "whole number"]),
+        ("warm_start: 1\n", ["warm_start", "true or false"]),
+        ("a: [\n", ["cannot be read"]),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_sentence(text, words, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refusal:
+        read_recipe(path)
+    assert all(word in str(refusal.value) for word in words), refusal.value

@@ -1,0 +1,121 @@
+"""The models as a timm user meets them."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import timm_ebl
+
+NAMES = [
+    f"dchn_{size}{dataset}"
+    for size in ("", "small_", "tiny_")
+    for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
+]
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_importing_the_package_registers_every_model():
+    code = "import timm, timm_ebl; print(*timm.list_models('dchn*'))"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert names == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_fits_its_data_set(name):
+    model = timm.create_model(name)
+    config = timm.data.resolve_data_config(model.pretrained_cfg)
+    classes = 100 if name.endswith("cifar100") else 10
+    channels = 1 if name.endswith("mnist") else 3
+    assert model.num_classes == model.pretrained_cfg["num_classes"] == classes
+    assert config["input_size"] == (channels, 32, 32)
+    assert len(config["mean"]) == len(config["std"]) == channels
+    assert "Comparative Study" in model.pretrained_cfg["paper_name"]
+
+
+def test_widths_are_the_papers_and_a_quarter_and_an_eighth_of_it():
+    # The paper's figure, then the same sums for a quarter and an eighth of the width by hand.
+    assert count(timm.create_model("dchn_cifar10")) == 3_859_210
+
+    def by_hand(widths, classes=10):
+        channels = (3, *widths)
+        convolutions = sum(lower * upper * 9 + upper for lower, upper in zip(channels, widths, strict=False))
+        return convolutions + widths[-1] * 4 * classes + classes
+
+    assert count(timm.create_model("dchn_small_cifar10")) == by_hand((32, 64, 128, 128))
+    assert count(timm.create_model("dchn_tiny_cifar10")) == by_hand((16, 32, 64, 64))
+
+
+def test_states_halve_the_image_at_every_layer():
+    state = timm.create_model("dchn_tiny_svhn", sweeps=1).relax(torch.zeros(2, 3, 32, 32)).state
+    assert [tuple(s.shape) for s in state] == [(2, 16, 16, 16), (2, 32, 8, 8), (2, 64, 4, 4), (2, 64, 2, 2), (2, 10)]
+
+
+def test_constructor_arguments_arrive_through_timm():
+    model = timm.create_model(
+        "dchn_tiny_cifar10",
+        widths=(4, 6),
+        gains=(0.1, 0.2, 0.3),
+        num_classes=7,
+        in_chans=2,
+        img_size=16,
+        sweeps=9,
+        order="synchronous",
+        omega=1.2,
+        tolerance=1e-2,
+        start="zero",
+    )
+    assert model.minimizer == timm_ebl.Minimizer(
+        order="synchronous", sweeps=9, omega=1.2, tolerance=1e-2, start=timm_ebl.Start.ZERO
+    )
+    assert model(torch.zeros(3, 2, 16, 16)).shape == (3, 7)
+    for interaction, gain in zip(model.interactions, (0.1, 0.2, 0.3), strict=True):
+        bound = gain / interaction.weight[0].numel() ** 0.5
+        assert 0.8 * bound < interaction.weight.abs().max() <= bound
+
+
+def test_forward_is_the_output_layer_at_equilibrium():
+    model = timm.create_model("dchn_tiny_mnist", gains=1.0, sweeps=200, omega=1.0)
+    x = torch.randn(4, 1, 32, 32)
+    output = model(x)
+    assert output.shape == (4, 10)
+    torch.testing.assert_close(output, model.relax(x).output, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output, model.forward_head(model.forward_features(x)))
+
+
+def test_without_classes_the_model_returns_features():
+    for model in (timm.create_model("dchn_tiny_mnist", num_classes=0), timm.create_model("dchn_tiny_mnist")):
+        model.reset_classifier(0)
+        assert model(torch.randn(2, 1, 32, 32)).shape == (2, 64 * 2 * 2)
+        assert not any(key.startswith("head") for key in model.state_dict())
+
+
+def test_a_reset_classifier_has_the_new_classes():
+    model = timm.create_model("dchn_tiny_cifar10", gains=0.4)
+    model.reset_classifier(3)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    assert model.get_classifier() is model.head
+    assert 0.3 / 256**0.5 < model.head.weight.abs().max() <= 0.4 / 256**0.5
+
+
+def test_weights_and_arguments_survive_timms_own_format(tmp_path):
+    model = timm.create_model("dchn_tiny_cifar10", num_classes=4, sweeps=7, omega=1.3).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(3, 3, 32, 32)
+    assert loaded.minimizer == model.minimizer
+    assert all(torch.equal(a, loaded.state_dict()[key]) for key, a in model.state_dict().items())
+    assert torch.equal(model(x), loaded(x))
+
+
+def test_initialisation_follows_the_seed():
+    torch.manual_seed(3)
+    first = timm.create_model("dchn_tiny_mnist")
+    torch.manual_seed(3)
+    second = timm.create_model("dchn_tiny_mnist")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

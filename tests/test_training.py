@@ -1,0 +1,230 @@
+"""End to end: the script, its parts and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from PIL import Image
+
+import timm_ebl
+from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.data import load_dataset
+from timm_ebl.task import RuleTask
+from timm_ebl.training import (
+    build_loader,
+    build_model,
+    build_optimizer,
+    build_rule,
+    build_transform,
+    evaluate,
+    load_splits,
+    train_epoch,
+)
+
+SCRIPT = Path(__file__).parents[1] / "train_ebl.py"
+SMALL = ["--model-kwargs", "widths=[4, 4, 4, 4]", "gains=0.8", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An image folder of three easy classes: bright left, bright right, dark; 20 training and 5 test images each."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 20), ("test", 5)):
+        for label, name in enumerate(("left", "right", "dark")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                image = torch.rand(32, 32, generator=generator) * 60
+                if name != "dark":
+                    image[:, 16 * label : 16 * label + 16] += 190
+                Image.fromarray(image.byte().numpy()).save(root / split / name / f"{index}.png")
+    return root
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
+    out = tmp_path / "run"
+    result = run("--dataset", folder, "--epochs", 12, "--batch-size", 6, "--output-dir", out, "--algo", "c-ep", *SMALL)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    epochs = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    settings = yaml.safe_load((out / "args.yaml").read_text())
+
+    assert sorted(path.name for path in out.iterdir()) == [
+        "args.yaml",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+    ]
+    assert summary["test_error"] <= 20
+    assert (summary["algo"], summary["epochs"], summary["seed"]) == ("c-ep", 12, 0)
+    assert summary["held_out_error"] == min(epoch["held_out_error"] for epoch in epochs)
+    assert epochs[summary["best_epoch"] - 1]["held_out_error"] == summary["held_out_error"]
+    assert settings["algo"] == "c-ep"
+    assert settings["batch_size"] == 6
+    assert Image.open(out / "curves.png").size[0] > 600
+    assert f"test error {summary['test_error']:.2f} %" in result.stdout
+
+    # The weights are the selected epoch's: measured anew from the folder, they have the error that was reported.
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    test = load_dataset(str(folder), "test")
+    transform = build_transform(load_splits(TrainConfig(dataset=str(folder))).train)
+    error = (model(transform.eval(test.images)).argmax(1) != test.labels).double().mean() * 100
+    assert float(error) == pytest.approx(summary["test_error"])
+
+
+def test_the_first_lines_say_that_the_embedded_sample_is_used(tmp_path):
+    arguments = ["--epochs", 1, "--batch-size", 500, "--free-sweeps", 1, "--nudged-sweeps", 1]
+    result = run(*arguments, "--output-dir", tmp_path / "run", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "fashion-mnist-sample (embedded" in result.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("algo", timm_ebl.list_rules())
+def test_every_rule_runs_from_the_parts(folder, algo):
+    config = parse_config(["--algo", algo, "--dataset", str(folder), *SMALL])
+    data = load_splits(config)
+    accelerator = Accelerator(cpu=True)
+    model = build_model(config, data.train)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    task, optimizer, loader = accelerator.prepare(
+        RuleTask(model, build_rule(config)), build_optimizer(config, model), build_loader(data.train, 16, seed=0)
+    )
+    transform = build_transform(data.train)
+    metrics, state = train_epoch(
+        accelerator, task, loader, optimizer, transform, torch.Generator().manual_seed(0), warm_start=True
+    )
+    assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert len(state) == 5
+    assert not any(layer.requires_grad for layer in state)
+
+
+def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
+    weights = []
+    for name in ("one", "two"):
+        arguments = [
+            "--dataset",
+            folder,
+            "--epochs",
+            1,
+            "--batch-size",
+            8,
+            "--seed",
+            5,
+            "--output-dir",
+            tmp_path / name,
+        ]
+        assert run(*arguments, *SMALL).returncode == 0
+        weights.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_warm_start_hands_the_state_of_one_batch_to_the_next(folder):
+    config = TrainConfig(dataset=str(folder), model_kwargs={"widths": [4, 4, 4, 4]})
+    data = load_splits(config)
+    starts = []
+
+    class Recorder(RuleTask):
+        def forward(self, input, target, start=None):
+            starts.append(start)
+            return super().forward(input, target, start)
+
+    model = build_model(config, data.train)
+    accelerator = Accelerator(cpu=True)
+    parts = (build_loader(data.train, 27), build_optimizer(config, model), build_transform(data.train))
+    task = Recorder(model, build_rule(config))
+    train_epoch(accelerator, task, *parts, torch.Generator().manual_seed(0), warm_start=True)
+    assert starts[0] is None
+    assert [layer.shape[0] for layer in starts[1]] == [27] * 5
+    starts.clear()
+    train_epoch(accelerator, task, *parts, torch.Generator().manual_seed(0))
+    assert starts == [None, None]
+
+
+def test_the_held_out_part_comes_from_the_training_split(folder):
+    config = TrainConfig(dataset=str(folder), holdout=0.25)
+    data = load_splits(config)
+    train = {image.numpy().tobytes() for image in load_dataset(str(folder), "train").images}
+    test = {image.numpy().tobytes() for image in load_dataset(str(folder), "test").images}
+    held_out = {image.numpy().tobytes() for image in data.held_out.images}
+    assert (len(data.train), len(data.held_out), len(data.test)) == (45, 15, 15)
+    assert held_out < train
+    assert not held_out & test
+    assert not held_out & {image.numpy().tobytes() for image in data.train.images}
+
+
+def test_evaluation_counts_every_image_once(folder):
+    config = TrainConfig(dataset=str(folder), model_kwargs={"widths": [4, 4, 4, 4]})
+    data = load_splits(config)
+    model, transform = build_model(config, data.train), build_transform(data.train)
+    measured = evaluate(Accelerator(cpu=True), model, build_loader(data.test, 4), transform)
+    output = model(transform.eval(data.test.images))
+    wrong = output.argmax(1) != data.test.labels
+    target = torch.eye(3)[data.test.labels]
+    assert measured["error"] == pytest.approx(float(wrong.double().mean() * 100))
+    assert measured["cost"] == pytest.approx(float(((output - target) ** 2).sum(1).mean() / 2), rel=1e-5)
+
+
+def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):
+    config = TrainConfig(dataset=str(folder), lr=(0.1, 0.2, 0.3, 0.4, 0.5), opt="momentum", weight_decay=0.01, epochs=4)
+    model = build_model(config, load_splits(config).train)
+    optimizer = build_optimizer(config, model)
+    assert type(optimizer) is torch.optim.SGD
+    for interaction, group, rate in zip(model.interactions, optimizer.param_groups, config.lr, strict=True):
+        assert {id(p) for p in group["params"]} == {id(interaction.weight), id(interaction.bias)}
+        assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (rate, 0.9, 0.01, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "resnet18"}, ["resnet18", "dchn"]),
+        ({"model": "dchn_huge"}, ["dchn_huge", "dchn_tiny_mnist"]),
+        ({"model_kwargs": {"width": 3}}, ["width"]),
+        ({"model_kwargs": {"gains": [1, 2]}}, ["gains", "5"]),
+        ({"lr": (0.1, 0.2)}, ["--lr", "5"]),
+        ({"opt": "adamm"}, ["adamm", "momentum"]),
+        ({"beta": -0.1}, ["beta", "positive"]),
+        ({"algo": "n-ep", "beta": 1.5}, ["beta", "below 1"]),
+        ({"dataset": "no-such-set"}, ["no-such-set", "cifar10"]),
+    ],
+)
+def test_a_configuration_that_cannot_run_is_refused_in_one_sentence(folder, change, words):
+    config = TrainConfig(**({"dataset": str(folder)} | change))
+
+    def build():
+        build_rule(config)
+        build_optimizer(config, build_model(config, load_splits(config).train))
+
+    with pytest.raises(ValueError, match=words[0]) as refusal:
+        build()
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_the_script_refuses_before_it_works_and_without_a_traceback(folder, tmp_path):
+    (tmp_path / "args.yaml").touch()
+    result = run("--dataset", folder, "--output-dir", tmp_path, *SMALL)
+    assert result.returncode == 1
+    assert "holds a run already" in result.stderr
+    assert "Traceback" not in result.stderr.split("error:")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["n-ep", "c-ep"])
+def test_the_readmes_command_learns_fashion_mnist(algo, tmp_path):
+    out = tmp_path / "run"
+    assert run("--algo", algo, "--epochs", 3, "--output-dir", out).returncode == 0
+    assert json.loads((out / "summary.json").read_text())["test_error"] < 50
