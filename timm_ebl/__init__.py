@@ -6,7 +6,7 @@ Importing the package registers the ``dchn_*`` models with timm.
 from ._version import __version__
 from .dchn import DCHN
 from .energy import ConvInteraction, DenseInteraction, Interaction, State
-from .minimize import Minimizer, Relaxation, Start, list_orders, register_order
+from .minimize import PAPER, Minimizer, Relaxation, Start, list_orders, register_order
 from .network import EnergyModel, HopfieldNetwork
 from .perturbation import FREE, Clamped, Free, Nudged, Perturbation
 from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
@@ -14,6 +14,7 @@ from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_
 __all__ = [
     "DCHN",
     "FREE",
+    "PAPER",
     "Clamped",
     "ConvInteraction",
     "DenseInteraction",

@@ -63,10 +63,10 @@ class DCHN(HopfieldNetwork):
         kernel_size: int = 3,
         pool: int = 2,
         order: str = "asynchronous",
-        sweeps: int = 60,
+        sweeps: int = 12,
         tolerance: float | None = None,
-        omega: float = 1.0,
-        start: str | Start = Start.ZERO,
+        omega: float = 1.4,
+        start: str | Start = Start.FEEDFORWARD,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

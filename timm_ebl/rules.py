@@ -89,7 +89,7 @@ class Rule(ABC):
     """
 
     free: Minimizer | None = None
-    second: Minimizer = Minimizer(sweeps=15)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(sweeps=6)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
@@ -192,6 +192,8 @@ class CoupledLearning(ContrastiveRule):
 class TruncatedBackprop(Rule):
     """Baseline TBP: backpropagation of the cost through the last sweeps from the free state (paper, Table 1)."""
 
+    second: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
@@ -209,7 +211,7 @@ class RecurrentBackprop(Rule):
     state; the gradient is ``(dF/dtheta)^T v_T``.
     """
 
-    second: Minimizer = Minimizer(sweeps=15, order="synchronous")  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)

@@ -20,7 +20,7 @@ from .data import ImageDataset, collate, load_dataset
 from .energy import State
 from .minimize import Minimizer
 from .network import HopfieldNetwork
-from .rules import Rule, create_rule, rule_options, squared_error
+from .rules import ContrastiveRule, Rule, create_rule, squared_error
 from .transforms import BatchTransform
 
 __all__ = [
@@ -120,22 +120,18 @@ def default_model(train: ImageDataset) -> str:
 
 
 def build_rule(config: TrainConfig) -> Rule:
-    """The configured rule; recurrent backpropagation takes its adjoint steps synchronously, as in the paper.
+    """The configured rule; the baselines unroll or pull back plain sweeps in their own order, as in the paper.
 
     Raises:
         ConfigError: beta does not go with the rule.
     """
+    default = create_rule(config.algo)
     free = Minimizer(order=config.order, sweeps=config.free_sweeps, omega=config.omega, start=config.start)
-    second = replace(free, sweeps=config.nudged_sweeps)
-    if config.algo == "rbp":
-        second = Minimizer(order="synchronous", sweeps=config.nudged_sweeps)
-    elif config.algo == "tbp":
-        second = Minimizer(order=config.order, sweeps=config.nudged_sweeps)
-    options: dict[str, Any] = {"free": free, "second": second}
+    options: dict[str, Any] = {"free": free, "second": replace(default.second, sweeps=config.nudged_sweeps)}
+    if isinstance(default, ContrastiveRule):
+        options |= {"second": replace(free, sweeps=config.nudged_sweeps), "hold_routes": config.hold_routes}
     if config.beta is not None:
         options["beta"] = config.beta
-    if "hold_routes" in rule_options(config.algo):
-        options["hold_routes"] = config.hold_routes
     try:
         return create_rule(config.algo, **options)
     except ValueError as error:
