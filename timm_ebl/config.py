@@ -58,7 +58,7 @@ class TrainConfig:
         default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
     )
     epochs: int = _option(8, "passes over the training split", int)
-    batch_size: int = _option(64, "training images in a step, on each process", int)
+    batch_size: int = _option(32, "training images in a step, on each process", int)
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
     free_sweeps: int = _option(12, "sweeps of the free phase, in training and in evaluation", int)

@@ -76,6 +76,8 @@ class DCHN(HopfieldNetwork):
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
         if global_pool:
             raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
+        if num_classes < 0:
+            raise ValueError(f"num_classes is at least 0, not {num_classes}.")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.gains = _as_gains(gains, len(widths) + 1)

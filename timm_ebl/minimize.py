@@ -80,6 +80,10 @@ class Start(str, Enum):
     FEEDFORWARD = "feedforward"
     """One bottom-up pass without feedback; its drives are used by the first sweep, so that it costs next to nothing."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> Start:
+        raise ValueError(f"Unknown start {value!r}: choose one of {', '.join(cls)}.")
+
 
 @dataclass(frozen=True)
 class Minimizer:
@@ -114,8 +118,6 @@ class Minimizer:
             raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
         if not 0 < self.omega < 2:
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
-        if self.start not in tuple(Start):
-            raise ValueError(f"Unknown start {self.start!r}: choose one of {', '.join(Start)}.")
         object.__setattr__(self, "start", Start(self.start))
 
     def groups(self, layers: int) -> Groups:
@@ -132,21 +134,24 @@ class Relaxation:
     """Where a relaxation ended, and how.
 
     Attributes:
+        input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
         energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation.
         residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
         sweeps: Sweeps used.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
-        drives: The drive into each layer at `state`. Whoever goes on from here with the same parameters and input
-            need not compute them again; empty if they are not known.
+        drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
+        version: Version of the parameters that the drives belong to.
     """
 
+    input: Tensor
     state: State
     energy: Tensor
     residual: Tensor
     sweeps: int
     tolerance: float | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
+    version: int = 0
 
     @property
     def output(self) -> Tensor:
@@ -167,12 +172,14 @@ class Relaxation:
         """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
         first = relaxations[0]
         return cls(
+            input=torch.cat([r.input for r in relaxations]),
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
             energy=torch.cat([r.energy for r in relaxations]),
             residual=torch.cat([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
+            version=first.version,
         )
 
 
@@ -262,7 +269,14 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     drives = walk.drives()
     state = tuple(walk.state)
     energy = energy_from_drives(state, [drive.value for drive in drives])
-    return Relaxation(state, energy, residual, sweep, minimizer.tolerance, drives)
+    return Relaxation(
+        walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, parameter_version(walk.interactions)
+    )
+
+
+def parameter_version(interactions: Sequence[Interaction]) -> int:
+    """A number that grows whenever a parameter is written to in place, as optimisers and loaders do."""
+    return sum(parameter._version for interaction in interactions for parameter in interaction.parameters())
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

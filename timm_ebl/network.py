@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .energy import EnergyAtState, Interaction, State, energy_from_drives
-from .minimize import Minimizer, Relaxation, Start, Walk, minimize
+from .minimize import Minimizer, Relaxation, Start, Walk, minimize, parameter_version
 from .perturbation import FREE, Perturbation
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
@@ -19,7 +19,7 @@ class EnergyModel(Protocol):
     """What a learning rule asks of a model; any module with these three methods can be trained by any rule.
 
     A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
-    `Relaxation` that ended in it may be given, whose ``state`` and ``drives`` are those of the present parameters.
+    `Relaxation` that ended in it may be given (`as_layers` takes either).
     """
 
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -71,14 +71,14 @@ class HopfieldNetwork(nn.Module):
 
         Args:
             x: Input ``(B, C, H, W)``.
-            state: The layers ``(s_1, .., o)``, or a relaxation of this input under the present parameters, whose
-                drives spare the forward pass.
+            state: The layers ``(s_1, .., o)``, or a relaxation. One of this very input under the present parameters
+                spares the forward pass.
 
         Returns:
             The energy of each sample, ``(B,)``, differentiable in parameters and input, and in the state if that is
             given as layers.
         """
-        if isinstance(state, Relaxation) and state.drives:
+        if self._knows_drives(x, state):
             parameters = [p for interaction in self.interactions for p in interaction.parameters()]
             routes = [drive.route for drive in state.drives]
             return EnergyAtState.apply(state.energy, self.interactions, state.state, routes, x, *parameters)
@@ -100,8 +100,8 @@ class HopfieldNetwork(nn.Module):
 
         Args:
             x: Input ``(B, C, H, W)``.
-            start: A state, an earlier relaxation of the same input and parameters (whose drives are used again), or a
-                named start; by default the minimiser's.
+            start: A state, an earlier relaxation (whose drives are used again, if it is of this very input and the
+                parameters are the same), or a named start; by default the minimiser's.
             perturbation: What is done to the output layer; free by default.
             minimizer: How to minimise; by default as the model was built.
             hold_routes: Keep the pooling routes of the relaxation given as `start`. Not in the paper: it keeps the
@@ -115,21 +115,19 @@ class HopfieldNetwork(nn.Module):
         """
         self.check_input(x)
         minimizer = minimizer or self.minimizer
-        drives, routes = (), ()
-        if isinstance(start, Relaxation):
-            drives, state = start.drives, start.state
-            if hold_routes:
-                routes = tuple(drive.route for drive in drives)
-        elif hold_routes:
-            raise ValueError("Routes can only be held from an earlier relaxation: pass it as start.")
-        elif start is None or isinstance(start, str):
+        if hold_routes and not self._knows_drives(x, start):
+            raise ValueError(
+                "Routes can only be held from a relaxation of this input: pass that as start, and its input as x."
+            )
+        if start is None or isinstance(start, str):
             walk = self._walk_from(x, Start(start or minimizer.start), perturbation)
             return minimize(walk, minimizer)
-        else:
-            state = start
-        self._check_state(x, state)
-        state = (*state[:-1], perturbation.start(state[-1]))
-        return minimize(Walk(self.interactions, x, state, perturbation, drives, routes), minimizer)
+        layers = as_layers(start)
+        self._check_state(x, layers)
+        layers = (*layers[:-1], perturbation.start(layers[-1]))
+        drives = start.drives if self._knows_drives(x, start) else ()
+        routes = [drive.route for drive in drives] if hold_routes else ()
+        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes), minimizer)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.
@@ -151,6 +149,15 @@ class HopfieldNetwork(nn.Module):
             sample = interaction.shape(sample)
             shapes.append(torch.Size([x.shape[0], *sample]))
         return shapes
+
+    def _knows_drives(self, x: Tensor, state: object) -> bool:
+        """Whether a state is a relaxation whose drives are those of this input under the present parameters."""
+        return (
+            isinstance(state, Relaxation)
+            and bool(state.drives)
+            and state.input is x
+            and state.version == parameter_version(self.interactions)
+        )
 
     def _walk_from(self, x: Tensor, start: Start, perturbation: Perturbation) -> Walk:
         zero = [x.new_zeros(shape) for shape in self.state_shapes(x)]

@@ -142,24 +142,19 @@ class ContrastiveRule(Rule):
         first, second = self.nudging.value
         strengths = [multiple * self.beta for multiple in (first, second) if multiple]
         phases = len(strengths)
-        perturbed = model.relax(
-            torch.cat([x] * phases),
-            free.repeat(phases),
-            self.perturbation(
-                torch.cat([free.output] * phases),
-                torch.cat([target] * phases),
-                torch.cat([target.new_full((len(target), 1), strength) for strength in strengths]),
-            ),
-            self.second,
-            self.hold_routes,
+        both = free.repeat(phases)
+        perturbation = self.perturbation(
+            both.output,
+            torch.cat([target] * phases),
+            torch.cat([target.new_full((len(target), 1), strength) for strength in strengths]),
         )
-        pair = perturbed
+        pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
         if not first:
-            pair = Relaxation.cat([free, perturbed])
+            pair = Relaxation.cat([free, pair])
         elif not second:
-            pair = Relaxation.cat([perturbed, free])
+            pair = Relaxation.cat([pair, free])
         # One call for both states, so that 16-bit gradients are subtracted before they are rounded.
-        energies = model.energy(torch.cat([x, x]), pair).chunk(2)
+        energies = model.energy(pair.input, pair).chunk(2)
         contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)
         return RuleOutput(contrast, free.output, free)
 

@@ -1,0 +1,145 @@
+"""Interactions and the energy: definitions, autograd, finite differences, the slow twin."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import twin
+
+from timm_ebl.energy import ConvInteraction, DenseInteraction, EmptyInteraction
+
+
+def interactions():
+    double = {"dtype": torch.float64}
+    return {
+        "convolution": (ConvInteraction(2, 3, **double), (4, 2, 8, 8)),
+        "odd image": (ConvInteraction(2, 3, **double), (4, 2, 7, 9)),
+        "large kernel and window": (ConvInteraction(2, 3, kernel_size=5, pool=3, **double), (4, 2, 11, 11)),
+        "dense": (DenseInteraction(12, 5, **double), (4, 3, 2, 2)),
+        "empty": (EmptyInteraction(), (4, 3, 2, 2)),
+    }
+
+
+@pytest.fixture(params=interactions())
+def case(request, generator):
+    """An interaction and random states ``(lower, upper)`` of its layers."""
+    interaction, shape = interactions()[request.param]
+    interaction.initialise(1.5, 0.5, generator)
+    lower = torch.rand(shape, generator=generator, dtype=torch.float64)
+    upper = torch.rand(4, *interaction.shape(lower.shape[1:]), generator=generator, dtype=torch.float64)
+    return interaction, lower, upper
+
+
+def test_the_drive_has_the_announced_shape(case):
+    interaction, lower, upper = case
+    assert interaction.drive(lower).value.shape == upper.shape
+
+
+def test_feedback_is_the_gradient_in_the_lower_layer(case):
+    interaction, lower, upper = case
+    lower.requires_grad_()
+    drive = interaction.drive(lower)
+    feedback = interaction.feedback(upper, drive.route, lower.shape)
+    expected = torch.zeros_like(lower)
+    if upper.numel():
+        (expected,) = torch.autograd.grad((upper * drive.value).sum(), lower)
+    torch.testing.assert_close(feedback, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_gradient_is_that_of_autograd_in_the_parameters(case):
+    interaction, lower, upper = case
+    drive = interaction.drive(lower)
+    gradients = interaction.gradient(lower, upper, drive.route)
+    parameters = list(interaction.parameters())
+    assert len(gradients) == len(parameters)
+    if parameters:
+        expected = torch.autograd.grad((upper * drive.value).sum(), parameters)
+        torch.testing.assert_close(gradients, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_a_convolution_pools_and_adds_the_bias_of_each_channel(generator):
+    interaction = ConvInteraction(2, 3, dtype=torch.float64)
+    lower = torch.rand(2, 2, 6, 6, generator=generator, dtype=torch.float64)
+    convolved = F.conv2d(lower, interaction.weight, padding=1)
+    expected = torch.stack([convolved[..., i::2, j::2] for i in (0, 1) for j in (0, 1)]).amax(0)
+    expected = expected + interaction.bias.view(-1, 1, 1)
+    torch.testing.assert_close(interaction.drive(lower).value, expected)
+
+
+def test_a_held_route_picks_the_same_positions_of_another_state(generator):
+    interaction = ConvInteraction(2, 3, dtype=torch.float64)
+    first, second = torch.rand(2, 4, 2, 8, 8, generator=generator, dtype=torch.float64)
+    route = interaction.drive(first).route
+    held = interaction.drive(second, route)
+    unpooled = F.conv2d(second, interaction.weight, interaction.bias, padding=1)
+    for sample, channel, row, column in ((0, 0, 0, 0), (1, 2, 3, 1), (3, 1, 2, 2)):
+        position = int(route[sample, channel, row, column])
+        expected = unpooled[sample, channel].flatten()[position]
+        torch.testing.assert_close(held.value[sample, channel, row, column], expected)
+    assert (held.value <= interaction.drive(second).value + 1e-12).all()
+    torch.testing.assert_close(interaction.drive(first, route).value, interaction.drive(first).value)
+
+
+def test_initial_parameters_fill_their_intervals(generator):
+    interaction = ConvInteraction(16, 64)
+    interaction.initialise(0.6, 0.5, generator)
+    root = (16 * 9) ** 0.5
+    for parameter, bound in ((interaction.weight, 0.6 / root), (interaction.bias, 0.5 / root)):
+        assert 0.9 * bound < parameter.abs().max() <= bound
+        assert abs(float(parameter.detach().mean())) < 0.2 * bound
+
+
+def random_state(model, x, generator):
+    return tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in model.state_shapes(x))
+
+
+def test_the_energy_is_the_twins(make_dchn, batch, generator):
+    model, (x, _) = make_dchn(), batch
+    state = random_state(model, x, generator)
+    torch.testing.assert_close(
+        model.energy(x, state), twin.energy(twin.parameters(model), x, state), atol=1e-11, rtol=1e-12
+    )
+
+
+def test_the_energys_gradient_is_a_finite_difference(make_dchn, batch, generator):
+    model, (x, _) = make_dchn(), batch
+    state = random_state(model, x, generator)
+    model.energy(x, state).sum().backward()
+    for parameter in (model.layers[0].weight, model.layers[2].weight, model.layers[1].bias, model.head.weight):
+        index, step = 3, 1e-6
+        values = []
+        with torch.no_grad():
+            for sign in (1, -1):
+                parameter.view(-1)[index] += sign * step
+                values.append(float(model.energy(x, state).sum()))
+                parameter.view(-1)[index] -= sign * step
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(parameter.grad.view(-1)[index]), rel=1e-6)
+
+
+def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_state(make_dchn, batch, generator):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x)
+    weights = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    inputs = [x.requires_grad_(), *model.parameters()]
+    fast, slow = model.energy(x, relaxation), model.energy(x, relaxation.state)
+    assert type(fast.grad_fn).__name__ == "EnergyAtStateBackward"
+    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad((weights * fast).sum(), inputs),
+        torch.autograd.grad((weights * slow).sum(), inputs),
+        atol=1e-12,
+        rtol=1e-12,
+    )
+
+
+def test_known_drives_are_not_used_for_another_input_or_other_parameters(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x)
+    other = x.clone() + 1
+    torch.testing.assert_close(model.energy(other, relaxation), model.energy(other, relaxation.state))
+    continued = model.relax(other, relaxation)
+    torch.testing.assert_close(continued.state, model.relax(other, relaxation.state).state)
+
+    with torch.no_grad():
+        model.layers[1].weight.mul_(1.5)
+    torch.testing.assert_close(model.energy(x, relaxation), model.energy(x, relaxation.state))
+    torch.testing.assert_close(model.relax(x, relaxation).state, model.relax(x, relaxation.state).state)

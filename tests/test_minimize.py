@@ -1,0 +1,245 @@
+"""Minimisers against the slow twin, and the properties that they promise."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import twin
+
+from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, register_order
+from timm_ebl.minimize import relative_change
+
+GROUPS = {
+    "asynchronous": ((0, 2, 4), (1, 3)),
+    "synchronous": ((0, 1, 2, 3, 4),),
+    "forward": ((0,), (1,), (2,), (3,), (4,)),
+}
+TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
+PHASES = {
+    "free": (FREE, {}),
+    "nudged towards": (Nudged(TARGET, 0.3), {"beta": 0.3, "y": TARGET}),
+    "nudged away": (Nudged(TARGET, -0.3), {"beta": -0.3, "y": TARGET}),
+    "clamped": (Clamped(TARGET), {"clamp": TARGET}),
+}
+STARTS = {Start.ZERO: twin.zero_state, Start.FEEDFORWARD: twin.feedforward_state}
+
+
+def distance(first, second):
+    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+
+def cast(phase, dtype):
+    match phase:
+        case Nudged(target, beta):
+            return Nudged(target.to(dtype), beta)
+        case Clamped(target):
+            return Clamped(target.to(dtype))
+    return phase
+
+
+@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("omega", [1.0, 1.4])
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, phase):
+    x, _ = batch
+    perturbation, equivalent = PHASES[phase]
+    model = make_dchn()
+    single = make_dchn(dtype=torch.float32).requires_grad_(False)
+    single.load_state_dict(model.state_dict())
+    params = twin.parameters(model)
+    for start, make in STARTS.items():
+        state = make(params, x)
+        if phase == "clamped":
+            state = (*state[:-1], TARGET)
+        elif start is Start.FEEDFORWARD:
+            state = (*state[:-1], twin.minimum(params, x, state, 4, **equivalent))
+        for sweeps in range(1, 6):
+            state = twin.sweep(params, x, state, GROUPS[order], omega, **equivalent)
+            minimizer = Minimizer(order=order, omega=omega, start=start, sweeps=sweeps)
+            double = model.relax(x, None, perturbation, minimizer)
+            assert distance(double.state, state) <= 1e-10
+            assert float((double.energy - twin.energy(params, x, state)).abs().max()) <= 1e-10
+        # Pooling may choose another of two equal positions in 32 bits, so the trajectory is followed a sweep at a time.
+        before = tuple(layer.float() for layer in state)
+        after = twin.sweep(params, x, state, GROUPS[order], omega, **equivalent)
+        one = Minimizer(order=order, omega=omega, sweeps=1)
+        assert distance(single.relax(x.float(), before, cast(perturbation, torch.float32), one).state, after) <= 1e-5
+
+
+def test_sixty_sweeps_in_32_bits_end_where_the_twins_do(make_dchn, batch):
+    x, _ = batch
+    model = make_dchn(gains=1.0)
+    single = make_dchn(dtype=torch.float32, gains=1.0)
+    single.load_state_dict(model.state_dict())
+    params = twin.parameters(model)
+    state = twin.zero_state(params, x)
+    for _ in range(60):
+        state = twin.sweep(params, x, state, GROUPS["asynchronous"])
+    assert distance(model.relax(x, minimizer=PAPER).state, state) <= 1e-10
+    assert distance(single.relax(x.float(), minimizer=PAPER).state, state) <= 1e-5
+
+
+def energies(model, x, state, perturbation, minimizer, sweeps):
+    """Perturbed energy before and after each of a number of sweeps."""
+    state = (*state[:-1], perturbation.start(state[-1]))
+    values = [model.energy(x, state) + perturbation.cost(state[-1])]
+    for _ in range(sweeps):
+        state = model.relax(x, state, perturbation, minimizer).state
+        values.append(model.energy(x, state) + perturbation.cost(state[-1]))
+    return torch.stack(values).detach()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_energy_never_rises_along_asynchronous_sweeps(make_dchn, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    widths = tuple(int(draw(2, 12)) for _ in range(int(draw(1, 5))))
+    model = make_dchn(seed, widths=widths, gains=draw(0.3, 4), bias_gain=draw(0, 2))
+    x = torch.randn(4, 2, 16, 16, generator=generator, dtype=torch.float64) * draw(0.1, 3)
+    state = tuple(torch.rand(s, generator=generator, dtype=torch.float64) for s in model.state_shapes(x))
+    target = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
+    minimizer = Minimizer(sweeps=1, omega=draw(0.05, 1.95))
+    phases = (FREE, Nudged(target, draw(0, 3)), Nudged(target, draw(-0.95, 0)), Clamped(target))
+    for perturbation in phases:
+        values = energies(model, x, state, perturbation, minimizer, 15)
+        assert (values.diff(dim=0) <= 1e-11 * values.abs().max()).all()
+        assert (values[-1] < values[0]).all()
+
+
+def test_the_energy_can_rise_along_synchronous_sweeps(make_dchn, batch):
+    x, _ = batch
+    model = make_dchn(gains=4.0)
+    state = tuple(torch.zeros(shape, dtype=torch.float64) for shape in model.state_shapes(x))
+    assert (
+        energies(model, x, state, FREE, Minimizer(order="synchronous", sweeps=1, omega=1.0), 15).diff(dim=0) > 0
+    ).any()
+
+
+def test_a_fixed_number_of_sweeps_is_made_whatever_the_residual(make_dchn, batch):
+    model, (x, _) = make_dchn(gains=0.2), batch
+    relaxation = model.relax(x, minimizer=Minimizer(sweeps=40))
+    assert relaxation.sweeps == 40
+    assert relaxation.converged.all()
+
+
+def test_a_tolerance_ends_the_relaxation_at_the_first_sweep_that_meets_it(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-6))
+    assert 1 < relaxation.sweeps < 500
+    assert (relaxation.residual <= 1e-6).all()
+    assert relaxation.converged.all()
+    before = model.relax(x, minimizer=Minimizer(sweeps=relaxation.sweeps - 1))
+    assert (before.residual > 1e-6).any()
+
+
+def test_the_most_sweeps_end_a_relaxation_that_does_not_converge(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x, minimizer=Minimizer(sweeps=2, tolerance=1e-12))
+    assert relaxation.sweeps == 2
+    assert not relaxation.converged.any()
+
+
+def test_the_residual_is_the_relative_size_of_the_last_update(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    before = model.relax(x, minimizer=Minimizer(sweeps=3)).state
+    after = model.relax(x, minimizer=Minimizer(sweeps=4))
+    flat = [torch.cat([layer.flatten(1) for layer in state], 1) for state in (before, after.state)]
+    expected = (flat[1] - flat[0]).norm(dim=1) / flat[1].norm(dim=1)
+    torch.testing.assert_close(after.residual, expected, rtol=1e-9, atol=0)
+    assert (relative_change(after.state, after.state) == 0).all()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_at_convergence_every_layer_is_at_its_minimum(make_dchn, batch, phase):
+    model, (x, _) = make_dchn(), batch
+    perturbation, equivalent = PHASES[phase]
+    relaxation = model.relax(x, None, perturbation, Minimizer(sweeps=2000, tolerance=1e-12))
+    for layer, value in enumerate(relaxation.state):
+        expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer, **equivalent)
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
+
+
+def test_going_on_from_a_relaxation_is_going_on_from_its_state(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    first = model.relax(x, minimizer=Minimizer(sweeps=3))
+    whole = model.relax(x, minimizer=Minimizer(sweeps=7))
+    for start in (first, first.state):
+        assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4)).state, whole.state) <= 1e-14
+
+
+def test_two_phases_in_one_batch_are_the_two_phases(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    pair = free.repeat(2)
+    beta = torch.tensor([-0.2] * 6 + [0.2] * 6, dtype=torch.float64)[:, None]
+    both = model.relax(pair.input, pair, Nudged(TARGET.repeat(2, 1), beta))
+    for half, sign in zip((0, 1), (-1, 1), strict=True):
+        alone = model.relax(x, free, Nudged(TARGET, sign * 0.2))
+        assert distance([layer.chunk(2)[half] for layer in both.state], alone.state) <= 1e-13
+
+
+def test_a_relaxation_leaves_nothing_behind(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    keys = set(vars(model))
+    first = model.relax(x)
+    model.relax(-x)
+    assert all(torch.equal(a, b) for a, b in zip(model.relax(x).state, first.state, strict=True))
+    assert set(vars(model)) == keys
+    assert not any(layer.requires_grad for layer in first.state)
+
+
+def test_held_routes_stay_those_of_the_start(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    nudge = Nudged(TARGET, 5.0)
+    held = model.relax(x, free, nudge, hold_routes=True)
+    followed = model.relax(x, free, nudge)
+    assert all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], held.drives[:-1], strict=True))
+    assert not all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], followed.drives[:-1], strict=True))
+
+
+def test_an_order_from_outside_works(make_dchn, batch):
+    @register_order
+    def backward(layers):
+        return tuple((layer,) for layer in reversed(range(layers)))
+
+    model, (x, _) = make_dchn(order="backward", sweeps=2000, tolerance=1e-12), batch
+    relaxation = model.relax(x)
+    assert relaxation.converged.all()
+    for layer, value in enumerate(relaxation.state):
+        expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer)
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 5])
+def test_every_order_updates_every_layer_once(layers):
+    for order in GROUPS:
+        groups = Minimizer(order=order).groups(layers)
+        assert sorted(layer for group in groups for layer in group) == list(range(layers))
+        if order != "synchronous":
+            assert all(b - a > 1 for group in groups for a, b in pairwise(sorted(group)))
+
+
+def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monkeypatch):
+    model, (x, _) = make_dchn(), batch
+    calls = []
+    drive = type(model.layers[0]).drive
+    monkeypatch.setattr(type(model.layers[0]), "drive", lambda self, *args: calls.append(self) or drive(self, *args))
+    model.relax(x, minimizer=Minimizer(sweeps=10))
+    counts = [calls.count(layer) for layer in model.layers]
+    # The input's drive once; the others once a sweep, but for one more to start and, for layer 3, to end with.
+    assert counts == [1, 11, 11, 11]
+
+
+def test_16_bits_stay_near_32(make_dchn):
+    model = make_dchn(dtype=torch.float32, gains=1.0)
+    x = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))
+    expected = model.relax(x)
+    for start in Start:
+        with torch.autocast("cpu", torch.bfloat16):
+            relaxation = model.relax(x, start)
+        assert relaxation.energy.dtype == torch.float32
+        assert (relative_change(relaxation.state, expected.state) < 0.05).all()
