@@ -96,7 +96,7 @@ def test_a_start_that_does_not_fit_is_refused(make_dchn, batch):
     state = model.relax(x[:3]).state
     with pytest.raises(ValueError, match=r"\(3, 4, 8, 8\).*\(6, 4, 8, 8\)"):
         model.relax(x, state)
-    with pytest.raises(ValueError, match="'warm'.*zero, feedforward"):
+    with pytest.raises(ValueError, match=r"'warm'.*zero, feedforward"):
         model.relax(x, "warm")
 
 
