@@ -1,0 +1,302 @@
+"""Time and gradient of a training step: the paper's procedure, that of Laborieux et al. (2021) and ours, side by side.
+
+    python -m timm_ebl.benchmark --models dchn_tiny_cifar10 dchn_small_cifar10 dchn_cifar10
+
+All procedures run in one process, on the same weights and the same batch, by turns. The two yardsticks are the plain
+simulation: every sweep computes the drive and the feedback of every layer anew, the input's drive too, on tensors in
+PyTorch's default layout, without autograd; the gradient is taken by autograd from the energies of the nudged states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import psutil
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import timm_ebl  # noqa: F401 (registers the models)
+
+from .data import load_dataset
+from .energy import ConvInteraction, Drive, State
+from .minimize import PAPER, Minimizer, Start, Walk
+from .network import HopfieldNetwork
+from .perturbation import FREE, Nudged, Perturbation
+from .rules import as_target, create_rule
+from .transforms import BatchTransform
+
+__all__ = ["PlainProcedure", "PlainWalk", "layer_cosines", "main", "true_gradient"]
+
+
+class PlainWalk(Walk):
+    """A relaxation that keeps nothing: every drive is computed wherever it is needed, in the default memory layout."""
+
+    def drive(self, layer: int) -> Drive:
+        below = self.state[layer - 1] if layer else self.x
+        interaction = self.interactions[layer]
+        if isinstance(interaction, ConvInteraction):
+            return Drive(*F.max_pool2d(interaction(below), interaction.pool, return_indices=True))
+        return interaction.drive(below)
+
+
+@dataclass(frozen=True)
+class PlainProcedure:
+    """Centred equilibrium propagation as a plain simulation.
+
+    Attributes:
+        free: Minimiser of the free phase.
+        nudged: Minimiser of the two nudged phases.
+        beta: Strength of the nudge.
+    """
+
+    free: Minimizer
+    nudged: Minimizer
+    beta: float
+
+    @torch.no_grad()
+    def relax(
+        self, model: HopfieldNetwork, x: Tensor, start: State | None, perturbation: Perturbation, minimizer: Minimizer
+    ) -> State:
+        """The state after the minimiser's sweeps, from a state or from zero."""
+        start = start or tuple(x.new_zeros(shape) for shape in model.state_shapes(x))
+        walk = PlainWalk(model.interactions, x, start, perturbation)
+        for _ in range(minimizer.sweeps):
+            walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega)
+        return tuple(walk.state)
+
+    def infer(self, model: HopfieldNetwork, x: Tensor) -> State:
+        """The free phase."""
+        return self.relax(model, x, None, FREE, self.free)
+
+    def step(self, model: HopfieldNetwork, x: Tensor, y: Tensor) -> None:
+        """One training step's gradient, left in the parameters."""
+        free = self.infer(model, x)
+        target = as_target(y, free[-1])
+        states = [self.relax(model, x, free, Nudged(target, sign * self.beta), self.nudged) for sign in (-1, 1)]
+        contrast = (model.energy(x, states[1]) - model.energy(x, states[0])).mean() / (2 * self.beta)
+        contrast.backward()
+
+
+def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
+    """The gradient of each interaction's weight after a step."""
+    model.zero_grad(set_to_none=True)
+    step()
+    found = [interaction.weight.grad.flatten().double() for interaction in model.interactions]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def true_gradient(model: HopfieldNetwork, x: Tensor, y: Tensor, sweeps: int = 100) -> list[Tensor]:
+    """Gradient of the cost at a converged free state: backpropagation through many sweeps, in parts of the batch."""
+    free = Minimizer(sweeps=1000, tolerance=1e-5, omega=1.5, start=Start.ZERO)
+    rule = create_rule("tbp", free=free, second=Minimizer(sweeps=sweeps, omega=1.0))
+
+    def step() -> None:
+        for images, labels in zip(x.split(16), y.split(16), strict=True):
+            (rule(model, images, labels).loss * (len(images) / len(x))).backward()
+
+    return gradients(model, step)
+
+
+def layer_cosines(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Cosine of the angle between two gradients, for each interaction."""
+    return [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(found, expected, strict=True)]
+
+
+class Procedure(NamedTuple):
+    """One row of the table: how to infer and how to take a step."""
+
+    name: str
+    sweeps: str
+    infer: Callable[[], object]
+    step: Callable[[], None]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of a call."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> float:
+    """Megabytes that a call adds to what the process holds: allocated on a GPU, resident (sampled) on a CPU."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    process, done, peak = psutil.Process(), threading.Event(), 0
+    before = process.memory_info().rss
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(0.001):
+            peak = max(peak, process.memory_info().rss - before)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        call()
+    finally:
+        done.set()
+        sampler.join()
+    return peak / 2**20
+
+
+def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
+    """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
+    total, sample = 0, x.shape[1:]
+    for index, interaction in enumerate(model.interactions):
+        positions = sample[1:].numel() if isinstance(interaction, ConvInteraction) else 1
+        total += 4 * interaction.weight.numel() * positions * (index > 0)
+        sample = interaction.shape(sample)
+    return total
+
+
+def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
+    """Seconds that the products of one sweep take alone on this batch, the fastest of some repeats each."""
+    total, shapes = 0.0, model.state_shapes(x)
+    for interaction, lower in zip(list(model.interactions)[1:], shapes, strict=False):
+        below = torch.rand(lower, device=x.device)
+        if isinstance(interaction, ConvInteraction):
+            below = below.contiguous(memory_format=torch.channels_last)
+            weight, padding = interaction.weight, interaction.padding
+            above = F.conv2d(below, weight, padding=padding)
+            calls = (
+                lambda b=below, w=weight, p=padding: F.conv2d(b, w, padding=p),
+                lambda a=above, w=weight, p=padding: F.conv_transpose2d(a, w, padding=p),
+            )
+        else:
+            below, weight = below.flatten(1), interaction.weight
+            above = below @ weight.t()
+            calls = (lambda b=below, w=weight: b @ w.t(), lambda a=above, w=weight: a @ w)
+        for call in calls:
+            total += min(seconds(call, x.device) for _ in range(repeats + 1))
+    return total
+
+
+def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, laborieux: bool) -> list[Procedure]:
+    """The rows of the table."""
+    synchronous = Minimizer(order="synchronous", sweeps=250, omega=1.0, start=Start.ZERO)
+    plain = {"paper": PlainProcedure(PAPER, Minimizer(sweeps=20, omega=1.0), beta)}
+    if laborieux:
+        nudged = Minimizer(order="synchronous", sweeps=30, omega=1.0)
+        plain["Laborieux 2021"] = PlainProcedure(synchronous, nudged, beta)
+    rows = [
+        Procedure(
+            f"c-ep, {name}",
+            f"{procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
+            lambda p=procedure: p.infer(model, x),
+            lambda p=procedure: p.step(model, x, y),
+        )
+        for name, procedure in plain.items()
+    ]
+    for name, options in (
+        ("c-ep", {"beta": beta}),
+        ("c-ep", {"beta": beta, "hold_routes": True}),
+        ("tbp", {}),
+        ("rbp", {}),
+    ):
+        rule = create_rule(name, **options)
+        held = ", routes held" if options.get("hold_routes") else ""
+        phases = "2 x " if name == "c-ep" else ""
+        rows.append(
+            Procedure(
+                f"{name}, ours{held}",
+                f"{model.minimizer.sweeps} + {phases}{rule.second.sweeps}",
+                lambda: model.relax(x),
+                lambda r=rule: r(model, x, y).loss.backward(),
+            )
+        )
+    return rows
+
+
+def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, repeats: int, laborieux: bool) -> None:
+    """Print the table of one model."""
+    rows = procedures(model, x, y, beta, laborieux)
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
+    for row in rows[-1:]:
+        row.step()
+    for _ in range(repeats):
+        for (infer, step), row in zip(times, rows, strict=True):
+            infer.append(seconds(row.infer, x.device))
+            step.append(seconds(row.step, x.device))
+    expected = true_gradient(model, x, y)
+    reference = None
+    columns = f"{'procedure':<24} {'sweeps':>12} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
+    print(f"{columns}  cosine with the true gradient, by interaction")
+    for (infer, step), row in zip(times, rows, strict=True):
+        free, whole = (statistics.median(t) / len(x) * 1e3 for t in (infer, step))
+        reference = reference or whole
+        memory = peak_memory(row.step, x.device)
+        cosines = layer_cosines(gradients(model, row.step), expected)
+        print(
+            f"{row.name:<24} {row.sweeps:>12} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
+            + " ".join(f"{cosine:.3f}" for cosine in cosines)
+            + f"  mean {statistics.mean(cosines):.3f}"
+        )
+    plain = Minimizer(sweeps=20, omega=1.0, start=Start.ZERO)
+    state = model.relax(x)
+    engine = min(seconds(lambda: model.relax(x, state, minimizer=plain), x.device) for _ in range(repeats + 1)) / 20
+    alone = product_seconds(model, x, repeats)
+    flops = sweep_flops(model, x) * len(x) / 1e9
+    print(
+        f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "
+        f"{alone / len(x) * 1e3:.3f} ms, {flops / alone:.0f} GFLOP/s ({100 * alone / engine:.0f} % reached)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
+    parser.add_argument("--models", nargs="+", default=default, help="timm names, or local-dir:FOLDER of a trained run")
+    parser.add_argument("--batch-size", type=int, default=32, help="images (default: 32)")
+    parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
+    parser.add_argument("--data-root", help="folder with copies of Hub data sets")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of all procedures (default: 3)")
+    parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    matrix = torch.randn(2048, 2048, device=device)
+    peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
+    print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
+    for name in options.models:
+        torch.manual_seed(0)
+        model = timm.create_model(name, pretrained=name.startswith("local-dir:")).to(device).eval()
+        x = torch.randn(options.batch_size, model.in_chans, *model.img_size)
+        y = torch.randint(model.num_classes, (len(x),))
+        if options.dataset:
+            images, y = load_dataset(options.dataset, "test", root=options.data_root).__getitems__(range(len(x)))
+            config = model.pretrained_cfg
+            x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
+        x, y = x.to(device), y.to(device)
+        print(f"\n{name}, {len(x)} images, milliseconds per image")
+        measure(model, x, y, options.beta, options.repeats, options.laborieux)
+
+
+if __name__ == "__main__":
+    main()
