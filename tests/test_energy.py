@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 import twin
 
+from timm_ebl import Nudged
 from timm_ebl.energy import ConvInteraction, DenseInteraction, EmptyInteraction
 
 
@@ -65,6 +66,13 @@ def test_a_convolution_pools_and_adds_the_bias_of_each_channel(generator):
     torch.testing.assert_close(interaction.drive(lower).value, expected)
 
 
+def test_a_dense_interaction_flattens_multiplies_and_adds_the_bias(generator):
+    interaction = DenseInteraction(12, 5, dtype=torch.float64)
+    lower = torch.rand(4, 3, 2, 2, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("of,bf->bo", interaction.weight, lower.reshape(4, 12)) + interaction.bias
+    torch.testing.assert_close(interaction.drive(lower).value, expected)
+
+
 def test_a_held_route_picks_the_same_positions_of_another_state(generator):
     interaction = ConvInteraction(2, 3, dtype=torch.float64)
     first, second = torch.rand(2, 4, 2, 8, 8, generator=generator, dtype=torch.float64)
@@ -92,8 +100,22 @@ def random_state(model, x, generator):
     return tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in model.state_shapes(x))
 
 
-def test_the_energy_is_the_twins(make_dchn, batch, generator):
-    model, (x, _) = make_dchn(), batch
+def test_a_network_without_read_out_has_the_energy_of_its_hidden_layers(make_dchn, batch, generator):
+    model, (x, _) = make_dchn(num_classes=0), batch
+    state = random_state(model, x, generator)
+    assert state[-1].shape == (6, 0)
+    hidden = [(m.weight.detach(), m.bias.detach()) for m in model.layers]
+    torch.testing.assert_close(model.energy(x, state), twin.energy(hidden, x, state[:-1]), atol=1e-11, rtol=1e-12)
+
+
+@pytest.fixture(params=[(16, 16), (17, 23)], ids=["even sizes", "odd sizes"])
+def images(request, generator):
+    """Images that every pooling divides, and images that leave a row or a column over at several layers."""
+    return torch.randn(6, 2, *request.param, generator=generator, dtype=torch.float64)
+
+
+def test_the_energy_is_the_twins(make_dchn, images, generator):
+    model, x = make_dchn(img_size=images.shape[2:]), images
     state = random_state(model, x, generator)
     torch.testing.assert_close(
         model.energy(x, state), twin.energy(twin.parameters(model), x, state), atol=1e-11, rtol=1e-12
@@ -115,8 +137,8 @@ def test_the_energys_gradient_is_a_finite_difference(make_dchn, batch, generator
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(parameter.grad.view(-1)[index]), rel=1e-6)
 
 
-def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_state(make_dchn, batch, generator):
-    model, (x, _) = make_dchn(), batch
+def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_state(make_dchn, images, generator):
+    model, x = make_dchn(img_size=images.shape[2:]), images
     relaxation = model.relax(x)
     weights = torch.randn(len(x), generator=generator, dtype=torch.float64)
     inputs = [x.requires_grad_(), *model.parameters()]
@@ -129,6 +151,31 @@ def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_sta
         atol=1e-12,
         rtol=1e-12,
     )
+
+
+def test_a_relaxation_with_held_routes_has_the_energy_of_those_routes(make_dchn, batch, generator):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    target = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    held = model.relax(x, free, Nudged(target, 5.0), hold_routes=True)
+    weights = torch.randn(len(x), generator=generator, dtype=torch.float64)
+
+    expected = torch.zeros(6, dtype=torch.float64)
+    below = (x, *held.state[:-1])
+    for interaction, lower, upper, drive in zip(model.interactions, below, held.state, free.drives, strict=True):
+        value = interaction.drive(lower, drive.route).value
+        expected = expected + (upper * upper / 2 - upper * value).flatten(1).sum(1)
+    torch.testing.assert_close(model.energy(x, held), expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad((weights * model.energy(x, held)).sum(), list(model.parameters())),
+        torch.autograd.grad((weights * expected).sum(), list(model.parameters())),
+        atol=1e-12,
+        rtol=1e-12,
+    )
+    # Pooling takes the largest drive, so any other route leaves the energy where it is or higher.
+    followed = model.energy(x, held.state)
+    assert (expected >= followed - 1e-12).all()
+    assert (expected > followed + 1e-6).any()
 
 
 def test_known_drives_are_not_used_for_another_input_or_other_parameters(make_dchn, batch):

@@ -13,6 +13,7 @@ GROUPS = {
     "asynchronous": ((0, 2, 4), (1, 3)),
     "synchronous": ((0, 1, 2, 3, 4),),
     "forward": ((0,), (1,), (2,), (3,), (4,)),
+    "backward": ((4,), (3,), (2,), (1,), (0,)),
 }
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 PHASES = {
@@ -203,10 +204,10 @@ def test_held_routes_stay_those_of_the_start(make_dchn, batch):
 
 def test_an_order_from_outside_works(make_dchn, batch):
     @register_order
-    def backward(layers):
-        return tuple((layer,) for layer in reversed(range(layers)))
+    def outside_in(layers):
+        return tuple((layer,) for layer in sorted(range(layers), key=lambda layer: min(layer, layers - 1 - layer)))
 
-    model, (x, _) = make_dchn(order="backward", sweeps=2000, tolerance=1e-12), batch
+    model, (x, _) = make_dchn(order="outside_in", sweeps=2000, tolerance=1e-12), batch
     relaxation = model.relax(x)
     assert relaxation.converged.all()
     for layer, value in enumerate(relaxation.state):

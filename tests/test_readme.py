@@ -23,7 +23,7 @@ def test_the_python_examples_run_one_after_the_other(capsys):
         exec(block, namespace)
     assert namespace["output"].shape == (8, 10)
     assert all(parameter.grad is not None for parameter in namespace["model"].parameters())
-    assert "top_down" in timm_ebl.list_orders()
+    assert "up_and_down" in timm_ebl.list_orders()
 
 
 def test_every_training_command_has_known_options():

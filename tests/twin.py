@@ -31,8 +31,8 @@ def energy(params, x, state):
     return total
 
 
-def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None):
-    """The block minimum of the perturbed energy over one layer."""
+def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None, differentiable=False):
+    """The block minimum of the perturbed energy over one layer, on request with a graph to the other layers."""
     below = x if layer == 0 else state[layer - 1]
     bottom_up = drive(*params[layer], below)
     if layer == len(state) - 1:
@@ -41,7 +41,7 @@ def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None):
         return bottom_up if y is None else (bottom_up + beta * y) / (1 + beta)
     here = state[layer].clone().requires_grad_()
     interaction = (state[layer + 1] * drive(*params[layer + 1], here)).sum()
-    (top_down,) = torch.autograd.grad(interaction, here)
+    (top_down,) = torch.autograd.grad(interaction, here, create_graph=differentiable)
     return (bottom_up + top_down).clamp(0, 1)
 
 
