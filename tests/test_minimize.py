@@ -1,5 +1,6 @@
 """Minimisers against the slow twin, and the properties that they promise."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -67,6 +68,37 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, p
         assert distance(single.relax(x.float(), before, cast(perturbation, torch.float32), one).state, after) <= 1e-5
 
 
+@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("omega", [1.0, 1.4])
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_sweep_from_a_given_state_ends_where_the_twins_does(make_dchn, batch, generator, order, omega, phase):
+    x, _ = batch
+    perturbation, equivalent = PHASES[phase]
+    model, single = make_dchn(), make_dchn(dtype=torch.float32)
+    single.load_state_dict(model.state_dict())
+    params = twin.parameters(model)
+    start = tuple(torch.rand(s, generator=generator, dtype=torch.float64) for s in model.state_shapes(x))
+    state = (*start[:-1], TARGET) if phase == "clamped" else start
+    for sweeps in range(1, 6):
+        state = twin.sweep(params, x, state, GROUPS[order], omega, **equivalent)
+        minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
+        assert distance(model.relax(x, start, perturbation, minimizer).state, state) <= 1e-10
+        rounded = tuple(layer.float() for layer in start)
+        found = single.relax(x.float(), rounded, cast(perturbation, torch.float32), minimizer)
+        assert distance(found.state, state) <= 1e-5
+
+
+def test_images_that_no_pooling_divides_are_relaxed_as_by_the_twin(make_dchn, generator):
+    model = make_dchn(img_size=(17, 23))
+    x = torch.randn(6, 2, 17, 23, generator=generator, dtype=torch.float64)
+    params = twin.parameters(model)
+    state = twin.zero_state(params, x)
+    for _ in range(20):
+        state = twin.sweep(params, x, state, GROUPS["asynchronous"], beta=-0.3, y=TARGET)
+    found = model.relax(x, Start.ZERO, Nudged(TARGET, -0.3), Minimizer(sweeps=20, omega=1.0))
+    assert distance(found.state, state) <= 1e-10
+
+
 def test_sixty_sweeps_in_32_bits_end_where_the_twins_do(make_dchn, batch):
     x, _ = batch
     model = make_dchn(gains=1.0)
@@ -90,8 +122,9 @@ def energies(model, x, state, perturbation, minimizer, sweeps):
     return torch.stack(values).detach()
 
 
+@pytest.mark.parametrize("order", ["asynchronous", "forward", "backward"])
 @pytest.mark.parametrize("seed", range(30))
-def test_the_energy_never_rises_along_asynchronous_sweeps(make_dchn, seed):
+def test_the_energy_never_rises_along_sweeps_that_update_neighbours_in_turn(make_dchn, seed, order):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -102,7 +135,7 @@ def test_the_energy_never_rises_along_asynchronous_sweeps(make_dchn, seed):
     x = torch.randn(4, 2, 16, 16, generator=generator, dtype=torch.float64) * draw(0.1, 3)
     state = tuple(torch.rand(s, generator=generator, dtype=torch.float64) for s in model.state_shapes(x))
     target = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
-    minimizer = Minimizer(sweeps=1, omega=draw(0.05, 1.95))
+    minimizer = Minimizer(order=order, sweeps=1, omega=draw(0.05, 1.95))
     phases = (FREE, Nudged(target, draw(0, 3)), Nudged(target, draw(-0.95, 0)), Clamped(target))
     for perturbation in phases:
         values = energies(model, x, state, perturbation, minimizer, 15)
@@ -117,6 +150,17 @@ def test_the_energy_can_rise_along_synchronous_sweeps(make_dchn, batch):
     assert (
         energies(model, x, state, FREE, Minimizer(order="synchronous", sweeps=1, omega=1.0), 15).diff(dim=0) > 0
     ).any()
+
+
+def test_the_synchronous_order_can_circle_for_ever_where_the_asynchronous_one_converges(make_dchn, batch):
+    x, _ = batch
+    model = make_dchn(gains=4.0)
+    residuals = {}
+    for order in ("asynchronous", "synchronous"):
+        minimizer = Minimizer(order=order, sweeps=300, omega=1.0, start="zero")
+        residuals[order] = model.relax(x, minimizer=minimizer).residual
+    assert (residuals["asynchronous"] < 1e-9).all()
+    assert (residuals["synchronous"] > 0.1).any()
 
 
 def test_a_fixed_number_of_sweeps_is_made_whatever_the_residual(make_dchn, batch):
@@ -153,6 +197,21 @@ def test_the_residual_is_the_relative_size_of_the_last_update(make_dchn, batch):
     assert (relative_change(after.state, after.state) == 0).all()
 
 
+def test_each_sample_has_its_own_residual_and_converges_on_its_own(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    scales = torch.tensor([0.0, 0.01, 0.1, 1.0, 3.0, 10.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    x = x * scales
+    minimizer = Minimizer(sweeps=9)
+    whole = model.relax(x, minimizer=minimizer)
+    alone = torch.cat([model.relax(image[None], minimizer=minimizer).residual for image in x])
+    torch.testing.assert_close(whole.residual, alone, rtol=1e-6, atol=0)
+    for tolerance, bound in ((None, 1e-3), (float(alone.median()), float(alone.median()))):
+        converged = replace(whole, tolerance=tolerance).converged
+        assert torch.equal(converged, whole.residual <= bound)
+    assert converged.any()
+    assert not converged.all()
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_at_convergence_every_layer_is_at_its_minimum(make_dchn, batch, phase):
     model, (x, _) = make_dchn(), batch
@@ -169,6 +228,25 @@ def test_going_on_from_a_relaxation_is_going_on_from_its_state(make_dchn, batch)
     whole = model.relax(x, minimizer=Minimizer(sweeps=7))
     for start in (first, first.state):
         assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4)).state, whole.state) <= 1e-14
+
+
+def test_a_repeated_relaxation_holds_every_sample_again_block_after_block(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    once = model.relax(x, minimizer=Minimizer(sweeps=3, tolerance=1e-9))
+    assert once.repeat(1) is once
+    thrice = once.repeat(3)
+    for name in ("input", "energy", "residual", "output", "converged"):
+        for block in getattr(thrice, name).chunk(3):
+            assert torch.equal(block, getattr(once, name))
+    for repeated, layer in zip(thrice.state, once.state, strict=True):
+        assert all(torch.equal(block, layer) for block in repeated.chunk(3))
+    assert (thrice.sweeps, thrice.tolerance) == (once.sweeps, once.tolerance)
+
+    further = Minimizer(sweeps=2)
+    continued, expected = model.relax(thrice.input, thrice, minimizer=further), model.relax(x, once, minimizer=further)
+    for repeated, layer in zip(continued.state, expected.state, strict=True):
+        for block in repeated.chunk(3):
+            torch.testing.assert_close(block, layer, atol=1e-13, rtol=0)
 
 
 def test_two_phases_in_one_batch_are_the_two_phases(make_dchn, batch):
@@ -190,6 +268,16 @@ def test_a_relaxation_leaves_nothing_behind(make_dchn, batch):
     assert all(torch.equal(a, b) for a, b in zip(model.relax(x).state, first.state, strict=True))
     assert set(vars(model)) == keys
     assert not any(layer.requires_grad for layer in first.state)
+
+
+def test_two_batches_can_be_relaxed_in_alternation(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    batches, one = (x, 1 - 2 * x), Minimizer(sweeps=1)
+    under_way = [model.relax(images, minimizer=one) for images in batches]
+    for _ in range(6):
+        under_way = [model.relax(r.input, r, minimizer=one) for r in under_way]
+    for images, found in zip(batches, under_way, strict=True):
+        assert distance(found.state, model.relax(images, minimizer=Minimizer(sweeps=7)).state) <= 1e-13
 
 
 def test_held_routes_stay_those_of_the_start(make_dchn, batch):

@@ -169,6 +169,70 @@ def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name):
     assert output is free.output
 
 
+@pytest.mark.parametrize("omega", [1.0, 1.4])
+def test_truncated_backpropagations_update_is_the_slow_twins(make_dchn, batch, omega):
+    model, (x, y) = make_dchn(), batch
+    free, second = Minimizer(sweeps=3, omega=1.0, start="zero"), Minimizer(sweeps=4, omega=omega)
+    loss, output, _ = create_rule("tbp", free=free, second=second)(model, x, y)
+
+    groups, state = ((0, 2, 4), (1, 3)), twin.zero_state(twin.parameters(model), x)
+    for _ in range(3):
+        state = twin.sweep(twin.parameters(model), x, state, groups)
+    torch.testing.assert_close(output, state[-1], atol=1e-10, rtol=0)
+    params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
+    for _ in range(4):
+        state = twin.sweep(params, x, state, groups, omega, differentiable=True)
+    cost = ((state[-1] - torch.eye(3, dtype=torch.float64)[y]) ** 2).sum(1).mean() / 2
+    expected = torch.autograd.grad(cost, [p for pair in params for p in pair])
+    assert loss.item() == pytest.approx(cost.item(), abs=1e-10)
+    torch.testing.assert_close(gradient(model, loss), torch.cat([g.flatten() for g in expected]), atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_recurrent_backpropagations_update_is_the_slow_twins_sum_of_powers_of_the_jacobian(make_dchn, generator, steps):
+    model = make_dchn(widths=(2, 3), img_size=8)
+    x = torch.randn(2, 2, 8, 8, generator=generator, dtype=torch.float64)
+    y = torch.tensor([2, 0])
+    free = Minimizer(sweeps=3, omega=1.0, start="zero")
+    second = Minimizer(sweeps=steps, order="synchronous", omega=1.0)
+    loss, output, _ = create_rule("rbp", free=free, second=second)(model, x, y)
+
+    state = twin.zero_state(twin.parameters(model), x)
+    for _ in range(3):
+        state = twin.sweep(twin.parameters(model), x, state, ((0, 2), (1,)))
+    params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
+    sizes = [layer.numel() for layer in state]
+
+    def sweep(flat):
+        layers = [part.view_as(layer) for part, layer in zip(flat.split(sizes), state, strict=True)]
+        swept = twin.sweep(params, x, layers, ((0, 1, 2),), differentiable=True)
+        return torch.cat([layer.flatten() for layer in swept])
+
+    flat = torch.cat([layer.flatten() for layer in state])
+    jacobian = torch.autograd.functional.jacobian(sweep, flat)
+    cost_gradient = torch.zeros_like(flat)
+    cost_gradient[-6:] = (state[-1] - torch.eye(3, dtype=torch.float64)[y]).flatten() / 2
+    adjoint = sum(torch.linalg.matrix_power(jacobian.T, power) @ cost_gradient for power in range(steps))
+    expected = torch.autograd.grad(sweep(flat), [p for pair in params for p in pair], adjoint)
+    torch.testing.assert_close(gradient(model, loss), torch.cat([g.flatten() for g in expected]), atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(output, state[-1], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", list_rules())
+def test_every_rule_returns_the_record_and_output_of_its_free_phase(make_dchn, batch, name):
+    model, (x, y) = make_dchn(), batch
+    rule = create_rule(name, free=Minimizer(sweeps=7))
+    expected = model.relax(x, minimizer=rule.free)
+    _, output, free = rule(model, x, y)
+    assert free.sweeps == 7
+    assert torch.equal(output, expected.output)
+    assert torch.equal(free.residual, expected.residual)
+    assert all(torch.equal(a, b) for a, b in zip(free.state, expected.state, strict=True))
+    warm = model.relax(x, minimizer=Minimizer(sweeps=30)).state
+    _, output, _ = rule(model, x, y, warm)
+    assert torch.equal(output, model.relax(x, warm, minimizer=rule.free).output)
+
+
 @pytest.mark.parametrize("name", list_rules())
 def test_labels_and_one_hot_rows_give_the_same_update(make_dchn, batch, name):
     model, (x, y) = make_dchn(), batch

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import psutil
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import timm_ebl  # noqa: F401 (registers the models)
 
@@ -135,29 +136,45 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made inside it, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, key, size)
+
+    def _release(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
 def peak_memory(call: Callable[[], object], device: torch.device) -> float:
-    """Megabytes that a call adds to what the process holds: allocated on a GPU, resident (sampled) on a CPU."""
+    """Megabytes of tensors that a call holds at most beside what there was before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    process, done, peak = psutil.Process(), threading.Event(), 0
-    before = process.memory_info().rss
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, process.memory_info().rss - before)
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
+    with LiveMemory() as memory:
         call()
-    finally:
-        done.set()
-        sampler.join()
-    return peak / 2**20
+    return memory.peak / 2**20
 
 
 def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:

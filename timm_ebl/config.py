@@ -61,10 +61,14 @@ class TrainConfig:
     batch_size: int = _option(32, "training images in a step, on each process", int)
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
-    free_sweeps: int = _option(12, "sweeps of the free phase, in training and in evaluation", int)
-    nudged_sweeps: int = _option(6, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps", int)
-    omega: float = _option(1.4, "over-relaxation of the hidden layers in all phases; 1 for none", float)
-    order: str = _option("asynchronous", f"order of update: {', '.join(list_orders())}")
+    free_sweeps: int = _option(8, "sweeps of the free phase, in training and in evaluation", int)
+    omega: float = _option(1.5, "over-relaxation of the hidden layers in the free phase; 1 for none", float)
+    order: str = _option("asynchronous", f"order of update in the free phase: {', '.join(list_orders())}")
+    nudged_sweeps: int | None = _option(
+        None, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps; by default the rule's", int
+    )
+    nudged_omega: float | None = _option(None, "over-relaxation in the perturbed phases; by default the rule's", float)
+    nudged_order: str | None = _option(None, "order of update in the perturbed phases; by default the rule's")
     start: str = _option("feedforward", f"where a free phase starts: {', '.join(Start)}")
     warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
     hold_routes: bool = _flag(False, "keep the free state's pooling routes in the perturbed phases (not in the paper)")
@@ -86,15 +90,17 @@ class TrainConfig:
             raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
         if self.hold_routes and "hold_routes" not in options:
             raise ConfigError(f"Rule {self.algo!r} has no perturbed phase to hold routes in: leave --hold-routes out.")
-        for name in ("epochs", "batch_size", "eval_batch_size", "free_sweeps", "nudged_sweeps"):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("epochs", "batch_size", "eval_batch_size", "free_sweeps", "nudged_sweeps", "threads"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
             value = getattr(self, name)
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
-        self._require("threads", self.threads is None or self.threads >= 1, "at least 1")
         self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
-        self._require("omega", 0 < self.omega < 2, "above 0 and below 2")
-        self._require("order", self.order in list_orders(), f"one of {', '.join(list_orders())}")
+        for name in ("omega", "nudged_omega"):
+            self._require(name, getattr(self, name) is None or 0 < getattr(self, name) < 2, "above 0 and below 2")
+        for name in ("order", "nudged_order"):
+            known = getattr(self, name) is None or getattr(self, name) in list_orders()
+            self._require(name, known, f"one of {', '.join(list_orders())}")
         self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
         precisions = (None, "no", "bf16", "fp16")
         self._require("mixed_precision", self.mixed_precision in precisions, "no, bf16 or fp16")

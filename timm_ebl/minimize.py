@@ -115,9 +115,9 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 12
+    sweeps: int = 8
     tolerance: float | None = None
-    omega: float = 1.4
+    omega: float = 1.5
     start: Start = Start.FEEDFORWARD
 
     def __post_init__(self) -> None:

@@ -120,16 +120,20 @@ def default_model(train: ImageDataset) -> str:
 
 
 def build_rule(config: TrainConfig) -> Rule:
-    """The configured rule; the baselines unroll or pull back plain sweeps in their own order, as in the paper.
+    """The configured rule; the baselines take their second phase's order and over-relaxation from the paper.
 
     Raises:
         ConfigError: beta does not go with the rule.
     """
     default = create_rule(config.algo)
     free = Minimizer(order=config.order, sweeps=config.free_sweeps, omega=config.omega, start=config.start)
-    options: dict[str, Any] = {"free": free, "second": replace(default.second, sweeps=config.nudged_sweeps)}
+    second = {"sweeps": config.nudged_sweeps}
+    options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
-        options |= {"second": replace(free, sweeps=config.nudged_sweeps), "hold_routes": config.hold_routes}
+        second |= {"order": config.nudged_order, "omega": config.nudged_omega}
+        options["hold_routes"] = config.hold_routes
+    given = {name: value for name, value in second.items() if value is not None}
+    options |= {"free": free, "second": replace(default.second, **given)}
     if config.beta is not None:
         options["beta"] = config.beta
     try:

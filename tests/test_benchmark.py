@@ -1,0 +1,90 @@
+"""The benchmark measures what it says."""
+
+import pytest
+import torch
+
+from timm_ebl import PAPER, Minimizer, Nudged, create_rule
+from timm_ebl.benchmark import (
+    PlainProcedure,
+    gradients,
+    layer_cosines,
+    main,
+    peak_memory,
+    procedures,
+    sweep_flops,
+    true_gradient,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_the_plain_procedure_walks_the_engines_trajectory(make_dchn, batch):
+    model, (x, y) = make_dchn(), batch
+    plain = PlainProcedure(PAPER, Minimizer(order="asynchronous", sweeps=20, omega=1.0), beta=0.25)
+    state = plain.infer(model, x)
+    torch.testing.assert_close(state, model.relax(x, minimizer=PAPER).state, atol=1e-12, rtol=0)
+    nudge = Nudged(torch.eye(3, dtype=x.dtype)[y], 0.25)
+    torch.testing.assert_close(
+        plain.relax(model, x, state, nudge, plain.nudged),
+        model.relax(x, state, nudge, plain.nudged).state,
+        atol=1e-12,
+        rtol=0,
+    )
+
+
+def test_the_plain_step_has_the_engines_gradient(make_dchn, batch):
+    model, (x, y) = make_dchn(), batch
+    nudged = Minimizer(order="asynchronous", sweeps=20, omega=1.0)
+    plain = gradients(model, lambda: PlainProcedure(PAPER, nudged, beta=0.25).step(model, x, y))
+    rule = create_rule("c-ep", beta=0.25, free=PAPER, second=nudged)
+    ours = gradients(model, lambda: rule(model, x, y).loss.backward())
+    torch.testing.assert_close(plain, ours, atol=1e-10, rtol=1e-9)
+    assert layer_cosines(plain, ours) == pytest.approx([1.0] * 5)
+
+
+def test_the_true_gradient_does_not_depend_on_how_the_batch_is_cut(make_dchn, batch):
+    model, (x, y) = make_dchn(gains=0.5), batch
+    x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
+    torch.testing.assert_close(true_gradient(model, x, y), true_gradient(model, x[:6], y[:6]), atol=1e-5, rtol=1e-4)
+
+
+def test_operations_are_counted_from_the_shapes(make_dchn, batch):
+    # Forward and transposed, two operations a product; channels 4-5-6-7 at 8x8, 4x4, 2x2 places; 7 inputs, 3 outputs.
+    products = 4 * 5 * 9 * 8 * 8 + 5 * 6 * 9 * 4 * 4 + 6 * 7 * 9 * 2 * 2 + 7 * 3
+    assert sweep_flops(make_dchn(), batch[0]) == 4 * products
+
+
+def test_memory_is_what_lives_at_once():
+    megabyte = 2**18
+    assert peak_memory(lambda: [torch.zeros(megabyte) for _ in range(4)], CPU) == pytest.approx(4, abs=0.1)
+    assert peak_memory(lambda: [float(torch.zeros(megabyte).sum()) for _ in range(4)], CPU) == pytest.approx(1, abs=0.1)
+
+
+def test_the_memory_of_a_contrastive_step_does_not_grow_with_the_sweeps(make_dchn, batch):
+    model, (x, y) = make_dchn(), batch
+
+    def memory(name, sweeps):
+        minimizer = Minimizer(sweeps=sweeps)
+        rule = create_rule(name, free=minimizer, second=minimizer)
+        return peak_memory(lambda: rule(model, x, y).loss.backward(), CPU)
+
+    for name in ("cl", "n-ep", "c-ep", "c-cpl"):
+        assert memory(name, 40) == memory(name, 4)
+    assert memory("tbp", 40) > 3 * memory("tbp", 4)
+
+
+def test_every_row_of_the_table_takes_a_step(make_dchn, batch):
+    model, (x, y) = make_dchn(sweeps=2), batch
+    rows = procedures(model, x, y, 0.25, laborieux=True)
+    assert len({row.name for row in rows}) == len(rows) == 6
+    for row in rows:
+        assert all(gradient.norm() > 0 for gradient in gradients(model, row.step))
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table(capsys):
+    main(["--models", "dchn_tiny_mnist", "--batch-size", "2", "--repeats", "1", "--threads", "1"])
+    table = capsys.readouterr().out
+    assert "c-ep, paper" in table
+    assert "c-ep, ours" in table
+    assert "GFLOP/s" in table
