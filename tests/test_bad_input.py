@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from timm_ebl import DCHN, Minimizer, create_rule
+from timm_ebl import DCHN, Minimizer, Nudged, create_rule
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,17 @@ from timm_ebl import DCHN, Minimizer, create_rule
         (lambda: DCHN(img_size=8), ["8", "too small"]),
         (lambda: DCHN(global_pool="avg"), ["global_pool", "avg"]),
         (lambda: DCHN(num_classes=-1), ["num_classes", "-1"]),
+        (lambda: DCHN(in_chans=0), ["in_chans", "0"]),
+        (lambda: DCHN(widths=8), ["widths", "8"]),
+        (lambda: DCHN(img_size=(16,)), ["img_size", "(16,)"]),
+        (lambda: DCHN(gains=math.nan), ["gains", "nan"]),
+        (lambda: DCHN(bias_gain=-1), ["bias_gain", "-1"]),
+        (lambda: DCHN(kernel_size=2), ["kernel_size", "odd"]),
+        (lambda: Minimizer(omega="1"), ["omega", "'1'"]),
+        (lambda: Minimizer(tolerance="x"), ["tolerance", "'x'"]),
+        (lambda: Minimizer(order=["a"]), ["['a']", "asynchronous"]),
+        (lambda: Minimizer(sweeps=True), ["sweeps", "True"]),
+        (lambda: Nudged(torch.zeros(1, 2), -1.0), ["above -1", "-1.0"]),
     ],
 )
 def test_a_wrong_setting_is_refused(call, words):

@@ -186,7 +186,33 @@ def test_known_drives_are_not_used_for_another_input_or_other_parameters(make_dc
     continued = model.relax(other, relaxation)
     torch.testing.assert_close(continued.state, model.relax(other, relaxation.state).state)
 
+    for stranger in (make_dchn(seed=1), make_dchn()):
+        torch.testing.assert_close(stranger.energy(x, relaxation), stranger.energy(x, relaxation.state))
     with torch.no_grad():
         model.layers[1].weight.mul_(1.5)
     torch.testing.assert_close(model.energy(x, relaxation), model.energy(x, relaxation.state))
     torch.testing.assert_close(model.relax(x, relaxation).state, model.relax(x, relaxation.state).state)
+
+
+def test_known_drives_are_not_used_once_the_input_or_the_read_out_is_another(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x)
+    model.reset_classifier(3)
+    torch.testing.assert_close(model.energy(x, relaxation), model.energy(x, relaxation.state))
+    relaxation = model.relax(x)
+    x.mul_(1.5)
+    torch.testing.assert_close(model.energy(x, relaxation), model.energy(x, relaxation.state))
+
+
+def test_a_network_works_in_inference_mode(make_dchn, batch):
+    x, _ = batch
+    with torch.inference_mode():
+        model = make_dchn()
+        free = model.relax(x.clone())
+        assert model.relax(free.input, free).state[0].shape == free.state[0].shape
+
+
+@pytest.mark.parametrize(("kernel_size", "pool"), [(2, 2), (4, 2), (0, 2), (3, 0)])
+def test_kernels_that_do_not_keep_the_image_size_are_refused(kernel_size, pool):
+    with pytest.raises(ValueError, match="odd"):
+        ConvInteraction(2, 3, kernel_size=kernel_size, pool=pool)

@@ -11,6 +11,7 @@ equilibrium states of the hidden layers are the feature maps; ``forward`` relaxe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -72,14 +73,18 @@ class DCHN(HopfieldNetwork):
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
-        if not widths or min(widths) < 1:
+        if not isinstance(widths, Sequence) or not widths or min(widths) < 1:
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
+        if in_chans < 1 or num_classes < 0:
+            raise ValueError(f"in_chans is at least 1 and num_classes at least 0; got {in_chans} and {num_classes}.")
+        if not 0 <= bias_gain < math.inf:
+            raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
         if global_pool:
             raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
-        if num_classes < 0:
-            raise ValueError(f"num_classes is at least 0, not {num_classes}.")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if len(self.img_size) != 2:
+            raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
         self.gains = _as_gains(gains, len(widths) + 1)
         self.bias_gain = bias_gain
         self.minimizer = Minimizer(order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start)
@@ -159,7 +164,7 @@ def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction
 
 def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
     gains = (gains,) * count if isinstance(gains, (int, float)) else tuple(gains)
-    if len(gains) != count or min(gains) <= 0:
+    if len(gains) != count or not all(0 < gain < math.inf for gain in gains):
         raise ValueError(f"gains is one positive number or {count} of them, read-out last; got {gains!r}.")
     return gains
 

@@ -115,9 +115,14 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         kernel_size: Side of the kernel; the padding keeps the image size.
         pool: Side and stride of the pooling window.
         **kwargs: ``device`` and ``dtype`` of the parameters.
+
+    Raises:
+        ValueError: The kernel's side is even, or the window has no extent.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, pool: int = 2, **kwargs) -> None:
+        if kernel_size % 2 != 1 or pool < 1:
+            raise ValueError(f"kernel_size is odd and pool at least 1; got {kernel_size!r} and {pool!r}.")
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
         self.pool = pool
 

@@ -9,7 +9,7 @@ pooling route serves the feedback as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -36,6 +36,7 @@ __all__ = [
 
 Groups = tuple[tuple[int, ...], ...]
 Order = Callable[[int], Groups]
+Stamp = tuple[tuple[Tensor, int], ...]
 _ORDERS: dict[str, Order] = {}
 
 
@@ -83,6 +84,10 @@ def backward(layers: int) -> Groups:
     return tuple((layer,) for layer in reversed(range(layers)))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 class Start(str, Enum):
     """Where a relaxation starts when no state is given."""
 
@@ -121,13 +126,13 @@ class Minimizer:
     start: Start = Start.FEEDFORWARD
 
     def __post_init__(self) -> None:
-        if self.order not in _ORDERS:
+        if not isinstance(self.order, str) or self.order not in _ORDERS:
             raise ValueError(f"Unknown order of update {self.order!r}: choose one of {', '.join(list_orders())}.")
-        if not isinstance(self.sweeps, int) or self.sweeps < 1:
+        if type(self.sweeps) is not int or self.sweeps < 1:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
-        if self.tolerance is not None and not 0 < self.tolerance < math.inf:
+        if self.tolerance is not None and not (_is_number(self.tolerance) and 0 < self.tolerance < math.inf):
             raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
-        if not 0 < self.omega < 2:
+        if not (_is_number(self.omega) and 0 < self.omega < 2):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
         object.__setattr__(self, "start", Start(self.start))
 
@@ -147,12 +152,12 @@ class Relaxation:
     Attributes:
         input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation.
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; with the held routes, if any.
         residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
         sweeps: Sweeps used.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
-        version: Version of the parameters that the drives belong to.
+        stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
     """
 
     input: Tensor
@@ -162,7 +167,7 @@ class Relaxation:
     sweeps: int
     tolerance: float | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
-    version: int = 0
+    stamp: Stamp = field(default=(), repr=False)
 
     @property
     def output(self) -> Tensor:
@@ -181,16 +186,16 @@ class Relaxation:
     @classmethod
     def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
         """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
-        first = relaxations[0]
+        first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
         return cls(
-            input=torch.cat([r.input for r in relaxations]),
+            input=inputs,
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
             energy=torch.cat([r.energy for r in relaxations]),
             residual=torch.cat([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
-            version=first.version,
+            stamp=stamp([inputs]) + first.stamp[1:],
         )
 
 
@@ -254,6 +259,10 @@ class Walk:
         if layer + 1 < len(self.state):
             self._drives[layer + 1] = None
 
+    def stamp(self) -> Stamp:
+        """What the drives are computed from."""
+        return stamp([self.x, *(p for interaction in self.interactions for p in interaction.parameters())])
+
     def drives(self) -> tuple[Drive, ...]:
         """The drives of the present state."""
         return tuple(self.drive(layer) for layer in range(len(self.state)))
@@ -280,14 +289,12 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     drives = walk.drives()
     state = tuple(walk.state)
     energy = energy_from_drives(state, [drive.value for drive in drives])
-    return Relaxation(
-        walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, parameter_version(walk.interactions)
-    )
+    return Relaxation(walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, walk.stamp())
 
 
-def parameter_version(interactions: Sequence[Interaction]) -> int:
-    """A number that grows whenever a parameter is written to in place, as optimisers and loaders do."""
-    return sum(parameter._version for interaction in interactions for parameter in interaction.parameters())
+def stamp(tensors: Iterable[Tensor]) -> Stamp:
+    """The tensors, each with a number that grows whenever it is written to in place (but not through ``.data``)."""
+    return tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .energy import EnergyAtState, Interaction, State, energy_from_drives
-from .minimize import Minimizer, Relaxation, Start, Walk, minimize, parameter_version
+from .minimize import Minimizer, Relaxation, Start, Walk, minimize
 from .perturbation import FREE, Perturbation
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
@@ -152,11 +152,11 @@ class HopfieldNetwork(nn.Module):
 
     def _knows_drives(self, x: Tensor, state: object) -> bool:
         """Whether a state is a relaxation whose drives are those of this input under the present parameters."""
-        return (
-            isinstance(state, Relaxation)
-            and bool(state.drives)
-            and state.input is x
-            and state.version == parameter_version(self.interactions)
+        if not isinstance(state, Relaxation) or not state.drives:
+            return False
+        present = Walk(self.interactions, x, state.state).stamp()
+        return len(present) == len(state.stamp) and all(
+            now is then and version == old for (now, version), (then, old) in zip(present, state.stamp, strict=True)
         )
 
     def _walk_from(self, x: Tensor, start: Start, perturbation: Perturbation) -> Walk:

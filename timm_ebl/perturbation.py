@@ -6,6 +6,7 @@ drive into the output layer, a perturbation of cost ``c`` gives ``o = argmin_o 1
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -56,10 +57,19 @@ class Nudged(Perturbation):
         target: The desired output ``y``, ``(B, M)``.
         beta: Strength, positive towards the target and negative away from it, above -1 (at -1 the output has no
             minimum). A float, or a tensor ``(B, 1)`` with a strength for each sample.
+
+    Raises:
+        ValueError: The strength, given as a float, is not above -1.
     """
 
     target: Tensor
     beta: float | Tensor
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.beta, Tensor) and not -1 < self.beta < math.inf:
+            raise ValueError(
+                f"A nudge has a finite strength above -1, or the output has no minimum; got {self.beta!r}."
+            )
 
     def output(self, drive: Tensor) -> Tensor:
         return (drive + self.beta * self.target) / (1 + self.beta)
@@ -82,7 +92,7 @@ class Clamped(Perturbation):
         return self.target.to(drive.dtype)
 
     def cost(self, output: Tensor) -> Tensor:
-        return torch.where((output == self.target).all(1), 0.0, float("inf"))
+        return torch.where((output == self.target.to(output.dtype)).all(1), 0.0, float("inf"))
 
     def start(self, output: Tensor) -> Tensor:
         return self.target.to(output.dtype)
