@@ -9,11 +9,11 @@ from timm_ebl.benchmark import (
     gradients,
     layer_cosines,
     main,
-    peak_memory,
     procedures,
     sweep_flops,
     true_gradient,
 )
+from timm_ebl.memory import peak_memory
 
 CPU = torch.device("cpu")
 

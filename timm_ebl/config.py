@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from .minimize import Start, list_orders
+from .minimize import Start
+from .order import list_orders
 from .rules import list_rules, rule_options
 
 __all__ = ["ConfigError", "TrainConfig", "parse_config"]

@@ -40,7 +40,7 @@ class DCHN(HopfieldNetwork):
         bias_gain: The same for the biases.
         kernel_size: Side of the kernels.
         pool: Side of the pooling windows.
-        order: Order of update (`timm_ebl.minimize.list_orders`).
+        order: Order of update (`timm_ebl.order.list_orders`).
         sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
         tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
         omega: Over-relaxation of the hidden layers, between 0 and 2.

@@ -1,4 +1,4 @@
-"""Minimising the energy over the state: orders of update, the minimiser, the record of a relaxation (paper, Section 3).
+"""Minimising the energy over the state: the minimiser, the record of a relaxation (paper, Section 3).
 
 One sweep updates every layer once, group by group. The layers of a group are updated together, each to the exact
 minimum of the energy given the others (`timm_ebl.energy`), so a sweep costs one forward and one transposed
@@ -9,7 +9,7 @@ pooling route serves the feedback as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -17,71 +17,12 @@ import torch
 from torch import Tensor
 
 from .energy import Drive, Interaction, State, energy_from_drives
+from .order import Groups, get_order
 from .perturbation import FREE, Perturbation
 
-__all__ = [
-    "PAPER",
-    "Minimizer",
-    "Relaxation",
-    "Start",
-    "Walk",
-    "asynchronous",
-    "backward",
-    "forward",
-    "list_orders",
-    "minimize",
-    "register_order",
-    "synchronous",
-]
+__all__ = ["PAPER", "Minimizer", "Relaxation", "Start", "Walk", "minimize", "relative_change", "stamp"]
 
-Groups = tuple[tuple[int, ...], ...]
-Order = Callable[[int], Groups]
 Stamp = tuple[tuple[Tensor, int], ...]
-_ORDERS: dict[str, Order] = {}
-
-
-def register_order(order: Order) -> Order:
-    """Offer an order of update under its function's name.
-
-    Args:
-        order: Takes the number of free layers ``L`` (output included) and returns the groups of one sweep, as tuples
-            of the indices ``0 .. L - 1``.
-    """
-    _ORDERS[order.__name__] = order
-    return order
-
-
-def list_orders() -> list[str]:
-    """Names of the registered orders of update."""
-    return sorted(_ORDERS)
-
-
-@register_order
-def asynchronous(layers: int) -> Groups:
-    """Odd layers together, then even ones: ``{1, 3, o}``, ``{2, 4}`` (paper, Section 3). The energy never rises."""
-    return tuple(range(0, layers, 2)), tuple(range(1, layers, 2))
-
-
-@register_order
-def synchronous(layers: int) -> Groups:
-    """Every layer from the old state (Laborieux et al., 2021). The energy may rise."""
-    return (tuple(range(layers)),)
-
-
-@register_order
-def forward(layers: int) -> Groups:
-    """One layer after the other, from the input to the output. The energy never rises."""
-    return tuple((layer,) for layer in range(layers))
-
-
-@register_order
-def backward(layers: int) -> Groups:
-    """One layer after the other, from the output to the input. The energy never rises.
-
-    A nudge of the output reaches every layer in a single sweep, where the asynchronous order takes half as many sweeps
-    as there are layers. Not in the paper.
-    """
-    return tuple((layer,) for layer in reversed(range(layers)))
 
 
 def _is_number(value: object) -> bool:
@@ -108,7 +49,7 @@ class Minimizer:
     The defaults are ours and meant to be fast; the paper's procedure is `PAPER`.
 
     Attributes:
-        order: Name of a registered order of update (`list_orders`).
+        order: Name of a registered order of update (`timm_ebl.order.list_orders`).
         sweeps: Number of sweeps; the most of them, if a tolerance is given.
         tolerance: Stop once the residual of every sample is at most this. ``None`` runs all sweeps, as the paper does.
         omega: Over-relaxation ``s <- clip(s + omega (s_new - s), 0, 1)`` of the hidden layers, ``0 < omega < 2``. The
@@ -126,8 +67,7 @@ class Minimizer:
     start: Start = Start.FEEDFORWARD
 
     def __post_init__(self) -> None:
-        if not isinstance(self.order, str) or self.order not in _ORDERS:
-            raise ValueError(f"Unknown order of update {self.order!r}: choose one of {', '.join(list_orders())}.")
+        get_order(self.order)
         if type(self.sweeps) is not int or self.sweeps < 1:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
         if self.tolerance is not None and not (_is_number(self.tolerance) and 0 < self.tolerance < math.inf):
@@ -138,7 +78,7 @@ class Minimizer:
 
     def groups(self, layers: int) -> Groups:
         """The groups of one sweep over ``layers`` free layers."""
-        return _ORDERS[self.order](layers)
+        return get_order(self.order)(layers)
 
 
 PAPER = Minimizer(sweeps=60, omega=1.0, start=Start.ZERO)

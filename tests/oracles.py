@@ -1,0 +1,48 @@
+"""What the tests of the rules hold the rules against."""
+
+import math
+
+import torch
+
+from timm_ebl import Minimizer, create_rule
+
+BETAS = (0.1, 0.05, 0.025)
+CONVERGED = Minimizer(sweeps=5000, tolerance=1e-13, omega=1.2)
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+TARGET = torch.eye(3, dtype=torch.float64)[LABELS]
+
+
+def gradient(model, loss):
+    """The gradient of a scalar in all parameters, as one vector."""
+    gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def error(first, second):
+    return float((first - second).norm() / second.norm())
+
+
+def slope(errors):
+    """Slope of log error over log beta, through the first and the last beta."""
+    return math.log(errors[0] / errors[-1]) / math.log(BETAS[0] / BETAS[-1])
+
+
+def true_gradient(model, x, y, sweeps=400):
+    return gradient(
+        model, create_rule("tbp", free=CONVERGED, second=Minimizer(sweeps=sweeps, omega=1.0))(model, x, y).loss
+    )
+
+
+def finite_difference(model, function, step=1e-5):
+    """Gradient of a number that depends on the parameters through its own minimisations."""
+    found = []
+    for parameter in model.parameters():
+        for index in range(parameter.numel()):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter.view(-1)[index] += sign * step
+                    values.append(function())
+                    parameter.view(-1)[index] -= sign * step
+            found.append((values[0] - values[1]) / (2 * step))
+    return torch.tensor(found, dtype=torch.float64)

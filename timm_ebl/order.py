@@ -1,0 +1,76 @@
+"""Orders of update: which layers change together, and in what sequence, within one sweep (paper, Section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = [
+    "Groups",
+    "Order",
+    "asynchronous",
+    "backward",
+    "forward",
+    "get_order",
+    "list_orders",
+    "register_order",
+    "synchronous",
+]
+
+Groups = tuple[tuple[int, ...], ...]
+Order = Callable[[int], Groups]
+_ORDERS: dict[str, Order] = {}
+
+
+def register_order(order: Order) -> Order:
+    """Offer an order of update under its function's name.
+
+    Args:
+        order: Takes the number of free layers ``L`` (output included) and returns the groups of one sweep, as tuples
+            of the indices ``0 .. L - 1``.
+    """
+    _ORDERS[order.__name__] = order
+    return order
+
+
+def get_order(name: str) -> Order:
+    """The order of a name.
+
+    Raises:
+        ValueError: No order has it.
+    """
+    if not isinstance(name, str) or name not in _ORDERS:
+        raise ValueError(f"Unknown order of update {name!r}: choose one of {', '.join(list_orders())}.")
+    return _ORDERS[name]
+
+
+def list_orders() -> list[str]:
+    """Names of the registered orders of update."""
+    return sorted(_ORDERS)
+
+
+@register_order
+def asynchronous(layers: int) -> Groups:
+    """Odd layers together, then even ones: ``{1, 3, o}``, ``{2, 4}`` (paper, Section 3). The energy never rises."""
+    return tuple(range(0, layers, 2)), tuple(range(1, layers, 2))
+
+
+@register_order
+def synchronous(layers: int) -> Groups:
+    """Every layer from the old state (Laborieux et al., 2021). The energy may rise."""
+    return (tuple(range(layers)),)
+
+
+@register_order
+def forward(layers: int) -> Groups:
+    """One layer after the other, from the input to the output. The energy never rises."""
+    return tuple((layer,) for layer in range(layers))
+
+
+@register_order
+def backward(layers: int) -> Groups:
+    """One layer after the other, from the output to the input. The energy never rises.
+
+    A nudge of the output reaches every layer in a single sweep, where the asynchronous order takes half as many sweeps
+    as there are layers. Not in the paper.
+    """
+    return tuple((layer,) for layer in reversed(range(layers)))
