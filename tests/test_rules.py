@@ -74,7 +74,7 @@ def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch
 # ------------------------------------------------------------------------------------------------- the slow twin
 
 
-def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps):
+def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired):
     """``(state_1, state_2, denominator)`` of a contrastive rule, as the table of the paper's equations says."""
     groups = ((0, 2, 4), (1, 3))
     free = twin.zero_state(params, x)
@@ -85,35 +85,36 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps):
         clamp = None
         state = free
         if name == "cl" or name.endswith("cpl"):
-            clamp = y if name == "cl" else (1 - sign * beta) * free[-1] + sign * beta * y
+            clamp = (1 - sign * beta) * free[-1] + sign * beta * y
             state = (*free[:-1], clamp)
         for _ in range(second_sweeps):
             state = twin.sweep(params, x, state, groups, beta=sign * beta, y=y, clamp=clamp)
         return state
 
-    if name == "cl":
-        return free, perturbed(1), 1
-    match name[0]:
-        case "p":
-            return free, perturbed(1), beta
+    unperturbed = perturbed(0) if paired else free
+    match name.split("-")[0]:
+        case "cl" | "p":
+            return unperturbed, perturbed(1), beta
         case "n":
-            return perturbed(-1), free, beta
+            return perturbed(-1), unperturbed, beta
         case "c":
             return perturbed(-1), perturbed(1), 2 * beta
 
 
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("name", CONTRASTIVE)
-def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name):
+def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired):
     model, (x, y) = make_dchn(), batch
     plain = Minimizer(sweeps=9, omega=1.0, start="zero")
-    options = {"free": plain, "second": Minimizer(sweeps=5, omega=1.0)}
+    options = {"free": plain, "second": Minimizer(sweeps=5, omega=1.0), "paired": paired}
+    beta = 1.0 if name == "cl" else 0.3
     if name != "cl":
-        options["beta"] = 0.3
+        options["beta"] = beta
     loss, output, free = create_rule(name, **options)(model, x, y)
 
     params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
     frozen = twin.parameters(model)
-    first, second, denominator = twin_states(frozen, x, torch.eye(3, dtype=torch.float64)[y], name, 0.3, 9, 5)
+    first, second, denominator = twin_states(frozen, x, torch.eye(3, dtype=torch.float64)[y], name, beta, 9, 5, paired)
     contrast = (twin.energy(params, x, second) - twin.energy(params, x, first)).mean() / denominator
     expected = torch.autograd.grad(contrast, [p for pair in params for p in pair])
     assert loss.item() == pytest.approx(contrast.item(), abs=1e-10)
@@ -207,6 +208,19 @@ def test_every_rule_trains_a_model_that_only_has_the_interface(dense, name):
         optimizer.step()
         costs.append(float(squared_error(output, TARGET).mean()))
     assert costs[-1] < costs[0]
+
+
+def test_what_the_free_phase_left_undone_cancels_in_a_pair_only(make_dchn, batch):
+    model, (x, y) = make_dchn(seed=3, gains=0.5, bias_gain=1.5), batch
+    expected = true_gradient(model, x, y)
+    second = Minimizer(order="backward", sweeps=4, omega=1.0)
+    for name in ("p-ep", "n-ep"):
+        errors = []
+        for paired in (True, False):
+            rule = create_rule(name, beta=0.02, free=Minimizer(sweeps=4), second=second, paired=paired)
+            errors.append(error(gradient(model, rule(model, x, y).loss), expected))
+        assert errors[0] < 0.1
+        assert errors[1] > 3 * errors[0]
 
 
 def test_contrastive_learning_is_coupled_learning_at_beta_1(make_dchn, batch):

@@ -73,6 +73,9 @@ class TrainConfig:
     start: str = _option("feedforward", f"where a free phase starts: {', '.join(Start)}")
     warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
     hold_routes: bool = _flag(False, "keep the free state's pooling routes in the perturbed phases (not in the paper)")
+    paired: bool = _flag(
+        True, "sweep the free state of a one-sided rule as often as the perturbed one (not in the paper)"
+    )
     opt: str = _option("adam", "optimiser, by its name in timm.optim")
     lr: tuple[float, ...] = _option((2e-3,), "learning rate, or one for each interaction, read-out last", float, True)
     min_lr: float = _option(2e-6, "learning rate at the end of the cosine", float)

@@ -118,15 +118,21 @@ class Nudging(Enum):
 class ContrastiveRule(Rule):
     """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
 
+    A one-sided rule contrasts a perturbed state with the free one. If the free phase has not converged, the perturbed
+    phase also does what was left of it, and that is no effect of the perturbation; `paired` cancels it.
+
     Attributes:
         beta: Strength of the perturbation, positive; the nudging carries the sign.
         nudging: Which two equilibria.
         hold_routes: Keep the free state's pooling routes in the perturbed phases. Ours, not the paper's.
+        paired: Give the free state of a one-sided rule as many more sweeps as the perturbed one, under a perturbation
+            of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
     nudging: Nudging = Nudging.CENTERED
     hold_routes: bool = False
+    paired: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
@@ -140,19 +146,16 @@ class ContrastiveRule(Rule):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         first, second = self.nudging.value
-        strengths = [multiple * self.beta for multiple in (first, second) if multiple]
-        phases = len(strengths)
-        both = free.repeat(phases)
+        multiples = [multiple for multiple in (first, second) if multiple or self.paired]
+        both = free.repeat(len(multiples))
         perturbation = self.perturbation(
             both.output,
-            torch.cat([target] * phases),
-            torch.cat([target.new_full((len(target), 1), strength) for strength in strengths]),
+            torch.cat([target] * len(multiples)),
+            torch.cat([target.new_full((len(target), 1), multiple * self.beta) for multiple in multiples]),
         )
         pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
-        if not first:
-            pair = Relaxation.cat([free, pair])
-        elif not second:
-            pair = Relaxation.cat([pair, free])
+        if len(multiples) == 1:
+            pair = Relaxation.cat([pair, free] if first else [free, pair])
         # One call for both states, so that 16-bit gradients are subtracted before they are rounded.
         energies = model.energy(pair.input, pair).chunk(2)
         contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)
@@ -276,8 +279,8 @@ def create_rule(name: str, **options: object) -> Rule:
     Args:
         name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
             ``rbp``.
-        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta`` and ``hold_routes`` for
-            the contrastive ones (``cl`` has no ``beta``: it clamps to the target).
+        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta``, ``hold_routes`` and
+            ``paired`` for the contrastive ones (``cl`` has no ``beta``: it clamps to the target).
 
     Raises:
         ValueError: The rule or an option is unknown, or a value is out of range.

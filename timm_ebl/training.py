@@ -131,7 +131,7 @@ def build_rule(config: TrainConfig) -> Rule:
     options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
-        options["hold_routes"] = config.hold_routes
+        options |= {"hold_routes": config.hold_routes, "paired": config.paired}
     given = {name: value for name, value in second.items() if value is not None}
     options |= {"free": free, "second": replace(default.second, **given)}
     if config.beta is not None:
