@@ -4,8 +4,8 @@
     accelerate launch train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
     accelerate launch --mixed_precision bf16 train_ebl.py --config hub_configs/table2_cifar10.yaml
 
-Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs, little more than a minute on
-two CPU cores. Settings come from the defaults, then --config, then the command line.
+Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs in about a minute
+on two CPU cores. Settings come from the defaults, then --config, then the command line.
 """
 
 import sys

@@ -164,7 +164,7 @@ class ContrastiveRule(Rule):
 
 @dataclass(frozen=True)
 class EquilibriumPropagation(ContrastiveRule):
-    """Equilibrium propagation: hidden and output layers relax under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3)."""
+    """Equilibrium propagation: every layer relaxes under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
