@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -44,7 +45,7 @@ def as_layers(state: State | Relaxation) -> State:
     return state.state if isinstance(state, Relaxation) else state
 
 
-class HopfieldNetwork(nn.Module):
+class HopfieldNetwork(nn.Module, ABC):
     """A layered Hopfield network made of interactions (`timm_ebl.energy`).
 
     A subclass sets `minimizer` and implements `interactions`.
@@ -53,9 +54,9 @@ class HopfieldNetwork(nn.Module):
     minimizer: Minimizer
 
     @property
+    @abstractmethod
     def interactions(self) -> Sequence[Interaction]:
         """The interactions from the input upwards; the last one drives the output layer."""
-        raise NotImplementedError
 
     def check_input(self, x: Tensor) -> None:
         """Refuse an input that the network cannot take.
