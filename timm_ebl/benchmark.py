@@ -25,7 +25,7 @@ import timm_ebl  # noqa: F401 (registers the models)
 
 from .data import load_dataset
 from .energy import ConvInteraction, Drive, State
-from .memory import peak_memory
+from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start, Walk
 from .network import HopfieldNetwork
 from .perturbation import FREE, Nudged, Perturbation
@@ -44,6 +44,17 @@ class PlainWalk(Walk):
         if isinstance(interaction, ConvInteraction):
             return Drive(*F.max_pool2d(interaction(below), interaction.pool, return_indices=True))
         return interaction.drive(below)
+
+    def minimum(self, layer: int) -> Tensor:
+        above = layer + 1
+        interaction = self.interactions[above] if above < len(self.state) else None
+        if not isinstance(interaction, ConvInteraction):
+            return super().minimum(layer)
+        routed = F.max_unpool2d(
+            self.state[above], self.drive(above).route, interaction.pool, output_size=self.state[layer].shape[2:]
+        )
+        feedback = F.conv_transpose2d(routed, interaction.weight, padding=interaction.padding)
+        return (self.drive(layer).value + feedback).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -151,7 +162,7 @@ def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
         below = torch.rand(lower, device=x.device)
         if isinstance(interaction, ConvInteraction):
             below = below.contiguous(memory_format=torch.channels_last)
-            weight, padding = interaction.weight, interaction.padding
+            weight, padding = interaction.prepare(), interaction.padding
             above = F.conv2d(below, weight, padding=padding)
             calls = (
                 lambda b=below, w=weight, p=padding: F.conv2d(b, w, padding=p),
@@ -252,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -59,23 +59,31 @@ class Interaction(ABC):
     def shape(self, lower: torch.Size) -> torch.Size:
         """Shape of one sample of the upper layer, given that of the lower one."""
 
+    def prepare(self) -> Tensor | None:
+        """What the many products of one relaxation share, made once: `drive` and `feedback` take it as `prepared`."""
+        return None
+
     @abstractmethod
-    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
         """Bottom-up input ``drive(lower)``, bias included.
 
         Args:
             lower: State of the lower layer, ``(B, *lower_shape)``.
             route: Positions to use in place of those that pooling would choose now ("held routes").
+            prepared: What `prepare` returned, if it was asked.
         """
 
     @abstractmethod
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
+    ) -> Tensor:
         """Top-down input ``d <upper, drive(lower)> / d lower``.
 
         Args:
             upper: State of the upper layer, ``(B, *upper_shape)``.
             route: The route of the drive at the present lower state.
             lower: Shape ``(B, *lower_shape)`` of the result.
+            prepared: What `prepare` returned, if it was asked.
         """
 
     @abstractmethod
@@ -129,18 +137,38 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_channels, *(side // self.pool for side in lower[1:])])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
-        unpooled = self(lower.contiguous(memory_format=torch.channels_last))
+    def prepare(self) -> Tensor:
+        """The kernel in channels-last layout, and in 16 bits under autocast."""
+        kernel, device = self.weight, self.weight.device.type
+        if torch.is_autocast_enabled(device):
+            kernel = kernel.to(torch.get_autocast_dtype(device))
+        return kernel.contiguous(memory_format=torch.channels_last)
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
+        kernel = self.prepare() if prepared is None else prepared
+        lower = lower.contiguous(memory_format=torch.channels_last)
+        unpooled = F.conv2d(lower, kernel, self.bias, padding=self.padding)
         if route is None:
             return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
         return Drive(unpooled.flatten(2).gather(2, route.flatten(2)).view_as(route), route)
 
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
-        routed = F.max_unpool2d(upper, route, self.pool, output_size=lower[2:])
-        return F.conv_transpose2d(routed, self.weight, padding=self.padding)
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
+    ) -> Tensor:
+        kernel = self.prepare() if prepared is None else prepared
+        return F.conv_transpose2d(self._unpool(upper, route, lower), kernel, padding=self.padding)
+
+    def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
+        """Every value at the position that pooling chose, zeros elsewhere: the adjoint of pooling, faster as such."""
+        size = (*upper.shape[:2], *lower[2:])
+        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+        window = (self.pool, self.pool)
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            upper, like, window, window, (0, 0), (1, 1), False, route
+        )
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
-        routed = F.max_unpool2d(upper, route, self.pool, output_size=lower.shape[2:])
+        routed = self._unpool(upper, route, lower.shape)
         _, weight, _ = torch.ops.aten.convolution_backward(
             routed,
             lower.to(upper.dtype),
@@ -163,10 +191,12 @@ class DenseInteraction(nn.Linear, _Uniform):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_features])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
         return Drive(self(lower.flatten(1)))
 
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
+    ) -> Tensor:
         return F.linear(upper, self.weight.t()).view(lower)
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -179,10 +209,12 @@ class EmptyInteraction(nn.Identity, Interaction):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([0])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
         return Drive(lower.new_empty(lower.shape[0], 0))
 
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
+    ) -> Tensor:
         return upper.new_zeros(lower)
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -161,6 +161,7 @@ class Walk:
         routes: Sequence[Tensor | None] = (),
     ) -> None:
         self.interactions = interactions
+        self.prepared = [interaction.prepare() for interaction in interactions]
         self.x = x
         self.state = list(state)
         self.perturbation = perturbation
@@ -172,7 +173,9 @@ class Walk:
         drive = self._drives[layer]
         if drive is None:
             below = self.state[layer - 1] if layer else self.x
-            drive = self._drives[layer] = self.interactions[layer].drive(below, self.routes[layer])
+            drive = self._drives[layer] = self.interactions[layer].drive(
+                below, self.routes[layer], self.prepared[layer]
+            )
         return drive
 
     def minimum(self, layer: int) -> Tensor:
@@ -181,8 +184,10 @@ class Walk:
         if layer == len(self.state) - 1:
             return self.perturbation.output(drive)
         above, route = self.state[layer + 1], self.drive(layer + 1).route
-        feedback = self.interactions[layer + 1].feedback(above, route, self.state[layer].shape)
-        return (drive + feedback).clamp(0, 1)
+        feedback = self.interactions[layer + 1].feedback(
+            above, route, self.state[layer].shape, self.prepared[layer + 1]
+        )
+        return (drive + feedback).clamp_(0, 1)
 
     def sweep(self, groups: Groups, omega: float = 1.0) -> None:
         """Update every layer once; the output layer is never over-relaxed."""
@@ -190,7 +195,7 @@ class Walk:
             updates = [(layer, self.minimum(layer)) for layer in group]
             for layer, minimum in updates:
                 if omega != 1 and layer < len(self.state) - 1:
-                    minimum = torch.lerp(self.state[layer].to(minimum.dtype), minimum, omega).clamp(0, 1)
+                    minimum.lerp_(self.state[layer].to(minimum.dtype), 1 - omega).clamp_(0, 1)
                 self.set(layer, minimum)
 
     def set(self, layer: int, value: Tensor) -> None:
