@@ -22,6 +22,7 @@ from .energy import ConvInteraction, DenseInteraction, EmptyInteraction, Interac
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS
+from .weights import build_with_weights, list_shipped, source_of
 
 __all__ = ["DCHN"]
 
@@ -170,6 +171,8 @@ def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
+    if pretrained:
+        return build_with_weights(DCHN, variant, **kwargs)
     return build_model_with_cfg(DCHN, variant, pretrained, **kwargs)
 
 
@@ -192,12 +195,13 @@ def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
     }
 
 
+_CFGS = {
+    f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
+    for size in ("", "small_", "tiny_")
+    for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
+}
 default_cfgs = generate_default_cfgs(
-    {
-        f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
-        for size in ("", "small_", "tiny_")
-        for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
-    }
+    _CFGS | {name: _CFGS[name.partition(".")[0]] | source_of(name) for name in list_shipped()}
 )
 
 # The paper's gains leave the states of a narrow network almost at zero, from where it learns nothing for an epoch.
