@@ -184,7 +184,7 @@ def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     published = SPLIT_SIZES.get(dataset, (None, evaluation["images"]))[1]
     if evaluation["images"] != published:
         points.append(
-            f"It was measured on a copy of the test split with {evaluation['images']:,} images; the published split has "
+            f"The copy of the test split has {evaluation['images']:,} images; the published one has "
             f"{published:,}, on which the error may differ."
         )
     if dataset == EMBEDDED:

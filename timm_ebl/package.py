@@ -1,0 +1,171 @@
+"""From the folder of a run to a checkpoint that can be shipped or published: measured, described, as small as can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from .card import render_card
+from .checkpoint import CARD, RECIPES, RECORDS, Checkpoint, CheckpointError, Evaluation, predict, same_error
+from .data import ImageDataset
+from .run import write_whole
+from .weights import CONFIG, HUB_OWNER, SHIPPED, WEIGHTS, read_weights
+
+__all__ = ["package", "stage"]
+
+_MACHINE = {"data_root": None, "output_dir": None, "push_to_hub": None, "threads": None}
+"""Settings that belong to the machine of the run, with what a recipe for others has in their place."""
+
+
+def package(
+    run: Checkpoint,
+    tag: str | None = None,
+    others: Sequence[Checkpoint] = (),
+    note: str | None = None,
+    data_root: str | Path | None = None,
+    weights: Path = SHIPPED,
+    records: Path = RECIPES,
+) -> str:
+    """Make a run part of the package: its weights as package data, its record beside the recipes.
+
+    Args:
+        run: The run.
+        tag: What follows the model's name; by default the rule's name with underscores.
+        others: Runs of the same recipe with other seeds, whose errors the card reports as well.
+        note: A sentence for the card's limits.
+        data_root: Folder with copies of Hub data sets.
+        weights: Folder of the package's weights.
+        records: Folder of the records.
+
+    Returns:
+        The checkpoint's name, ``<model>.<tag>``.
+
+    Raises:
+        CheckpointError: The run is not what its summary says, or has not ended.
+        DataError: Its test split cannot be loaded.
+    """
+    if not records.is_dir():
+        raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
+    name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
+    with tempfile.TemporaryDirectory() as folder:
+        stage(run, Path(folder), name, f"{HUB_OWNER}/{name}", run.test_split(data_root), others, note)
+        for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):
+            target.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                write_whole(target / file, lambda path, file=file: shutil.copyfile(Path(folder, file), path))
+    return name
+
+
+def stage(
+    run: Checkpoint,
+    target: Path,
+    name: str,
+    repo_id: str,
+    test: ImageDataset,
+    others: Sequence[Checkpoint] = (),
+    note: str | None = None,
+) -> Evaluation:
+    """Write a checkpoint's files into a folder: weights, configuration, card and records.
+
+    The error is measured again, from the file that is written. The weights are stored in 16 bits if that changes
+    neither the error nor a single prediction, else in 32.
+
+    Args:
+        run: The run.
+        target: An empty folder.
+        name: Name of the checkpoint.
+        repo_id: Where the card says that it is on the Hub.
+        test: The test split.
+        others: Runs of the same recipe with other seeds.
+        note: A sentence for the card's limits.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        CheckpointError: The run is not what its summary says, or has not ended.
+    """
+    for file in RECORDS:
+        if not run.record(file).is_file():
+            raise CheckpointError(f"{run.weights} is no finished run: it has no {file}.")
+    if run.summary.get("diverged"):
+        raise CheckpointError(f"The run {run.weights} diverged: there is nothing to publish.")
+    _check_others(run, others)
+    shutil.copyfile(run.weights / CONFIG, target / CONFIG)
+    weights = {key: value.float() for key, value in read_weights(run.weights / WEIGHTS).items()}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    reference = predict(target, test).argmax(1)
+    save_file({key: value.half() for key, value in weights.items()}, target / WEIGHTS, metadata={"format": "pt"})
+    if any(bool(value.half().isinf().any()) for value in weights.values()) or not torch.equal(
+        predict(target, test).argmax(1), reference
+    ):
+        save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    measured = replace(run.measure(test), dataset=_portable(run.recipe.dataset))
+    _check_summary(run, measured)
+
+    summary: dict[str, Any] = {**run.summary, "dataset": _portable(run.summary["dataset"])}
+    summary |= {"test_error": measured.error, "test_images": measured.images}
+    if others:
+        summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
+    if note:
+        summary["note"] = note
+    config = {**run.config, "evaluation": asdict(measured)}
+    config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
+    recipe = replace(run.recipe, **_portable_settings(run))
+    texts = {
+        CONFIG: json.dumps(config, indent=2) + "\n",
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+        "args.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        CARD: render_card(name, repo_id, recipe, summary, config),
+    }
+    for file, text in texts.items():
+        (target / file).write_text(text, encoding="utf-8")
+    for file in ("metrics.jsonl", "curves.png"):
+        shutil.copyfile(run.record(file), target / file)
+    return measured
+
+
+def _portable(dataset: str | None) -> str | None:
+    """The name of a data set without the folders of this machine."""
+    return Path(dataset).name if dataset and Path(dataset).expanduser().is_dir() else dataset
+
+
+def _portable_settings(run: Checkpoint) -> dict[str, Any]:
+    known = {key: value for key, value in _MACHINE.items() if hasattr(run.recipe, key)}
+    return {**known, "dataset": _portable(run.recipe.dataset)}
+
+
+def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
+    """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
+    claimed = run.summary["test_error"]
+    precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
+    allowed = abs(measured.error - claimed) <= 0.5 if precision != "no" else False
+    if not allowed and not same_error(measured.error, claimed, measured.images):
+        raise CheckpointError(
+            f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but its "
+            f"summary.json says {claimed:.2f} %: these are not the weights that were measured, or other data."
+        )
+
+
+def _check_others(run: Checkpoint, others: Sequence[Checkpoint]) -> None:
+    seeds = [run.summary["seed"]]
+    for other in others:
+        if replace(other.recipe, **_portable_settings(other), seed=0) != replace(
+            run.recipe, **_portable_settings(run), seed=0
+        ):
+            raise CheckpointError(
+                f"{other.weights} is no run of the same recipe as {run.weights}: only seeds may differ."
+            )
+        if other.summary["seed"] in seeds:
+            raise CheckpointError(f"{other.weights} has the seed {other.summary['seed']} of another run.")
+        seeds.append(other.summary["seed"])
