@@ -16,10 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from timm_ebl.checkpoint import CheckpointError
 from timm_ebl.config import ConfigError, TrainConfig, parse_config
 from timm_ebl.data import DataError
+from timm_ebl.hub import HubError, check_access, publish
 from timm_ebl.plots import plot_curves
-from timm_ebl.run import RunFolder, versions
+from timm_ebl.run import RunFolder, device_name, versions
 from timm_ebl.task import RuleTask
 from timm_ebl.training import (
     build_loader,
@@ -40,6 +42,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     set_seed(config.seed)
     set_threads(accelerator, config.threads)
 
+    if config.push_to_hub and accelerator.is_main_process:
+        check_access(config.push_to_hub)
     data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)
@@ -124,6 +128,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         "test_error": test["error"],
         "test_images": len(data.test),
         "seconds": time.monotonic() - begin,
+        "device": device_name(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
         "versions": versions(),
     }
     if accelerator.is_main_process:
@@ -133,11 +139,13 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             f"test error {test['error']:.2f} % after epoch {best['epoch']}, the best on the held-out part, "
             f"in {summary['seconds']:.0f} s; results in {folder.path}"
         )
+        if config.push_to_hub:
+            publish(folder.path, config.push_to_hub, test=data.test)
 
 
 if __name__ == "__main__":
     config = parse_config(description=__doc__)
     try:
         train(config, Accelerator(mixed_precision=config.mixed_precision))
-    except (ConfigError, DataError) as error:
+    except (CheckpointError, ConfigError, DataError, HubError) as error:
         sys.exit(f"error: {error}")

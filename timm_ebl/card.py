@@ -51,13 +51,13 @@ def card_error(path: Path) -> float:
 
 
 def render_card(
-    name: str, repo_id: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
+    name: str, model: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
 ) -> str:
     """The card's text: YAML metadata, then Markdown.
 
     Args:
         name: Name of the checkpoint.
-        repo_id: Where it is on the Hub, ``owner/name``.
+        model: What ``timm.create_model`` loads it by: its name, or ``hf-hub:owner/name``.
         recipe: Resolved settings of the run.
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
@@ -65,7 +65,7 @@ def render_card(
     sections = [
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config),
-        _use(repo_id, recipe.dataset, config["pretrained_cfg"]["input_size"][1]),
+        _use(model, recipe.dataset, config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, summary, config["model_args"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
@@ -129,14 +129,14 @@ def _results(name: str, summary: Mapping[str, Any], config: Mapping[str, Any]) -
     )
 
 
-def _use(repo_id: str, dataset: str | None, size: int) -> str:
+def _use(model: str, dataset: str | None, size: int) -> str:
     return f"""## Use
 
 ```python
 import timm
 import timm_ebl  # registers the models
 
-model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+model = timm.create_model("{model}", pretrained=True).eval()
 ```
 
 Images are {size} pixels wide and high, smaller ones centred on black:
@@ -150,7 +150,7 @@ normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pret
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```
 
-`python -m timm_ebl.hub verify {repo_id}` measures the test error again."""
+`python -m timm_ebl.hub verify {model}` measures the test error again."""
 
 
 def _training(recipe: TrainConfig, summary: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:

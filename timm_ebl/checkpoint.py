@@ -178,8 +178,11 @@ class Checkpoint:
         Raises:
             CheckpointError: The weights cannot be used.
         """
-        wrong = predict(self.weights, test).argmax(1) != test.labels
-        error = float(wrong.double().mean() * 100)
+        return self.evaluate(predict(self.weights, test), test)
+
+    def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
+        """The evaluation of outputs ``(N, M)`` for the test split."""
+        error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
         measured = {"images": len(test), "error": error, "split_sha256": fingerprint(test)}
         return Evaluation(**{**asdict(self.evaluation), **measured})
 

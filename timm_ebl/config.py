@@ -87,6 +87,7 @@ class TrainConfig:
     mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
     threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
     output_dir: str | None = _option(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
+    push_to_hub: str | None = _option(None, "OWNER/NAME of a repository on the Hub to publish the result to")
 
     def __post_init__(self) -> None:
         options = _named(rule_options, self.algo)

@@ -181,16 +181,15 @@ def verify(
 def _prepare(checkpoint: Checkpoint, folder: Path, repo_id: str, test: ImageDataset) -> None:
     """Fill a folder with what is to be published, after measuring it."""
     if not checkpoint.is_packaged:
-        stage(checkpoint, folder, repo_id.partition("/")[2], repo_id, test)
+        stage(checkpoint, folder, repo_id.partition("/")[2], f"hf-hub:{repo_id}", test)
         return
     verify(checkpoint.records or checkpoint.weights, test=test)
     for file in (WEIGHTS, CONFIG):
         shutil.copyfile(checkpoint.weights / file, folder / file)
     for file in RECORDS:
         shutil.copyfile(checkpoint.record(file), folder / file)
-    card = render_card(
-        checkpoint.name.rpartition("/")[2], repo_id, checkpoint.recipe, checkpoint.summary, checkpoint.config
-    )
+    name = checkpoint.name.rpartition("/")[2]
+    card = render_card(name, f"hf-hub:{repo_id}", checkpoint.recipe, checkpoint.summary, checkpoint.config)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""From the folder of a run to a checkpoint that can be shipped or published: measured, described, as small as can be."""
+"""From the folder of a run to a checkpoint that can be shipped or published: measured, described and small."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 import yaml
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .card import render_card
 from .checkpoint import CARD, RECIPES, RECORDS, Checkpoint, CheckpointError, Evaluation, predict, same_error
+from .config import TrainConfig
 from .data import ImageDataset
 from .run import write_whole
-from .weights import CONFIG, HUB_OWNER, SHIPPED, WEIGHTS, read_weights
+from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
 
 __all__ = ["package", "stage"]
 
@@ -58,7 +60,7 @@ def package(
         raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
     name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
     with tempfile.TemporaryDirectory() as folder:
-        stage(run, Path(folder), name, f"{HUB_OWNER}/{name}", run.test_split(data_root), others, note)
+        stage(run, Path(folder), name, name, run.test_split(data_root), others, note)
         for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
@@ -70,7 +72,7 @@ def stage(
     run: Checkpoint,
     target: Path,
     name: str,
-    repo_id: str,
+    model: str,
     test: ImageDataset,
     others: Sequence[Checkpoint] = (),
     note: str | None = None,
@@ -84,7 +86,7 @@ def stage(
         run: The run.
         target: An empty folder.
         name: Name of the checkpoint.
-        repo_id: Where the card says that it is on the Hub.
+        model: What the card loads it by.
         test: The test split.
         others: Runs of the same recipe with other seeds.
         note: A sentence for the card's limits.
@@ -102,15 +104,8 @@ def stage(
         raise CheckpointError(f"The run {run.weights} diverged: there is nothing to publish.")
     _check_others(run, others)
     shutil.copyfile(run.weights / CONFIG, target / CONFIG)
-    weights = {key: value.float() for key, value in read_weights(run.weights / WEIGHTS).items()}
-    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
-    reference = predict(target, test).argmax(1)
-    save_file({key: value.half() for key, value in weights.items()}, target / WEIGHTS, metadata={"format": "pt"})
-    if any(bool(value.half().isinf().any()) for value in weights.values()) or not torch.equal(
-        predict(target, test).argmax(1), reference
-    ):
-        save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
-    measured = replace(run.measure(test), dataset=_portable(run.recipe.dataset))
+    outputs = _store_weights(run.weights / WEIGHTS, target, test)
+    measured = replace(run.evaluate(outputs, test), dataset=_portable(run.recipe.dataset))
     _check_summary(run, measured)
 
     summary: dict[str, Any] = {**run.summary, "dataset": _portable(run.summary["dataset"])}
@@ -126,13 +121,28 @@ def stage(
         CONFIG: json.dumps(config, indent=2) + "\n",
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "args.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
-        CARD: render_card(name, repo_id, recipe, summary, config),
+        CARD: render_card(name, model, recipe, summary, config),
     }
     for file, text in texts.items():
         (target / file).write_text(text, encoding="utf-8")
     for file in ("metrics.jsonl", "curves.png"):
         shutil.copyfile(run.record(file), target / file)
     return measured
+
+
+def _store_weights(source: Path, target: Path, test: ImageDataset) -> Tensor:
+    """Store the weights in as few bits as predict the same; return the outputs for the test split."""
+    weights = {key: value.float() for key, value in read_weights(source).items()}
+    half = {key: value.half() for key, value in weights.items()}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    outputs = predict(target, test)
+    if all(bool(value.isfinite().all()) for value in half.values()):
+        save_file(half, target / WEIGHTS, metadata={"format": "pt"})
+        rounded = predict(target, test)
+        if torch.equal(rounded.argmax(1), outputs.argmax(1)):
+            return rounded
+        save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    return outputs
 
 
 def _portable(dataset: str | None) -> str | None:
@@ -149,23 +159,22 @@ def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
     """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
     claimed = run.summary["test_error"]
     precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
-    allowed = abs(measured.error - claimed) <= 0.5 if precision != "no" else False
+    allowed = precision != "no" and abs(measured.error - claimed) <= 0.5
     if not allowed and not same_error(measured.error, claimed, measured.images):
         raise CheckpointError(
-            f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but its "
-            f"summary.json says {claimed:.2f} %: these are not the weights that were measured, or other data."
+            f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but "
+            f"its summary.json says {claimed:.2f} %: these are other weights, or other data."
         )
 
 
 def _check_others(run: Checkpoint, others: Sequence[Checkpoint]) -> None:
+    def recipe(checkpoint: Checkpoint) -> TrainConfig:
+        return replace(checkpoint.recipe, **_portable_settings(checkpoint), seed=0)
+
     seeds = [run.summary["seed"]]
     for other in others:
-        if replace(other.recipe, **_portable_settings(other), seed=0) != replace(
-            run.recipe, **_portable_settings(run), seed=0
-        ):
-            raise CheckpointError(
-                f"{other.weights} is no run of the same recipe as {run.weights}: only seeds may differ."
-            )
+        if recipe(other) != recipe(run):
+            raise CheckpointError(f"{other.weights} has another recipe than {run.weights}: only the seed may differ.")
         if other.summary["seed"] in seeds:
             raise CheckpointError(f"{other.weights} has the seed {other.summary['seed']} of another run.")
         seeds.append(other.summary["seed"])

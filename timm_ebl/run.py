@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from timm.models import save_for_hf
 from torch import nn
@@ -20,7 +21,7 @@ from torch import nn
 from .config import ConfigError
 from .transforms import BatchTransform
 
-__all__ = ["RunFolder", "versions", "write_whole"]
+__all__ = ["RunFolder", "device_name", "versions", "write_whole"]
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -45,6 +46,13 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     packages = ("timm-ebl", "torch", "timm", "accelerate", "datasets")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words: the name of a GPU, or the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} threads of a {platform.machine()} {device.type.upper()}"
 
 
 @dataclass(frozen=True)
