@@ -155,6 +155,7 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 
 def _training(recipe: TrainConfig, summary: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     rule = build_rule(recipe)
+    precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
         "free phase": _describe(rule.free) + (", from the last batch's state" if recipe.warm_start else ""),
@@ -162,7 +163,7 @@ def _training(recipe: TrainConfig, summary: Mapping[str, Any], arguments: Mappin
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}",
         "batch": f"{recipe.batch_size} images on each process",
-        "precision": summary.get("mixed_precision") or recipe.mixed_precision or "float32",
+        "precision": "float32" if precision == "no" else precision,
         "cost": _duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
         "inference": ", ".join(f"{key} {arguments[key]}" for key in ("sweeps", "order", "omega", "start")),

@@ -25,8 +25,8 @@ from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
 
 __all__ = ["package", "stage"]
 
-_MACHINE = {"data_root": None, "output_dir": None, "push_to_hub": None, "threads": None}
-"""Settings that belong to the machine of the run, with what a recipe for others has in their place."""
+_MACHINE = ("data_root", "output_dir", "push_to_hub")
+"""Settings that belong to the machine of the run, and to no recipe for others."""
 
 
 def package(
@@ -151,8 +151,7 @@ def _portable(dataset: str | None) -> str | None:
 
 
 def _portable_settings(run: Checkpoint) -> dict[str, Any]:
-    known = {key: value for key, value in _MACHINE.items() if hasattr(run.recipe, key)}
-    return {**known, "dataset": _portable(run.recipe.dataset)}
+    return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset)}
 
 
 def _check_summary(run: Checkpoint, measured: Evaluation) -> None:

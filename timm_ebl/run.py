@@ -52,7 +52,8 @@ def device_name(device: torch.device) -> str:
     """What computes, in words: the name of a GPU, or the threads of a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of a {platform.machine()} {device.type.upper()}"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True)
