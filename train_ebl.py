@@ -43,7 +43,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     set_threads(accelerator, config.threads)
 
     if config.push_to_hub and accelerator.is_main_process:
-        check_access(config.push_to_hub)
+        check_access(config.push_to_hub, config.model)
     data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)

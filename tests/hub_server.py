@@ -51,11 +51,8 @@ def entry(path: str, data: bytes) -> dict:
     found = {"type": "file", "path": path, "rfilename": path, "size": len(data)}
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     found |= {"oid": oid, "blobId": oid}
-    return found | (
-        {"lfs": {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 128}}
-        if path.endswith(LARGE)
-        else {}
-    )
+    large = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 128}
+    return found | ({"lfs": large} if path.endswith(LARGE) else {})
 
 
 class Refusal(Exception):
@@ -196,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
         self.may_write(name)
         if ("models", name) in self.server.repos:
-            raise Refusal(409, "You already created this model repo")
+            return self.reply({"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409)
         self.server.repos["models", name] = Repo(bool(wanted.get("private")) or wanted.get("visibility") == "private")
         self.reply({"url": f"{self.server.url}/{name}", "name": name, "id": "0"})
 
@@ -288,6 +285,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.objects[value["oid"]]
+        if self.fault is Fault.CORRUPT:
+            files["model.safetensors"] = files["model.safetensors"][:-1] + b"?"
         repo.commits.append(files)
         self.reply({"commitOid": repo.sha(), "commitUrl": f"{self.server.url}/{name}/commit/{repo.sha()}"})
 

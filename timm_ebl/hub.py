@@ -87,7 +87,7 @@ def publish(
         dry_run: Only print what would be sent.
 
     Returns:
-        The address of the commit; of the repository after a dry run.
+        The address of the commit; that of the repository if nothing was sent.
 
     Raises:
         CheckpointError: The checkpoint is incomplete, or its measured error is not what its files say.
@@ -95,20 +95,22 @@ def publish(
         HubError: No token, no permission, a name that is taken, no network.
     """
     api = HfApi()
-    if not dry_run:
-        check_access(repo_id)
     checkpoint = Checkpoint.open(source)
+    if not dry_run:
+        check_access(repo_id, checkpoint.config["architecture"])
     test = test or checkpoint.test_split(data_root, dataset)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _prepare(checkpoint, folder, repo_id, test)
-        changes = _compare(folder, _remote(api, repo_id))
+        remote = _remote(api, repo_id)
+        changes = _compare(folder, remote)
         for change in changes:
             print(f"{change.state.value:>9}  {change.path.name}  {change.path.stat().st_size:,} bytes")
-        if dry_run:
-            print("nothing was sent (--dry-run)")
+        if dry_run or all(change.state is State.SAME for change in changes):
+            print("nothing was sent" + (" (--dry-run)" if dry_run else ""))
             return f"{api.endpoint}/{repo_id}"
-        _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
+        if remote is None:
+            _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
         commit = _ask(lambda: _commit(api, repo_id, folder), repo_id)
         arrived = _ask(lambda: api.model_info(repo_id, revision=commit.oid, files_metadata=True), repo_id)
         for change in _compare(folder, arrived):
@@ -118,8 +120,12 @@ def publish(
     return commit.commit_url
 
 
-def check_access(repo_id: str) -> None:
+def check_access(repo_id: str, architecture: str | None = None) -> None:
     """Find out before any work whether a repository can be written to.
+
+    Args:
+        repo_id: The repository, ``owner/name``.
+        architecture: The model that is to be there, if it is known already.
 
     Raises:
         HubError: The name cannot be one, there is no token or it may not write there, or another model has the name.
@@ -139,7 +145,7 @@ def check_access(repo_id: str) -> None:
             f"The access token of {account['name']} may not write to {repo_id}: use one with write access of an owner "
             f"of that name (this one writes to {', '.join(owners) if role == 'write' else 'nothing'})."
         )
-    _check_free(repo_id, _remote(api, repo_id))
+    _check_free(repo_id, _remote(api, repo_id), architecture)
 
 
 def verify(
@@ -203,19 +209,21 @@ def _remote(api: HfApi, repo_id: str) -> ModelInfo | None:
         raise HubError(f"{repo_id} cannot be looked up: {explain(error, repo_id)}.") from error
 
 
-def _check_free(repo_id: str, remote: ModelInfo | None) -> None:
+def _check_free(repo_id: str, remote: ModelInfo | None, architecture: str | None) -> None:
+    """Refuse a repository that holds anything but an earlier version of the same model."""
     files = {sibling.rfilename for sibling in (remote.siblings or [])} if remote else set()
     if not files - {".gitattributes", CARD}:
         return
-    holds = "other files"
+    holds = "files of another kind"
     if CONFIG in files:
         path = _ask(lambda: hf_hub_download(repo_id, CONFIG, revision=remote.sha), repo_id)
         try:
-            if "timm_ebl" in (remote.tags or []) or "evaluation" in (config := read_config(Path(path))):
-                return
-            holds = f"another model, {config['architecture']}"
+            config = read_config(Path(path))
         except WeightsError:
-            holds = "another model"
+            config = {"architecture": "of an unknown kind"}
+        if "evaluation" in config and architecture in (None, config["architecture"]):
+            return
+        holds = f"another model, {config['architecture']}"
     raise HubError(f"The name {repo_id} is taken, by {holds}: choose another one.")
 
 
