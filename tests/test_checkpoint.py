@@ -135,7 +135,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, run, images):
 
 
 def test_verify_finds_a_wrong_figure_wherever_it_is(tmp_path, run, images):
-    name, weights, records = packaged(tmp_path, run)
+    _, weights, records = packaged(tmp_path, run)
     for path in records.iterdir():
         path.rename(weights / path.name)
     found = verify(weights, dataset=str(images))

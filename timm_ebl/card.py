@@ -12,6 +12,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .config import TrainConfig
+from .dchn import DCHN
 from .minimize import Minimizer
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from .spec import DATASETS, EMBEDDED
@@ -62,11 +63,12 @@ def render_card(
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
     """
+    network = timm.create_model(config["architecture"], **config["model_args"])
     sections = [
         _header(name, summary, config["evaluation"]),
-        _results(name, summary, config),
+        _results(name, summary, config["evaluation"], network),
         _use(model, recipe.dataset, config["pretrained_cfg"]["input_size"][1]),
-        _training(recipe, summary, config["model_args"]),
+        _training(recipe, summary, network.minimizer),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
     ]
@@ -101,22 +103,21 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(name: str, summary: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    error, images = config["evaluation"]["error"], config["evaluation"]["images"]
+def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN) -> str:
+    error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
     seeds = f"{summary['seed']}, the only one run"
     if others := summary.get("other_seeds"):
         errors = [error, *others.values()]
         found += f"; mean of {len(errors)} seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
         seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
-    model = timm.create_model(config["architecture"], **config["model_args"])
-    widths = "-".join(str(info["num_chs"]) for info in model.feature_info)
+    widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
     rows = {
         "test error": found,
         "held-out error": f"{summary['held_out_error']:.2f} %",
         "seeds": seeds,
         "trained for": f"{summary['epochs']} epochs; epoch {summary['best_epoch']} was best on the held-out part",
-        "model": f"widths {widths}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters",
+        "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
     paper = paper_error(summary["algo"], summary["dataset"])
     if paper is not None:
@@ -153,7 +154,7 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 `python -m timm_ebl.hub verify {model}` measures the test error again."""
 
 
-def _training(recipe: TrainConfig, summary: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+def _training(recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer) -> str:
     rule = build_rule(recipe)
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = {
@@ -166,7 +167,7 @@ def _training(recipe: TrainConfig, summary: Mapping[str, Any], arguments: Mappin
         "precision": "float32" if precision == "no" else precision,
         "cost": _duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
-        "inference": ", ".join(f"{key} {arguments[key]}" for key in ("sweeps", "order", "omega", "start")),
+        "inference": f"{_describe(inference)}, start {inference.start}",
     }
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
