@@ -200,9 +200,9 @@ _CFGS = {
     for size in ("", "small_", "tiny_")
     for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
 }
-default_cfgs = generate_default_cfgs(
-    _CFGS | {name: _CFGS[name.partition(".")[0]] | source_of(name) for name in list_shipped()}
-)
+_SHIPPED = {name: _CFGS[name.partition(".")[0]] | source_of(name) for name in list_shipped()}
+_UNTRAINED = _CFGS.keys() - {name.partition(".")[0] for name in _SHIPPED}
+default_cfgs = generate_default_cfgs(_SHIPPED | {name: _CFGS[name] for name in sorted(_UNTRAINED)})
 
 # The paper's gains leave the states of a narrow network almost at zero, from where it learns nothing for an epoch.
 _BASE = {"widths": (128, 256, 512, 512)}
