@@ -60,7 +60,7 @@ def package(
         raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
     name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
     with tempfile.TemporaryDirectory() as folder:
-        stage(run, Path(folder), name, name, run.test_split(data_root), others, note)
+        stage(run, Path(folder), name, name, run.test_split(data_root), others, note, compact=True)
         for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
@@ -76,11 +76,11 @@ def stage(
     test: ImageDataset,
     others: Sequence[Checkpoint] = (),
     note: str | None = None,
+    compact: bool = False,
 ) -> Evaluation:
     """Write a checkpoint's files into a folder: weights, configuration, card and records.
 
-    The error is measured again, from the file that is written. The weights are stored in 16 bits if that changes
-    neither the error nor a single prediction, else in 32.
+    The error is measured again, from the file that is written.
 
     Args:
         run: The run.
@@ -90,6 +90,7 @@ def stage(
         test: The test split.
         others: Runs of the same recipe with other seeds.
         note: A sentence for the card's limits.
+        compact: Store the weights in 16 bits if that changes no prediction for the test split, else as they are.
 
     Returns:
         What was measured.
@@ -104,7 +105,10 @@ def stage(
         raise CheckpointError(f"The run {run.weights} diverged: there is nothing to publish.")
     _check_others(run, others)
     shutil.copyfile(run.weights / CONFIG, target / CONFIG)
-    outputs = _store_weights(run.weights / WEIGHTS, target, test)
+    shutil.copyfile(run.weights / WEIGHTS, target / WEIGHTS)
+    outputs = predict(target, test)
+    if compact:
+        outputs = _round_weights(target, test, outputs)
     measured = replace(run.evaluate(outputs, test), dataset=_portable(run.recipe.dataset))
     _check_summary(run, measured)
 
@@ -130,18 +134,16 @@ def stage(
     return measured
 
 
-def _store_weights(source: Path, target: Path, test: ImageDataset) -> Tensor:
-    """Store the weights in as few bits as predict the same; return the outputs for the test split."""
-    weights = {key: value.float() for key, value in read_weights(source).items()}
-    half = {key: value.half() for key, value in weights.items()}
-    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
-    outputs = predict(target, test)
+def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
+    """Round the weights in a folder to 16 bits if they predict the same; return the outputs of what is there then."""
+    exact = read_weights(folder / WEIGHTS)
+    half = {key: value.half() for key, value in exact.items()}
     if all(bool(value.isfinite().all()) for value in half.values()):
-        save_file(half, target / WEIGHTS, metadata={"format": "pt"})
-        rounded = predict(target, test)
+        save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
+        rounded = predict(folder, test)
         if torch.equal(rounded.argmax(1), outputs.argmax(1)):
             return rounded
-        save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+        save_file(exact, folder / WEIGHTS, metadata={"format": "pt"})
     return outputs
 
 
