@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -21,14 +23,19 @@ from timm_ebl.paper import TABLE_1, paper_error
 from timm_ebl.training import build_transform
 
 
-@pytest.fixture
-def images(tmp_path):
-    return write_images(tmp_path / "noise")
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "noise")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    return write_run(tmp_path_factory.mktemp("run") / "run", images)
 
 
 @pytest.fixture
-def run(tmp_path, images):
-    return write_run(tmp_path / "run", images)
+def run(tmp_path, finished):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def packaged(tmp_path, run, *others, **options):

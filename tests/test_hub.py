@@ -235,7 +235,7 @@ def test_only_what_may_pass_is_tried_again():
 
 
 @pytest.mark.slow
-def test_training_publishes_and_a_fresh_process_has_the_same_logits(hub, tmp_path):
+def test_training_publishes_and_a_fresh_process_has_the_same_logits(hub, tmp_path, images):
     out = tmp_path / "run"
     environment = {
         **os.environ,
@@ -246,23 +246,21 @@ def test_training_publishes_and_a_fresh_process_has_the_same_logits(hub, tmp_pat
         "HF_HUB_DISABLE_XET": "1",
         "PYTHONPATH": str(ROOT),
     }
-    arguments = (
-        "--epochs 1 --batch-size 250 --free-sweeps 1 --nudged-sweeps 1 --threads 1 --model-kwargs widths=[4,4,4,4]"
-    )
-    command = [sys.executable, str(ROOT / "train_ebl.py"), *arguments.split(), "--output-dir", str(out)]
+    arguments = f"--dataset {images} --holdout 0.25 --epochs 2 --batch-size 4 --threads 1 --output-dir {out}"
+    command = [sys.executable, str(ROOT / "train_ebl.py"), *arguments.split(), "--model-kwargs", "widths=[4,4,4,4]"]
     trained = subprocess.run(
         [*command, "--push-to-hub", "me/net"], env=environment, capture_output=True, text=True, cwd=tmp_path
     )
     assert trained.returncode == 0, trained.stderr
     assert "published, checksums compared" in trained.stdout
-    x = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(x, tmp_path / "x.pt")
     code = (
         "import timm, torch, timm_ebl\n"
         "model = timm.create_model('hf-hub:me/net', pretrained=True).eval()\n"
         f"torch.save(model(torch.load('{tmp_path / 'x.pt'}')).detach(), '{tmp_path / 'logits.pt'}')\n"
     )
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
     here = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     assert torch.equal(here(x), torch.load(tmp_path / "logits.pt"))
 
