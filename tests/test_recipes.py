@@ -27,7 +27,7 @@ def test_every_recipe_and_checkpoint_is_listed_and_every_link_leads_somewhere():
 
 
 def test_the_commands_are_those_of_the_script():
-    commands = [line for line in OVERVIEW.splitlines() if line.startswith("accelerate launch")]
+    commands = [line for line in OVERVIEW.replace("\\\n", " ").splitlines() if line.startswith("accelerate launch")]
     assert len(commands) == 2
     for command in commands:
         words = shlex.split(command)
@@ -38,7 +38,7 @@ def test_the_commands_are_those_of_the_script():
 
 
 def test_operations_of_a_step_are_those_counted_by_hand():
-    model = timm.create_model("dchn_cifar10", widths=(8, 16), img_size=8, num_classes=10)
+    model = timm.create_model("dchn_cifar10", widths=(8, 16), gains=0.5, img_size=8, num_classes=10)
     recipe = TrainConfig(algo="c-ep", free_sweeps=60, nudged_sweeps=20)
     first, second, head = 8 * 3 * 9 * 64, 16 * 8 * 9 * 16, 16 * 4 * 10
     sweep = 4 * (second + head)  # forward and transposed, a multiplication and an addition each

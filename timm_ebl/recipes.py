@@ -115,7 +115,7 @@ def _long_rows(recipes: dict[str, TrainConfig], rate: float) -> str:
     found = []
     for dataset, error in TABLE_2_LONG.items():
         recipe = replace(recipes[f"table2_{dataset}"], epochs=300)
-        found.append(f"{error:g} % on {dataset} in {run_flops(recipe) / rate / 3600:.1f} h")
+        found.append(f"{error:g} % on {dataset} (estimate: {run_flops(recipe) / rate / 3600:.1f} h)")
     return " and ".join(found)
 
 
@@ -154,7 +154,8 @@ accelerate launch --num_processes 1 --mixed_precision bf16 train_ebl.py --config
 Four of them, with the same 128 images in a step:
 
 ```bash
-accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_ebl.py --config hub_configs/table2_cifar10.yaml --batch-size 32
+accelerate launch --multi_gpu --num_processes 4 --mixed_precision bf16 train_ebl.py \\
+    --config hub_configs/table2_cifar10.yaml --batch-size 32
 ```
 
 The same two commands run every recipe; put its name in place of `table2_cifar10`.
@@ -167,7 +168,8 @@ Times are estimates, not measurements: the operations of all sweeps, input drive
 {rate} TFLOP/s that the paper's 3 h 18 min for Table 2, CIFAR-10, imply, its plain simulation computing one and a half
 times our convolutions. Several GPUs divide them at best by their number; small batches use a GPU less well.
 
-With `--epochs 300` the paper reports {long} (estimate).
+With `--epochs 300` the paper reports {long}.
+The paper trains on the whole training split; here a tenth of it is held out and selects the epoch (`--holdout`).
 
 `--algo NAME` runs another rule with the settings of Table 1. The paper's test errors (%), means of three runs
 (`--seed 0`, `1`, `2`):
