@@ -82,7 +82,7 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is truncated or not in the safetensors format ({error}).") from None
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
-        raise WeightsError(f"{path} is damaged: its SHA-256 is {found}, its {CONFIG} says {sha256}.")
+        raise WeightsError(f"{path} is damaged: its SHA-256 is {found}, its {CONFIG} says {sha256}: fetch it again.")
     for name, value in weights.items():
         if not value.is_floating_point() or not bool(value.isfinite().all()):
             raise WeightsError(f"{path} holds NaN, infinite or whole numbers in {name}: it is no usable model.")
