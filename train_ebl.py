@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from timm_ebl.checkpoint import CheckpointError
 from timm_ebl.config import ConfigError, TrainConfig, parse_config
 from timm_ebl.data import DataError
 from timm_ebl.hub import HubError, check_access, publish
 from timm_ebl.plots import plot_curves
+from timm_ebl.release import ReleaseError
 from timm_ebl.run import RunFolder, device_name, versions
 from timm_ebl.task import RuleTask
 from timm_ebl.training import (
@@ -147,5 +147,5 @@ if __name__ == "__main__":
     config = parse_config(description=__doc__)
     try:
         train(config, Accelerator(mixed_precision=config.mixed_precision))
-    except (CheckpointError, ConfigError, DataError, HubError) as error:
+    except (ReleaseError, ConfigError, DataError, HubError) as error:
         sys.exit(f"error: {error}")
