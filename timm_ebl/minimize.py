@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class Relaxation:
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
         stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
+        prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
     """
 
     input: Tensor
@@ -108,6 +110,7 @@ class Relaxation:
     tolerance: float | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
     stamp: Stamp = field(default=(), repr=False)
+    prepared: tuple[Any, ...] = field(default=(), repr=False)
 
     @property
     def output(self) -> Tensor:
@@ -136,6 +139,7 @@ class Relaxation:
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
             stamp=stamp([inputs]) + first.stamp[1:],
+            prepared=first.prepared,
         )
 
 
@@ -149,6 +153,7 @@ class Walk:
         perturbation: What is done to the output layer.
         drives: The drives of `state`, where known.
         routes: Pooling routes to hold throughout, one for each layer; by default they follow the state.
+        prepared: What the interactions prepared for an earlier walk with the same parameters.
     """
 
     def __init__(
@@ -159,11 +164,15 @@ class Walk:
         perturbation: Perturbation = FREE,
         drives: Sequence[Drive] = (),
         routes: Sequence[Tensor | None] = (),
+        prepared: Sequence[Any] = (),
     ) -> None:
         self.interactions = interactions
-        self.prepared = [interaction.prepare() for interaction in interactions]
         self.x = x
         self.state = list(state)
+        below = (x, *self.state[:-1])
+        self.prepared = tuple(prepared) or tuple(
+            interaction.prepare(lower.shape) for interaction, lower in zip(interactions, below, strict=True)
+        )
         self.perturbation = perturbation
         self.routes = tuple(routes) or (None,) * len(self.state)
         self._drives: list[Drive | None] = list(drives) or [None] * len(self.state)
@@ -187,7 +196,7 @@ class Walk:
         feedback = self.interactions[layer + 1].feedback(
             above, route, self.state[layer].shape, self.prepared[layer + 1]
         )
-        return (drive + feedback).clamp_(0, 1)
+        return feedback.add_(drive).clamp_(0, 1)
 
     def sweep(self, groups: Groups, omega: float = 1.0) -> None:
         """Update every layer once; the output layer is never over-relaxed."""
@@ -234,7 +243,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     drives = walk.drives()
     state = tuple(walk.state)
     energy = energy_from_drives(state, [drive.value for drive in drives])
-    return Relaxation(walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, walk.stamp())
+    return Relaxation(walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, walk.stamp(), walk.prepared)
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:

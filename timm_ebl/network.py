@@ -126,9 +126,9 @@ class HopfieldNetwork(nn.Module, ABC):
         layers = as_layers(start)
         self._check_state(x, layers)
         layers = (*layers[:-1], perturbation.start(layers[-1]))
-        drives = start.drives if self._knows_drives(x, start) else ()
+        drives, prepared = (start.drives, start.prepared) if self._knows_drives(x, start) else ((), ())
         routes = [drive.route for drive in drives] if hold_routes else ()
-        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes), minimizer)
+        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes, prepared), minimizer)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.
