@@ -6,10 +6,11 @@ Importing the package registers the ``dchn_*`` models with timm.
 from ._version import __version__
 from .dchn import DCHN
 from .energy import ConvInteraction, DenseInteraction, Interaction, State
-from .minimize import PAPER, Minimizer, Relaxation, Start
+from .minimize import PAPER, Minimizer, Start
 from .network import EnergyModel, HopfieldNetwork
 from .order import list_orders, register_order
 from .perturbation import FREE, Clamped, Free, Nudged, Perturbation
+from .relaxation import Relaxation
 from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
 
 __all__ = [

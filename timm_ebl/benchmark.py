@@ -27,11 +27,12 @@ import timm_ebl  # noqa: F401 (registers the models)
 from .data import load_dataset
 from .energy import ConvInteraction, Drive, State
 from .memory import keep_freed_memory, peak_memory
-from .minimize import PAPER, Minimizer, Start, Walk
+from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
 from .perturbation import FREE, Nudged, Perturbation
 from .rules import as_target, create_rule
 from .transforms import BatchTransform
+from .walk import Walk
 
 __all__ = ["PlainProcedure", "PlainWalk", "layer_cosines", "main", "true_gradient"]
 

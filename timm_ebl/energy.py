@@ -53,6 +53,10 @@ class Drive(NamedTuple):
         """The drive into a layer of several batches, as that of one batch."""
         return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*drives, strict=True)))
 
+    def select(self, samples: Tensor) -> Drive:
+        """The drive into a layer of some samples of the batch, given by their indices or a mask."""
+        return Drive(self.value[samples], None if self.route is None else self.route[samples])
+
 
 class Interaction(ABC):
     """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy."""

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .energy import EnergyAtState, Interaction, State, energy_from_drives
-from .minimize import Minimizer, Relaxation, Start, Walk, minimize
+from .minimize import Minimizer, Start, minimize
 from .perturbation import FREE, Perturbation
+from .relaxation import Relaxation
+from .walk import Walk
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
 

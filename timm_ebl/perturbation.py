@@ -27,6 +27,10 @@ class Perturbation(ABC):
     def cost(self, output: Tensor) -> Tensor:
         """What the perturbation adds to the energy, ``(B,)``, at an output ``(B, M)``."""
 
+    @abstractmethod
+    def select(self, samples: Tensor) -> Perturbation:
+        """The same for some samples of the batch, given by their indices or a mask."""
+
     def start(self, output: Tensor) -> Tensor:
         """The output layer at the start of the phase, given the one that the last phase left."""
         return output
@@ -41,6 +45,9 @@ class Free(Perturbation):
 
     def cost(self, output: Tensor) -> Tensor:
         return output.new_zeros(output.shape[0])
+
+    def select(self, samples: Tensor) -> Free:
+        return self
 
 
 FREE = Free()
@@ -77,6 +84,10 @@ class Nudged(Perturbation):
     def cost(self, output: Tensor) -> Tensor:
         return (self.beta * (output - self.target) ** 2).sum(1) / 2
 
+    def select(self, samples: Tensor) -> Nudged:
+        beta = self.beta[samples] if isinstance(self.beta, Tensor) else self.beta
+        return Nudged(self.target[samples], beta)
+
 
 @dataclass(frozen=True)
 class Clamped(Perturbation):
@@ -93,6 +104,9 @@ class Clamped(Perturbation):
 
     def cost(self, output: Tensor) -> Tensor:
         return torch.where((output == self.target.to(output.dtype)).all(1), 0.0, float("inf"))
+
+    def select(self, samples: Tensor) -> Clamped:
+        return Clamped(self.target[samples])
 
     def start(self, output: Tensor) -> Tensor:
         return self.target.to(output.dtype)

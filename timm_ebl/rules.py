@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from .energy import State
-from .minimize import Minimizer, Relaxation
+from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
+from .relaxation import Relaxation
 
 __all__ = [
     "ContrastiveRule",
