@@ -203,7 +203,7 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
         "--preset",
         choices=PRESETS,
         default="fast",
-        help="fast: the defaults below; paper: 60 free sweeps from zero and 20 of what follows, all asynchronous, without "
+        help="fast: the defaults below; paper: 60 free sweeps from zero and 20 of what follows, asynchronous, without "
         "over-relaxation (default: fast)",
     )
     specs = dataclasses.fields(TrainConfig)
