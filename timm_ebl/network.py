@@ -69,6 +69,7 @@ class HopfieldNetwork(nn.Module, ABC):
         if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
             raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
 
+    @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
         """``E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>`` (paper, Section 3).
 
@@ -90,6 +91,7 @@ class HopfieldNetwork(nn.Module, ABC):
         drives = [interaction.drive(lower).value for interaction, lower in zip(self.interactions, below, strict=True)]
         return energy_from_drives(layers, drives)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def relax(
         self,
