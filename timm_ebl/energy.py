@@ -140,7 +140,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     def prepare(self) -> Tensor:
         """The kernel in channels-last layout, and in 16 bits under autocast."""
         kernel, device = self.weight, self.weight.device.type
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             kernel = kernel.to(torch.get_autocast_dtype(device))
         return kernel.contiguous(memory_format=torch.channels_last)
 
