@@ -46,70 +46,55 @@ class Backward(ABC):
     second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.0)  # noqa: RUF009 (frozen)
 
     @abstractmethod
-    def __call__(
-        self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None], wanted: Sequence[Tensor], x: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Gradient of ``sum_l <f_l, s_l>`` at the free state, the forces held constant.
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        """A scalar with the gradient of ``sum_l <f_l, s_l>`` at the free state, the forces held constant.
 
         Args:
             model: The network.
             free: Its free phase.
             forces: Gradient of the loss in each layer ``(s_1, .., o)``; ``None`` where it is zero.
-            wanted: What to differentiate in: parameters of the model, and `x` or not.
-            x: The input, ``(B, ..)``, as a leaf of its own.
 
         Returns:
-            The gradient in each of the tensors wanted.
+            The scalar, to be differentiated by autograd in the parameters and in the input of the free phase.
         """
 
 
 @dataclass(frozen=True)
 class EquilibriumBackward(Backward):
-    """Centred equilibrium propagation along the loss's gradient (Equation 6, with the linear part of the cost).
+    """Centred equilibrium propagation along the loss's gradient (Equation 6, for the linear part of the loss).
 
     With ``f`` scaled to ``|f| = 1`` for each sample, and ``s_b`` the minimum of ``E(theta, x, s) + b <f, s>``:
 
         gradient = |f| (dE(s_beta) - dE(s_-beta)) / (2 beta)
 
     in the parameters and the input alike. It differs from the true gradient by ``O(beta^2)`` (Theorem 3), whatever the
-    loss and its scale: so does the update under a loss scaler, and a sample without a gradient contributes nothing.
+    loss and its scale. A sample without a gradient contributes nothing.
 
     Attributes:
         beta: Strength of the force.
-        hold_routes: Keep the free state's pooling routes in the forced phases.
+        hold_routes: Keep the free state's pooling routes in the forced phases. Not in the paper: it keeps the energy
+            smooth in beta.
 
     Raises:
         ValueError: beta is not a positive number.
     """
 
-    beta: float = 0.25
-    hold_routes: bool = False
+    beta: float = 0.5
+    hold_routes: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
             raise ValueError(f"beta is a positive number, not {self.beta!r}.")
 
-    def __call__(
-        self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None], wanted: Sequence[Tensor], x: Tensor
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
         norm = _norm(forces)
-        unit = [None if f is None else f / norm.where(norm != 0, 1).view(-1, *[1] * (f.ndim - 1)) for f in forces]
-        forced = Forced([None if f is None else torch.cat([-self.beta * f, self.beta * f]) for f in unit])
+        step = self.beta / norm.where(norm != 0, 1)
+        steps = [None if f is None else f * step.view(-1, *[1] * (f.ndim - 1)) for f in forces]
         both = free.repeat(2)
+        forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)
-        # Weights of at most 1 stay in the range of 16 bits, whatever a loss scaler made of them.
-        most = norm.amax() if norm.numel() else norm.new_ones(())
-        weight = norm / most.where(most != 0, 1)
-        with torch.enable_grad():
-            inputs = pair.input.requires_grad_()
-            energy = model.energy(inputs, pair)
-        leaves = [inputs if tensor is x else tensor for tensor in wanted]
-        weights = torch.cat([-weight, weight]).to(energy.dtype)
-        found = torch.autograd.grad(energy, leaves, weights, materialize_grads=True)
-        scale = most / (2 * self.beta)
-        return tuple(
-            (sum(g.chunk(2)) if tensor is x else g) * scale.to(g.dtype) for tensor, g in zip(wanted, found, strict=True)
-        )
+        energies = model.energy(both.input, pair).chunk(2)
+        return (norm * (energies[1] - energies[0])).sum() / (2 * self.beta)
 
 
 @dataclass(frozen=True)
@@ -121,12 +106,8 @@ class TruncatedBackward(Backward):
 
     second: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
 
-    def __call__(
-        self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None], wanted: Sequence[Tensor], x: Tensor
-    ) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            state = unroll(model, x, free.state, self.second)
-        return _pull(state, wanted, forces)
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        return _inner(forces, unroll(model, free.input, free.state, self.second))
 
 
 @dataclass(frozen=True)
@@ -135,11 +116,9 @@ class RecurrentBackward(Backward):
 
     second: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
 
-    def __call__(
-        self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None], wanted: Sequence[Tensor], x: Tensor
-    ) -> tuple[Tensor, ...]:
-        swept, adjoints = adjoint(model, x, free.state, forces, self.second)
-        return _pull(swept, wanted, adjoints)
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        swept, adjoints = adjoint(model, free.input, free.state, forces, self.second)
+        return _inner(adjoints, swept)
 
 
 _BACKWARDS: dict[str, type[Backward]] = {
@@ -238,31 +217,45 @@ class _Equilibrium(torch.autograd.Function):
         ctx, model: nn.Module, backward: Backward, layers: tuple[int, ...], x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.model, ctx.method, ctx.layers = model, backward, layers
-        ctx.free = model.relax(x.detach())
+        ctx.free = free = model.relax(x.detach())
         ctx.autocast = _present_autocast(x.device.type)
         ctx.save_for_backward(x, *parameters)
         ctx.set_materialize_grads(False)
         # Copies: whoever changes a result in place leaves the state alone that the backward pass starts from.
-        return tuple(_layer(ctx.free, index).clone() for index in layers)
+        return tuple(_layer(free, index).clone() for index in layers)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, *parameters = ctx.saved_tensors
-        if any(now is not then for now, then in zip(ctx.model.parameters(), parameters, strict=True)):
+        x, *parameters = ctx.saved_tensors
+        model, needed = ctx.model, ctx.needs_input_grad[3:]
+        if any(now is not then for now, then in zip(model.parameters(), parameters, strict=True)):
             raise RuntimeError("The parameters of the model were replaced between its forward and its backward pass.")
-        forces: list[Tensor | None] = [None] * len(ctx.free.state)
-        for index, gradient in zip(ctx.layers, gradients, strict=True):
-            forces[index] = gradient
-        x = ctx.free.input.detach().requires_grad_(ctx.needs_input_grad[3])
-        leaves = [
-            tensor if needed else None
-            for tensor, needed in zip((x, *parameters), ctx.needs_input_grad[3:], strict=True)
-        ]
-        wanted = [leaf for leaf in leaves if leaf is not None]
-        with ctx.autocast:
-            found = iter(ctx.method(ctx.model, ctx.free, forces, wanted, x))
-        return None, None, None, *(None if leaf is None else next(found) for leaf in leaves)
+        with torch.enable_grad(), ctx.autocast:
+            # The record goes as soon as it is used; a second pass through a retained graph relaxes anew.
+            free, ctx.free = ctx.free or model.relax(x.detach()), None
+            leaves = [free.input.requires_grad_(needed[0]), *parameters]
+            forces, scale = _as_forces(ctx.layers, gradients, len(free.state))
+            scalar = ctx.method(model, free, forces)
+            del free
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(scalar, wanted, materialize_grads=True))
+        return None, None, None, *(next(found).mul_(scale) if need else None for need in needed)
+
+
+def _as_forces(
+    layers: tuple[int, ...], gradients: Sequence[Tensor | None], count: int
+) -> tuple[list[Tensor | None], Tensor]:
+    """Gradients by layer, the largest of any sample scaled to norm 1, and that norm: 16 bits hold whatever scale."""
+    forces: list[Tensor | None] = [None] * count
+    for index, gradient in zip(layers, gradients, strict=True):
+        if gradient is not None:
+            wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            forces[index] = wide if forces[index] is None else forces[index] + wide
+    norm = _norm(forces)
+    scale = norm.amax() if norm.numel() else norm.new_ones(())
+    divisor = scale.where(scale != 0, 1)
+    return [None if f is None else f / divisor for f in forces], scale
 
 
 def _layer(free: Relaxation, index: int) -> Tensor:
@@ -271,17 +264,14 @@ def _layer(free: Relaxation, index: int) -> Tensor:
 
 
 def _norm(forces: Sequence[Tensor | None]) -> Tensor:
-    """Norm of the forces on each sample, ``(B,)``, in at least 32 bits."""
-    flat = [f.flatten(1) for f in forces if f is not None]
-    flat = [f.to(torch.promote_types(f.dtype, torch.float32)) for f in flat]
-    return torch.stack([torch.linalg.vector_norm(f, dim=1) for f in flat]).norm(dim=0)
+    """Norm of the forces on each sample, ``(B,)``."""
+    return torch.stack([torch.linalg.vector_norm(f.flatten(1), dim=1) for f in forces if f is not None]).norm(dim=0)
 
 
-def _pull(layers: State, wanted: Sequence[Tensor], forces: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Gradient of ``sum_l <f_l, layer_l>`` in the tensors wanted; zero where they have no part in it."""
-    pairs = [(layer, f.to(layer.dtype)) for layer, f in zip(layers, forces, strict=True) if f is not None]
-    outputs, cotangents = zip(*pairs, strict=True)
-    return torch.autograd.grad(outputs, wanted, cotangents, materialize_grads=True)
+def _inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:
+    """``sum_l <f_l, s_l>``."""
+    products = [(f.to(s.dtype) * s).sum() for f, s in zip(forces, layers, strict=True) if f is not None]
+    return torch.stack(products).sum()
 
 
 def _present_autocast(device: str) -> AbstractContextManager:

@@ -13,9 +13,11 @@ any loss on them or on the output has its gradient by equilibrium propagation (`
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -155,8 +157,10 @@ class DCHN(HopfieldNetwork):
         if output_fmt != "NCHW":
             raise ValueError(f"The states of a DCHN are maps in NCHW format; got output_fmt={output_fmt!r}.")
         taken, _ = feature_take_indices(len(self.layers), indices)
-        *states, last = self._equilibrium(x, (*taken, len(self.layers) - 1))
-        return states if intermediates_only else (last, states)
+        if intermediates_only:
+            return list(self._equilibrium(x, tuple(taken)))
+        last, *states = self._equilibrium(x, (-2, *taken))
+        return last, states
 
     def forward_features(self, x: Tensor) -> Tensor:
         """State of the last hidden layer at equilibrium, ``(B, C, H, W)``."""
@@ -246,7 +250,19 @@ class DCHN(HopfieldNetwork):
                 "A DCHN has no gradient checkpointing and needs none: its backward pass keeps the free state alone."
             )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: a trace of the relaxation, for inference with batches of any size."""
+        example = torch.zeros(2, self.in_chans, *self.img_size).to(self.layers[0].weight)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _Traced(torch.jit.trace(self, example, check_trace=False))
+
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(
+                "A DCHN cannot be traced symbolically by torch.fx, as its forward pass is an iteration: use "
+                "forward_intermediates or features_only=True for its features, torch.export for its graph."
+            )
         return equilibrium(self, x, self.backward, layers)
 
     def _top_shape(self, img_size: tuple[int, int]) -> torch.Size:
@@ -257,6 +273,15 @@ class DCHN(HopfieldNetwork):
         if 0 in shape:
             raise ValueError(f"An image of {img_size} pixels is too small for {len(self.layers)} poolings.")
         return shape
+
+
+class _Traced(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
 
 
 def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
