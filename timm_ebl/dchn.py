@@ -13,11 +13,10 @@ any loss on them or on the output has its gradient by equilibrium propagation (`
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
@@ -25,12 +24,29 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from .backward import Backward, create_backward, equilibrium
-from .energy import ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from .energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS
+from .tracing import Traced, graph_equilibrium, is_symbolic
 
-__all__ = ["DCHN"]
+__all__ = ["DCHN", "Pooling"]
+
+
+class Pooling(str, Enum):
+    """How a convolution is pooled."""
+
+    MAX = "max"
+    AVERAGE = "average"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Pooling:
+        raise ValueError(f"Unknown pooling {value!r}: choose one of {', '.join(cls)}.")
+
+    @property
+    def interaction(self) -> type[ConvInteraction]:
+        """The interaction pooled in this way."""
+        return AveragePooled if self is Pooling.AVERAGE else ConvInteraction
 
 
 class DCHN(HopfieldNetwork):
@@ -48,6 +64,7 @@ class DCHN(HopfieldNetwork):
         bias_gain: The same for the biases.
         kernel_size: Side of the kernels.
         pool: Side of the pooling windows.
+        pooling: ``"max"``, as in the paper, or ``"average"``.
         order: Order of update (`timm_ebl.order.list_orders`).
         sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
         tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
@@ -73,6 +90,7 @@ class DCHN(HopfieldNetwork):
         bias_gain: float = 0.5,
         kernel_size: int = 3,
         pool: int = 2,
+        pooling: str | Pooling = Pooling.MAX,
         order: str = "asynchronous",
         sweeps: int = 8,
         tolerance: float | None = None,
@@ -99,7 +117,7 @@ class DCHN(HopfieldNetwork):
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(
-            ConvInteraction(lower, upper, kernel_size, pool, **factory)
+            Pooling(pooling).interaction(lower, upper, kernel_size, pool, **factory)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)
         )
         self.feature_info = [
@@ -233,7 +251,7 @@ class DCHN(HopfieldNetwork):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
-        return {"stem": r"^layers\.0", "blocks": [(r"^layers\.(\d+)", None), (r"^head", (99999,))]}
+        return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are never decayed: none."""
@@ -252,18 +270,11 @@ class DCHN(HopfieldNetwork):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: a trace of the relaxation, for inference with batches of any size."""
-        example = torch.zeros(2, self.in_chans, *self.img_size).to(self.layers[0].weight)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _Traced(torch.jit.trace(self, example, check_trace=False))
+        return Traced(self, self.layers[0].weight.new_zeros(2, self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
-        if isinstance(x, torch.fx.Proxy):
-            raise TypeError(
-                "A DCHN cannot be traced symbolically by torch.fx, as its forward pass is an iteration: use "
-                "forward_intermediates or features_only=True for its features, torch.export for its graph."
-            )
-        return equilibrium(self, x, self.backward, layers)
+        relax = graph_equilibrium if is_symbolic(x) else equilibrium
+        return relax(self, x, self.backward, layers)
 
     def _top_shape(self, img_size: tuple[int, int]) -> torch.Size:
         """Shape of the last hidden layer for images of a size."""
@@ -273,15 +284,6 @@ class DCHN(HopfieldNetwork):
         if 0 in shape:
             raise ValueError(f"An image of {img_size} pixels is too small for {len(self.layers)} poolings.")
         return shape
-
-
-class _Traced(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
 
 
 def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
