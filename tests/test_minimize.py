@@ -115,10 +115,10 @@ def test_sixty_sweeps_in_32_bits_end_where_the_twins_do(make_dchn, batch):
 def energies(model, x, state, perturbation, minimizer, sweeps):
     """Perturbed energy before and after each of a number of sweeps."""
     state = (*state[:-1], perturbation.start(state[-1]))
-    values = [model.energy(x, state) + perturbation.cost(state[-1])]
+    values = [model.energy(x, state) + perturbation.cost(state)]
     for _ in range(sweeps):
         state = model.relax(x, state, perturbation, minimizer).state
-        values.append(model.energy(x, state) + perturbation.cost(state[-1]))
+        values.append(model.energy(x, state) + perturbation.cost(state))
     return torch.stack(values).detach()
 
 

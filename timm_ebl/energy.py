@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .products import Products
 
 __all__ = [
+    "AveragePooled",
     "ConvInteraction",
     "DenseInteraction",
     "Drive",
@@ -187,6 +188,20 @@ class ConvInteraction(nn.Conv2d, _Uniform):
             (False, True, False),
         )
         return weight, upper.sum((0, 2, 3))
+
+
+class AveragePooled(ConvInteraction):
+    """Convolution followed by average pooling, ``drive(s) = P(w * s) + b`` with a linear ``P``: there are no routes."""
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
+        products = prepared or self.prepare(lower.shape)
+        return Drive(F.avg_pool2d(products.up(lower.contiguous(memory_format=torch.channels_last)), self.pool))
+
+    def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        size = (*upper.shape[:2], *lower[2:])
+        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+        window = (self.pool, self.pool)
+        return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
 
 
 class DenseInteraction(nn.Linear, _Uniform):

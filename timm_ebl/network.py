@@ -66,7 +66,7 @@ class HopfieldNetwork(nn.Module, ABC):
         Raises:
             ValueError: The input holds NaN or infinite values.
         """
-        if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+        if not (torch.compiler.is_compiling() or x.is_meta or bool(x.isfinite().all())):
             raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
 
     @torch.compiler.disable

@@ -74,7 +74,7 @@ class Walk:
         feedback = self.interactions[layer + 1].feedback(
             above, route, self.state[layer].shape, self.prepared[layer + 1]
         )
-        return feedback.add_(drive).clamp_(0, 1)
+        return self.perturbation.hidden(layer, feedback.add_(drive)).clamp_(0, 1)
 
     def sweep(self, groups: Groups, omega: float = 1.0) -> None:
         """Update every layer once; the output layer is never over-relaxed."""
