@@ -1,5 +1,7 @@
 """A dense network whose energy is not quadratic: hidden units pay ``h^4`` and have no bounds."""
 
+from dense import DenseHopfield
+
 from timm_ebl import FREE
 from timm_ebl.network import as_layers
 
