@@ -330,7 +330,6 @@ def test_under_autocast_the_backward_pass_runs_in_16_bits_too(make_live, batch, 
     found = parameter_gradients(model, loss)
     assert all(g.dtype == torch.float32 for g in found)
     assert F.cosine_similarity(flat(found), flat(expected), dim=0) > 0.99
-    assert all(F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.5 for a, b in zip(found, expected, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------- costs
