@@ -68,8 +68,10 @@ class EquilibriumBackward(Backward):
 
         gradient = |f| (dE(s_beta) - dE(s_-beta)) / (2 beta)
 
-    in the parameters and the input alike. It differs from the true gradient by ``O(beta^2)`` (Theorem 3), whatever the
-    loss and its scale. A sample without a gradient contributes nothing.
+    in the parameters and the input alike, whatever the loss and its scale. It differs from the true gradient by
+    ``O(beta^2)`` (Theorem 3). A Hopfield network's energy is quadratic between the bounds of its units, given the
+    routes: with held routes and converged phases it is the true gradient, for any beta that moves no unit across a
+    bound. A sample without a gradient contributes nothing.
 
     Attributes:
         beta: Strength of the force.
@@ -228,6 +230,8 @@ class _Equilibrium(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(gradient is None for gradient in gradients):
+            return None, None, None, *(None for _ in ctx.needs_input_grad[3:])
         x, *parameters = ctx.saved_tensors
         model, needed = ctx.model, ctx.needs_input_grad[3:]
         if any(now is not then for now, then in zip(model.parameters(), parameters, strict=True)):

@@ -18,7 +18,7 @@ from enum import Enum
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -321,6 +321,12 @@ def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
             f"not {kwargs['feature_cls']!r}."
         )
     features = {"feature_cls": "getter", "out_indices": tuple(range(len(kwargs["widths"])))}
+    if kwargs.get("features_only"):
+        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+        classes = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).num_classes
+        if kwargs.get("num_classes", classes) == classes:
+            # timm drops what it holds to be the classifier, but the states feel the read-out's feedback.
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "classifier": None}
     return build_model_with_cfg(DCHN, variant, pretrained, feature_cfg=features, **kwargs)
 
 
