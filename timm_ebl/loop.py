@@ -16,6 +16,7 @@ from .network import HopfieldNetwork
 from .progress import Averages, Progress
 from .rules import squared_error
 from .transforms import BatchTransform
+from .watch import Diverged
 
 __all__ = ["evaluate", "train_epoch"]
 
@@ -57,6 +58,9 @@ def train_epoch(
 
     Returns:
         Means over the images of ``error`` (%), ``cost``, ``energy`` and ``residual``.
+
+    Raises:
+        Diverged: Every batch was left out.
     """
     task.train()
     loader.set_epoch(progress.epoch)
@@ -91,6 +95,8 @@ def train_epoch(
                 bar.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()}, refresh=False)
             watch(result)
             between()
+    if not progress.averages.images:
+        raise Diverged(f"no batch of epoch {progress.epoch} has a finite gradient")
     return progress.averages.reduced(accelerator)
 
 

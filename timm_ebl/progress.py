@@ -14,6 +14,18 @@ from .energy import State
 
 __all__ = ["Averages", "Progress"]
 
+_SHARED = (
+    "epoch",
+    "step",
+    "epochs",
+    "weights",
+    "skipped",
+    "warnings",
+    "warned",
+    "lowest_residual",
+    "epoch_began",
+)
+
 
 @dataclass
 class Averages:
@@ -58,6 +70,8 @@ class Progress:
         weights: Weights of the best of them.
         skipped: Bad batches left out so far.
         warnings: What the watch has said.
+        warned: What it need not say again.
+        lowest_residual: The lowest mean residual that the watch has seen.
         seconds: Time spent before this process took over.
         epoch_began: Time spent before the epoch under way.
     """
@@ -70,11 +84,11 @@ class Progress:
     weights: dict[str, Tensor] | None = None
     skipped: int = 0
     warnings: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
+    lowest_residual: float | None = None
     seconds: float = 0.0
     epoch_began: float = 0.0
     clock: float = field(default_factory=time.monotonic)
-
-    _SHARED = ("epoch", "step", "epochs", "weights", "skipped", "warnings", "epoch_began")
 
     @property
     def best(self) -> dict[str, float]:
@@ -105,7 +119,7 @@ class Progress:
 
     def shared(self) -> dict[str, Any]:
         """What is the same on every process."""
-        return {name: getattr(self, name) for name in self._SHARED} | {"seconds": self.elapsed()}
+        return {name: getattr(self, name) for name in _SHARED} | {"seconds": self.elapsed()}
 
     def local(self) -> dict[str, Any]:
         """What each process has for itself."""
@@ -113,7 +127,7 @@ class Progress:
 
     def restore(self, shared: dict[str, Any], local: dict[str, Any] | None, device: torch.device) -> None:
         """Continue where `shared` and `local` were taken; without `local`, from the beginning of that epoch."""
-        for name in (*self._SHARED, "seconds"):
+        for name in (*_SHARED, "seconds"):
             setattr(self, name, shared[name])
         self.clock = time.monotonic()
         if self.weights is not None:

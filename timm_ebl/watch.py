@@ -39,7 +39,9 @@ class LayerReport(NamedTuple):
 
 def report_layers(state: State) -> Tensor:
     """Shares of the units at 0, at 1 and not finite, for every layer of a state, ``(L, 3)``, without a host sync."""
-    rows = [torch.stack([(s <= 0).float().mean(), (s >= 1).float().mean(), 1 - s.isfinite().float().mean()]) for s in state]
+    rows = [
+        torch.stack([(s <= 0).float().mean(), (s >= 1).float().mean(), 1 - s.isfinite().float().mean()]) for s in state
+    ]
     return torch.stack(rows)
 
 
@@ -65,11 +67,14 @@ class Watch:
         model: The model in training.
         progress: Where the warnings are noted.
         every: Batches between two looks.
+        batches: Batches of an epoch; it looks at the last one too.
         say: Gets the warnings, one sentence each.
     """
 
-    def __init__(self, model: nn.Module, progress: Progress, every: int, say: Callable[[str], None]) -> None:
-        self.model, self.progress, self.every, self.say = model, progress, every, say
+    def __init__(
+        self, model: nn.Module, progress: Progress, every: int, batches: int, say: Callable[[str], None]
+    ) -> None:
+        self.model, self.progress, self.every, self.batches, self.say = model, progress, every, batches, say
 
     def __call__(self, result: dict[str, Tensor | State]) -> None:
         """Look at the result of a `timm_ebl.task.RuleTask`, if it is time.
@@ -77,7 +82,7 @@ class Watch:
         Raises:
             Diverged: A weight is not finite.
         """
-        if self.progress.step % self.every:
+        if self.progress.step % self.every and self.progress.step != self.batches:
             return
         require_finite(self.model)
         state = result["state"]
