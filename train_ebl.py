@@ -110,7 +110,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
-            folder.write_results(progress, model, transform)
+            folder.write_results(progress, model, transform, better=True)
         start_trackers(accelerator, config.log_with, folder.path, config.to_dict())
 
         try:
@@ -140,10 +140,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     "energy": trained["energy"],
                     "residual": trained["residual"],
                 }
-                progress.finish_epoch(metrics, model.state_dict())
+                better = progress.finish_epoch(metrics, model.state_dict())
                 checkpoints.save()
                 if accelerator.is_main_process:
-                    folder.write_results(progress, model, transform)
+                    folder.write_results(progress, model, transform, better)
                 accelerator.log(metrics, step=progress.epoch - 1)
                 left = progress.elapsed() / (progress.epoch - 1) * (config.epochs - progress.epoch + 1)
                 accelerator.print(
@@ -177,7 +177,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
             print(
-                f"test error {test['error']:.2f} % after epoch {progress.best['epoch']}, the best on the held-out part, "
+                f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, the best on the held-out part, "
                 f"in {summary['seconds']:.0f} s; results in {folder.path}"
             )
     accelerator.end_training()

@@ -266,9 +266,7 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], force: bool) -> 
     changed = [key for key in now if key in before and before[key] != now[key]]
     if changed and not force:
         differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
-        raise ConfigError(
-            f"The run has other settings: {differences}. Give it its own, or go on with these by --force."
-        )
+        raise ConfigError(f"The run has other settings: {differences}. Give it those, or go on with these by --force.")
 
 
 def _damage(folder: Path) -> str | None:

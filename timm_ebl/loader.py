@@ -89,7 +89,7 @@ def build_train_loader(data: ImageDataset, batch_size: int, seed: int, accelerat
     step_images = batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
     if step_images > len(data):
         raise ConfigError(
-            f"A step takes {step_images} images (batch size x processes x accumulation), but there are only {len(data)} "
+            f"A step takes {step_images} images (batch size x processes x accumulation), and there are {len(data)} "
             "to train on: choose a smaller --batch-size."
         )
     order = EpochOrder(len(data), step_images, seed)

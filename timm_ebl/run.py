@@ -144,7 +144,7 @@ class RunFolder:
         free = shutil.disk_usage(self.path).free
         if free < size:
             raise ConfigError(
-                f"{self.path} has {free / 2**20:,.0f} MiB left, and the run needs about {size / 2**20:,.0f}: make room, "
+                f"{self.path} has {free / 2**20:,.0f} MiB left, and the run needs {size / 2**20:,.0f}: make room, "
                 "choose another --output-dir, or keep fewer checkpoints by --keep-checkpoints."
             )
 
@@ -180,18 +180,19 @@ class RunFolder:
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_results(self, progress: Progress, model: nn.Module, transform: BatchTransform) -> None:
+    def write_results(self, progress: Progress, model: nn.Module, transform: BatchTransform, better: bool) -> None:
         """Write the metrics and the best weights of what is done so far.
 
         Args:
             progress: How far the run is.
             model: The model that the weights belong to; it is left as it is.
             transform: Its normalisation.
+            better: Whether the best weights are others than those in the folder.
         """
         if not progress.epochs:
             return
         self.write_metrics(progress.epochs)
-        if progress.best is progress.epochs[-1] or not (self.path / "model.safetensors").exists():
+        if better:
             best = deepcopy(model)
             best.load_state_dict(progress.weights)
             self.write_model(best, transform)

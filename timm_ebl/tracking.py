@@ -39,15 +39,13 @@ def start_trackers(
     Args:
         accelerator: Holds the trackers.
         names: As for `check_trackers`.
-        folder: Folder of the run; TensorBoard writes to ``tensorboard`` in it.
+        folder: Folder of the run; TensorBoard writes to ``timm_ebl`` in it.
         settings: Settings of the run.
     """
     if not names:
         return
     accelerator.project_configuration.set_directories(str(folder))
     accelerator.log_with = filter_trackers(list(names), str(folder))
-    plain = {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in settings.items()
-    }
+    plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
     options = {"wandb": {"name": folder.name, "dir": str(folder)}}
-    accelerator.init_trackers("tensorboard", plain, options)
+    accelerator.init_trackers("timm_ebl", plain, options)

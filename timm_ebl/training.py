@@ -81,10 +81,9 @@ def load_splits(config: TrainConfig) -> Splits:
             "differ."
         )
     if len(test.classes) > len(train.classes):
-        row = int((test.labels >= len(train.classes)).nonzero()[0]) if (test.labels >= len(train.classes)).any() else 0
         raise DataError(
-            f"row {row} of the test split has the class {test.classes[int(test.labels[row])]!r}, and the training split "
-            f"has only {_some(train.classes)}."
+            f"the test split has the class {test.classes[len(train.classes)]!r}, the training split only "
+            f"{_some(train.classes)}."
         )
     if len(train.labels.unique()) < 2:
         raise DataError(f"the training split of {train.name} has images of one class only: nothing can be learnt.")
@@ -129,9 +128,7 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     if not isinstance(model, HopfieldNetwork):
         raise ConfigError(f"The model {name!r} has no energy to relax: choose one of timm.list_models('dchn*').")
     if model.num_classes < len(train.classes):
-        raise ConfigError(
-            f"The model has {model.num_classes} outputs for {len(train.classes)} classes of {train.name}."
-        )
+        raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
     try:
         model.check_input(train.images[:1].float())
     except ValueError as error:

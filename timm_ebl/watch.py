@@ -39,10 +39,8 @@ class LayerReport(NamedTuple):
 
 def report_layers(state: State) -> Tensor:
     """Shares of the units at 0, at 1 and not finite, for every layer of a state, ``(L, 3)``, without a host sync."""
-    rows = [
-        torch.stack([(s <= 0).float().mean(), (s >= 1).float().mean(), 1 - s.isfinite().float().mean()]) for s in state
-    ]
-    return torch.stack(rows)
+    shares = ((layer <= 0, layer >= 1, ~layer.isfinite()) for layer in state)
+    return torch.stack([torch.stack([units.float().mean() for units in share]) for share in shares])
 
 
 def require_finite(model: nn.Module) -> None:
@@ -96,21 +94,21 @@ class Watch:
                 self.say(self.progress.warnings[-1])
 
     def _layers(self, reports: Sequence[LayerReport]) -> list[tuple[str, str]]:
+        """What is wrong with which layer, each as a key to remember it by and a sentence."""
         found = []
         for number, report in enumerate(reports, 1):
-            hidden, name = number < len(reports), f"layer {number}" if number < len(reports) else "the output layer"
+            hidden = number < len(reports)
+            name = f"layer {number}" if hidden else "the output layer"
+            free = 1 - report.zeros - report.ones
             if report.broken:
                 found.append((f"broken {name}", f"{name} is not finite: a lower --lr or --beta may help."))
-            elif hidden and report.zeros >= _DEAD:
-                found.append((f"zero {name}", f"{name} is dead, all its units are at 0: a lower --lr or larger initial "
-                              "gains (--model-kwargs gains=0.8) may help."))  # fmt: skip
-            elif hidden and report.ones >= _DEAD:
-                found.append((f"one {name}", f"{name} is dead, all its units are at 1: a lower --lr or smaller initial "
-                              "gains (--model-kwargs gains=0.5) may help."))  # fmt: skip
-            elif hidden and report.zeros + report.ones >= _SATURATED:
-                free = 100 * (1 - report.zeros - report.ones)
-                found.append((f"saturated {name}", f"{name} is saturated, {free:.1f} % of its units are free to move: a "
-                              "lower --lr or --weight-decay may help."))  # fmt: skip
+            elif hidden and max(report.zeros, report.ones) >= _DEAD:
+                end, gains = ("0", "larger") if report.zeros > report.ones else ("1", "smaller")
+                hint = f"a lower --lr or {gains} initial gains (--model-kwargs gains=X) may help."
+                found.append((f"dead {name}", f"{name} is dead, all its units are at {end}: {hint}"))
+            elif hidden and free <= 1 - _SATURATED:
+                hint = "a lower --lr or a larger --weight-decay may help."
+                found.append((f"saturated {name}", f"{name} is saturated, {free:.1%} of its units can move: {hint}"))
         return found
 
     def _residual(self, residual: float) -> list[tuple[str, str]]:
@@ -119,5 +117,5 @@ class Watch:
         self.progress.lowest_residual = residual if lowest is None else min(lowest, residual)
         if lowest is None or not residual > max(_SETTLED, _RISE * lowest):
             return []
-        return [("residual", f"the residual of the free phase has risen from {lowest:.1e} to {residual:.1e}, it does not "
-                 "settle any more: more --free-sweeps, a smaller --omega or a lower --lr may help.")]  # fmt: skip
+        hint = "more --free-sweeps, a smaller --omega or a lower --lr may help."
+        return [("residual", f"the residual of the free phase has risen from {lowest:.1e} to {residual:.1e}: {hint}")]
