@@ -1,46 +1,62 @@
-"""Kills a run by SIGKILL at random moments and takes it up again: ``python killed.py KILLS ARGUMENTS..``.
+"""Kills a run by SIGKILL at random moments: ``python killed.py KILLS UNDISTURBED KILLED ARGUMENTS..``.
 
-Every run is a fork of this process, which has only imported what it needs: a run starts in a fraction of a second.
+First the run is left alone in the folder UNDISTURBED, which tells how long it takes. Then it is killed and taken up
+again in the folder KILLED, at moments drawn from its start-up and a share of its work. Every run is a fork of this
+process, which has only imported what it needs, so that a run starts in a fraction of a second.
 """
 
+import io
 import os
 import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 from runs import train
 
 
-def start(command):
+def start(*command):
     child = os.fork()
     if child:
         return child
+    error = 0
+    sys.stdout = io.StringIO()
     try:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
         train(*command)
-    except BaseException as error:
-        os.write(1, f"{type(error).__name__}: {error}\n".encode())
-        os._exit(1)
-    os._exit(0)
+    except BaseException as failure:
+        print(f"{type(failure).__name__}: {failure}", file=sys.stderr)
+        error = 1
+    os._exit(error)
+
+
+def finish(*command):
+    if os.waitpid(start(*command), 0)[1]:
+        sys.exit("a run that was left alone has failed")
 
 
 def main():
-    kills, *command = sys.argv[1:]
-    moments = random.Random(0)
-    begun, done, whole = time.monotonic(), 0, None
-    while done < int(kills):
-        child = start([*command, "--resume"])
-        time.sleep(moments.uniform(0.0, 2.5))
-        finished, status = os.waitpid(child, os.WNOHANG)
-        if finished:
-            sys.exit(f"the run ended before the kill {done + 1}, with status {status}" if status else "ended too soon")
+    kills, undisturbed, killed, *command = sys.argv[1:]
+    kills, moments = int(kills), random.Random(0)
+    begin = time.monotonic()
+    child = start(*command, "--output-dir", undisturbed)
+    while not any(Path(undisturbed, "checkpoints").glob("epoch-*")):
+        time.sleep(0.01)
+    start_up = time.monotonic() - begin
+    if os.waitpid(child, 0)[1]:
+        sys.exit("the undisturbed run has failed")
+    work = time.monotonic() - begin - start_up
+
+    for _ in range(kills):
+        child = start(*command, "--output-dir", killed, "--resume")
+        time.sleep(moments.uniform(0, start_up + 1.5 * work / kills))
+        if os.waitpid(child, os.WNOHANG)[0]:
+            sys.exit("the run has ended before it could be killed")
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        done += 1
-    _, status = os.waitpid(start([*command, "--resume"]), 0)
-    print(f"{done} kills, exit status {status}, {time.monotonic() - begun:.0f} s")
-    sys.exit(1 if status else 0)
+    checkpoints = sorted(path.name for path in Path(killed, "checkpoints").iterdir())
+    finish(*command, "--output-dir", killed, "--resume")
+    print(f"{kills} kills, start-up {start_up:.1f} s, work {work:.1f} s, reached {checkpoints[-1]}")
 
 
 if __name__ == "__main__":
