@@ -37,20 +37,26 @@ def trained(accelerator, config):
     return {"before": before, "weights": model.state_dict(), "metrics": metrics, "test": test}
 
 
-def main():
-    images, out = sys.argv[1:]
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+def results(accelerator, images):
+    """What every rule comes to, and the number of processes."""
     config = TrainConfig(
-        dataset=images,
+        dataset=str(images),
         batch_size=BATCH // accelerator.num_processes,
         model_kwargs={"widths": [4, 4, 4, 4], "gains": 0.8},
         opt="momentum",
         lr=(0.02,),
     )
-    results = {rule: trained(accelerator, replace(config, algo=rule)) for rule in RULES}
+    found = {rule: trained(accelerator, replace(config, algo=rule)) for rule in RULES}
+    return {"processes": accelerator.num_processes, **found}
+
+
+def main():
+    images, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    found = results(accelerator, images)
     if accelerator.is_main_process:
-        torch.save({"processes": accelerator.num_processes, **results}, Path(out))
+        torch.save(found, Path(out))
     accelerator.end_training()
 
 

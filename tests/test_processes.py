@@ -1,16 +1,16 @@
 """Two processes with half the batch each compute what one process with the whole batch does."""
 
 import os
-import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from one_of_two import RULES
-from runs import SCRIPT, arguments, assert_same_run, write_images
+from accelerate import Accelerator
+from one_of_two import RULES, results
+from runs import arguments, assert_same_run, write_images
 
 HERE = Path(__file__).parent
 
@@ -20,25 +20,21 @@ def folder(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
 
 
-def command(processes, *words):
-    options = ["--nproc-per-node", processes, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    return [*map(str, [sys.executable, "-m", "torch.distributed.run", *options, *words])]
-
-
-ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-
-
 def launch(processes, *words):
-    return subprocess.run(command(processes, *words), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--nproc-per-node", processes, "--master-addr", "127.0.0.1", "--master-port", port]
+    command = map(str, [sys.executable, "-m", "torch.distributed.run", *options, *words])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command], env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_do_what_one_does(folder, tmp_path):
-    outs = []
-    for processes in (1, 2):
-        result = launch(processes, HERE / "one_of_two.py", folder, tmp_path / f"{processes}.pt")
-        assert result.returncode == 0, result.stderr
-        outs.append(torch.load(tmp_path / f"{processes}.pt", weights_only=True))
-    one, two = outs
+    result = launch(2, HERE / "one_of_two.py", folder, tmp_path / "two.pt")
+    assert result.returncode == 0, result.stderr
+    one = results(Accelerator(cpu=True), folder)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
     assert (one["processes"], two["processes"]) == (1, 2)
     for rule in RULES:
         # A contrastive rule subtracts two energies that are alike: fewer digits of the difference are correct.
@@ -55,19 +51,11 @@ def test_two_processes_do_what_one_does(folder, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_exactly(folder, tmp_path):
-    words = [SCRIPT, *arguments(folder, tmp_path / "whole", "--warm-start", "--epochs", 12), "--batch-size", "3"]
-    result = launch(2, *words)
-    assert result.returncode == 0, result.stderr
-    words[words.index(str(tmp_path / "whole"))] = tmp_path / "stopped"
-    run = subprocess.Popen(command(2, *words), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    while not any((tmp_path / "stopped" / "checkpoints").glob("epoch-*")):
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.02)
-    run.send_signal(signal.SIGTERM)
-    _, errors = run.communicate(timeout=120)
-    assert run.returncode != 0
-    assert "stopped by SIGTERM after batch" in errors
-    assert not (tmp_path / "stopped" / "summary.json").exists()
-    result = launch(2, *words, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    """The signal reaches one of them; both save after the same batch and end with its status."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    words = arguments(folder, stopped, "--warm-start", "--epochs", 8, "--batch-size", 3)
+    script = [sys.executable, str(HERE / "stopped.py"), str(whole), str(stopped)]
+    result = subprocess.run([*script, *words], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr.count("stopped by SIGTERM after batch") == 1
+    assert_same_run(stopped, whole)
