@@ -90,6 +90,8 @@ def test_arguments_that_do_not_exist_or_fit_are_refused(tiny):
     with pytest.raises(ValueError, match="no gradient checkpointing"):
         tiny.set_grad_checkpointing()
     tiny.set_grad_checkpointing(False)
+    with pytest.raises(ValueError, match="no dropout; got drop_rate=0.1"):
+        timm.create_model("dchn_tiny_mnist", drop_rate=0.1)
     with pytest.raises(ValueError, match="Unknown pooling 'min': choose one of max, average"):
         timm.create_model("dchn_tiny_mnist", pooling="min")
 
@@ -336,7 +338,8 @@ def test_a_loop_of_timms_parts_learns_from_a_folder_of_images(tmp_path):
             folder = tmp_path / "images" / split / str(int(label))
             folder.mkdir(parents=True, exist_ok=True)
             to_pil_image(picture).save(folder / f"{index}.png")
-    model = timm.create_model("dchn_tiny_fashion_mnist")
+    as_in_train_py = {"drop_rate": 0.0, "drop_path_rate": None, "global_pool": None, "scriptable": False}
+    model = timm.create_model("dchn_tiny_fashion_mnist", in_chans=1, num_classes=10, **as_in_train_py)
     config = resolve_data_config({}, model=model)
     loaders = [
         create_loader(
