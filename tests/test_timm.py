@@ -90,7 +90,7 @@ def test_arguments_that_do_not_exist_or_fit_are_refused(tiny):
     with pytest.raises(ValueError, match="no gradient checkpointing"):
         tiny.set_grad_checkpointing()
     tiny.set_grad_checkpointing(False)
-    with pytest.raises(ValueError, match="no dropout; got drop_rate=0.1"):
+    with pytest.raises(ValueError, match="no dropout; got drop_rate"):
         timm.create_model("dchn_tiny_mnist", drop_rate=0.1)
     with pytest.raises(ValueError, match="Unknown pooling 'min': choose one of max, average"):
         timm.create_model("dchn_tiny_mnist", pooling="min")
