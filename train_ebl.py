@@ -3,44 +3,55 @@
     accelerate launch train_ebl.py --algo n-ep
     accelerate launch train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
     accelerate launch --mixed_precision bf16 train_ebl.py --config hub_configs/table2_cifar10.yaml
+    accelerate launch train_ebl.py --config RUN/args.yaml --output-dir RUN --resume
 
 Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs in about a minute
 on two CPU cores. Settings come from the defaults, then --config, then the command line.
 """
 
 import sys
-import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from timm.scheduler import CosineLRScheduler
 
+from timm_ebl.checkpoint import Checkpoints, Interrupted, StopSignals, checkpoint_bytes, on_main
 from timm_ebl.config import ConfigError, TrainConfig, parse_config
 from timm_ebl.data import DataError
 from timm_ebl.hub import HubError, check_access, publish
+from timm_ebl.loader import build_eval_loader, build_train_loader
+from timm_ebl.loop import evaluate, train_epoch
+from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
+from timm_ebl.progress import Progress
 from timm_ebl.release import ReleaseError
-from timm_ebl.run import RunFolder, device_name, versions
+from timm_ebl.run import OutputError, RunFolder, device_name, versions
 from timm_ebl.task import RuleTask
+from timm_ebl.tracking import check_trackers, start_trackers
 from timm_ebl.training import (
-    build_loader,
     build_model,
     build_optimizer,
     build_rule,
     build_transform,
-    evaluate,
+    empty_classes,
     load_splits,
     set_threads,
-    train_epoch,
 )
+from timm_ebl.watch import Diverged, Watch
+
+EXIT_DIVERGED = 3
 
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
-    begin = time.monotonic()
+    check_trackers(config.log_with)
     set_seed(config.seed)
     set_threads(accelerator, config.threads)
+    keep_freed_memory()
 
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
@@ -49,7 +60,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     model = build_model(config, data.train)
     transform = build_transform(data.train)
     optimizer = build_optimizer(config, model)
+    scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
     name = model.pretrained_cfg["architecture"]
+    default = f"{config.algo}-{name}-{config.seed}"
+    folder = on_main(accelerator, lambda: RunFolder.create(config.output_dir, default, config.resume))
 
     source = data.train.name + (" (embedded; choose another with --dataset)" if config.dataset is None else "")
     sizes = ", ".join(
@@ -59,93 +73,147 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.print(f"data:  {source}: {sizes}, {len(data.train.classes)} classes")
     accelerator.print(f"model: {name}, {parameters:,} parameters")
     accelerator.print(f"rule:  {config.algo}: {rule}")
-    if accelerator.is_main_process:
-        folder = RunFolder.create(config.output_dir, f"{config.algo}-{name}-{config.seed}")
-        folder.write_settings(config.to_dict())
-        print(f"to:    {folder.path}")
+    accelerator.print(f"to:    {folder.path}")
+    warn = partial(accelerator.print, "warning:", file=sys.stderr)
+    for empty in empty_classes(data.train):
+        warn(f"the class {empty!r} has no image to train on.")
 
-    scheduler = CosineAnnealingLR(optimizer, config.epochs, config.min_lr)
-    task, optimizer, train_loader, held_out_loader, test_loader = accelerator.prepare(
-        RuleTask(model, rule, device=accelerator.device, verbose=False),
-        optimizer,
-        build_loader(data.train, config.batch_size, config.seed),
-        build_loader(data.held_out, config.eval_batch_size),
-        build_loader(data.test, config.eval_batch_size),
-    )
-    augmentation = torch.Generator(accelerator.device).manual_seed(config.seed + accelerator.process_index)
+    train_loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
+    held_out_loader = build_eval_loader(data.held_out, config.eval_batch_size, accelerator)
+    test_loader = build_eval_loader(data.test, config.eval_batch_size, accelerator)
+    task = RuleTask(model, rule, device=accelerator.device, verbose=False)
+    task, optimizer = accelerator.prepare(task, optimizer)
 
-    epochs, best, state = [], None, None
-    for epoch in range(1, config.epochs + 1):
-        started = time.monotonic()
-        trained, state = train_epoch(
-            accelerator,
-            task,
-            train_loader,
-            optimizer,
-            transform,
-            augmentation,
-            warm_start=config.warm_start,
-            start=state,
-            title=f"epoch {epoch}/{config.epochs}",
-        )
-        held_out = evaluate(accelerator, model, held_out_loader, transform)
-        epochs.append(
-            {
-                "epoch": epoch,
-                "lr": optimizer.param_groups[0]["lr"],
-                "train_error": trained["error"],
-                "train_cost": trained["cost"],
-                "held_out_error": held_out["error"],
-                "held_out_cost": held_out["cost"],
-                "energy": trained["energy"],
-                "residual": trained["residual"],
-                "seconds": time.monotonic() - started,
-            }
-        )
-        accelerator.print(
-            "epoch {epoch:3d}  lr {lr:.1e}  training error {train_error:5.2f} %  held-out error {held_out_error:5.2f} %"
-            "  energy {energy:8.2f}  residual {residual:.1e}  {seconds:.0f} s".format(**epochs[-1])
-        )
-        if best is None or held_out["error"] < best["held_out_error"]:
-            best = epochs[-1]
-            weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
-            if accelerator.is_main_process:
-                folder.write_model(model, transform)
-        if accelerator.is_main_process:
-            folder.write_metrics(epochs)
-        scheduler.step()
-
-    model.load_state_dict(weights)
-    test = evaluate(accelerator, model, test_loader, transform)
+    progress = Progress()
+    watch = Watch(model, progress, config.watch_every, len(train_loader), warn)
+    facts = {"processes": accelerator.num_processes, "training_images": len(data.train), "model": name}
     summary = {
         "algo": config.algo,
         "model": name,
         "dataset": data.train.name,
         "epochs": config.epochs,
-        "best_epoch": best["epoch"],
         "seed": config.seed,
-        "held_out_error": best["held_out_error"],
-        "test_error": test["error"],
-        "test_images": len(data.test),
-        "seconds": time.monotonic() - begin,
         "device": device_name(accelerator.device),
         "mixed_precision": accelerator.mixed_precision,
         "versions": versions(),
     }
-    if accelerator.is_main_process:
-        folder.write_summary(summary)
-        plot_curves(folder.path / "curves.png", epochs, summary)
-        print(
-            f"test error {test['error']:.2f} % after epoch {best['epoch']}, the best on the held-out part, "
-            f"in {summary['seconds']:.0f} s; results in {folder.path}"
+    lock = folder.locked() if accelerator.is_main_process else nullcontext()
+    with lock, StopSignals() as signals:
+        checkpoints = Checkpoints(
+            folder.checkpoints,
+            accelerator,
+            model,
+            optimizer,
+            progress,
+            signals,
+            settings=config.decisive() | facts,
+            keep=config.keep_checkpoints,
+            minutes=config.checkpoint_minutes,
         )
-        if config.push_to_hub:
-            publish(folder.path, config.push_to_hub, test=data.test)
+        resumed = config.resume and checkpoints.resume(config.force)
+        if resumed:
+            accelerator.print(f"going on after batch {progress.step} of epoch {progress.epoch}")
+        if accelerator.is_main_process:
+            folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
+            folder.write_settings(replace(config, resume=False, force=False).to_dict())
+            folder.write_results(progress, model, transform, better=True)
+        start_trackers(accelerator, config.log_with, folder.path, config.to_dict())
+
+        try:
+            while progress.epoch <= config.epochs:
+                scheduler.step(progress.epoch - 1)
+                trained = train_epoch(
+                    accelerator,
+                    task,
+                    train_loader,
+                    optimizer,
+                    transform,
+                    progress,
+                    seed=config.seed,
+                    warm_start=config.warm_start,
+                    skip_bad_batches=config.skip_bad_batches,
+                    watch=watch,
+                    between=checkpoints.between_batches,
+                    title=f"epoch {progress.epoch}/{config.epochs}",
+                )
+                held_out = evaluate(accelerator, model, held_out_loader, transform, checkpoints.between_batches)
+                metrics = {
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "train_error": trained["error"],
+                    "train_cost": trained["cost"],
+                    "held_out_error": held_out["error"],
+                    "held_out_cost": held_out["cost"],
+                    "energy": trained["energy"],
+                    "residual": trained["residual"],
+                }
+                better = progress.finish_epoch(metrics, model.state_dict())
+                checkpoints.save()
+                if accelerator.is_main_process:
+                    folder.write_results(progress, model, transform, better)
+                accelerator.log(metrics, step=progress.epoch - 1)
+                left = progress.elapsed() / (progress.epoch - 1) * (config.epochs - progress.epoch + 1)
+                accelerator.print(
+                    "epoch {epoch:3d}  lr {lr:.1e}  training error {train_error:5.2f} %  held-out error "
+                    "{held_out_error:5.2f} %  energy {energy:8.2f}  residual {residual:.1e}  {seconds:.0f} s".format(
+                        **progress.epochs[-1]
+                    )
+                    + (f", {left:.0f} s left" if left else "")
+                )
+        except Diverged as error:
+            if accelerator.is_main_process:
+                reason = {"status": "diverged", "reason": str(error), "warnings": progress.warnings}
+                folder.write_summary(summary | reason | {"seconds": progress.elapsed()})
+            raise
+
+        best = deepcopy(model)
+        best.load_state_dict(progress.weights)
+        test = evaluate(accelerator, best, test_loader, transform, checkpoints.between_batches)
+        summary |= {
+            "status": "completed",
+            "best_epoch": progress.best["epoch"],
+            "held_out_error": progress.best["held_out_error"],
+            "test_error": test["error"],
+            "test_images": len(data.test),
+            "skipped_batches": progress.skipped,
+            "warnings": progress.warnings,
+            "seconds": progress.elapsed(),
+        }
+        accelerator.log({"test_error": test["error"]}, step=progress.best["epoch"])
+        if accelerator.is_main_process:
+            folder.write_summary(summary)
+            plot_curves(folder.path / "curves.png", progress.epochs, summary)
+            print(
+                f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, the best on the held-out part, "
+                f"in {summary['seconds']:.0f} s; results in {folder.path}"
+            )
+    if config.push_to_hub and accelerator.is_main_process:
+        publish(folder.path, config.push_to_hub, test=data.test)
+    accelerator.end_training()
+
+
+def main() -> None:
+    """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
+    config = parse_config(description=__doc__)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.grad_accum_steps
+    )
+    launched = {
+        "mixed_precision": accelerator.mixed_precision,
+        "grad_accum_steps": accelerator.gradient_accumulation_steps,
+    }
+    try:
+        train(replace(config, **launched), accelerator)
+    except (ConfigError, DataError, HubError, OutputError, ReleaseError) as error:
+        message, status = f"error: {error}", 1
+    except Diverged as error:
+        message, status = f"diverged: {error}; what was saved before is kept", EXIT_DIVERGED
+    except Interrupted as stop:
+        message, status = str(stop), 128 + stop.signal
+    else:
+        return
+    accelerator.print(message, file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":
-    config = parse_config(description=__doc__)
-    try:
-        train(config, Accelerator(mixed_precision=config.mixed_precision))
-    except (ReleaseError, ConfigError, DataError, HubError) as error:
-        sys.exit(f"error: {error}")
+    main()

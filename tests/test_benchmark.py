@@ -4,16 +4,9 @@ import pytest
 import torch
 
 from timm_ebl import PAPER, Minimizer, Nudged, create_rule
-from timm_ebl.benchmark import (
-    PlainProcedure,
-    gradients,
-    layer_cosines,
-    main,
-    procedures,
-    sweep_flops,
-    true_gradient,
-)
+from timm_ebl.benchmark import gradients, layer_cosines, main, procedures, study, sweep_flops, true_gradient
 from timm_ebl.memory import peak_memory
+from timm_ebl.plain import PlainProcedure
 
 CPU = torch.device("cpu")
 
@@ -77,7 +70,9 @@ def test_every_row_of_the_table_takes_a_step(make_dchn, batch):
     model, (x, y) = make_dchn(sweeps=2), batch
     rows = procedures(model, x, y, 0.25, laborieux=True)
     assert len({row.name for row in rows}) == len(rows) == 6
-    for row in rows:
+    settings = study(model, x, y, 0.25)
+    assert len({(row.name, row.sweeps) for row in settings}) == len(settings)
+    for row in (*rows, *settings):
         assert all(gradient.norm() > 0 for gradient in gradients(model, row.step))
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from timm_ebl import PAPER, Minimizer
 from timm_ebl.config import ConfigError, TrainConfig, parse_config, read_recipe
+from timm_ebl.training import build_rule
 
 RECIPES = sorted(Path(__file__).parents[1].glob("hub_configs/*.yaml"))
 
@@ -109,3 +111,14 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(text, words, tmp_path):
     with pytest.raises(ConfigError) as refusal:
         read_recipe(path)
     assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_the_preset_is_the_papers_procedure_under_recipe_and_command_line(tmp_path):
+    config = parse_config(["--preset", "paper"])
+    assert build_rule(config).free == PAPER
+    assert build_rule(config).second == Minimizer(sweeps=20, omega=1.0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("free_sweeps: 30\nnudged_sweeps: 5\n")
+    config = parse_config(["--preset", "paper", "--config", str(recipe), "--nudged-sweeps", "6"])
+    assert (config.free_sweeps, config.nudged_sweeps, config.start) == (30, 6, "zero")
+    assert parse_config([]) == parse_config(["--preset", "fast"]) == TrainConfig()

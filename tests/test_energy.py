@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 import twin
 
-from timm_ebl import Nudged
-from timm_ebl.energy import ConvInteraction, DenseInteraction, EmptyInteraction
+from timm_ebl import Minimizer, Nudged
+from timm_ebl.energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 
 
 def interactions():
@@ -15,6 +15,8 @@ def interactions():
         "convolution": (ConvInteraction(2, 3, **double), (4, 2, 8, 8)),
         "odd image": (ConvInteraction(2, 3, **double), (4, 2, 7, 9)),
         "large kernel and window": (ConvInteraction(2, 3, kernel_size=5, pool=3, **double), (4, 2, 11, 11)),
+        "average pooling": (AveragePooled(2, 3, **double), (4, 2, 8, 8)),
+        "average pooling, odd image": (AveragePooled(2, 3, kernel_size=5, pool=3, **double), (4, 2, 10, 11)),
         "dense": (DenseInteraction(12, 5, **double), (4, 3, 2, 2)),
         "empty": (EmptyInteraction(), (4, 3, 2, 2)),
     }
@@ -216,3 +218,27 @@ def test_a_network_works_in_inference_mode(make_dchn, batch):
 def test_kernels_that_do_not_keep_the_image_size_are_refused(kernel_size, pool):
     with pytest.raises(ValueError, match="odd"):
         ConvInteraction(2, 3, kernel_size=kernel_size, pool=pool)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
+def test_packed_weights_give_the_same_trajectory(make_dchn, batch):
+    model, x = make_dchn(dtype=torch.float32), batch[0].float()
+    minimizer = Minimizer(sweeps=60, omega=1.0)
+    packed = model.relax(x, minimizer=minimizer)
+    assert all(interaction.packs for interaction in packed.prepared[:-1])
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain = model.relax(x, minimizer=minimizer)
+    assert not any(interaction.packs for interaction in plain.prepared[:-1])
+    for found, expected in zip(packed.state, plain.state, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_packed_weights_follow_the_parameters(make_dchn, batch):
+    model, x = make_dchn(dtype=torch.float32), batch[0].float()
+    before = model.relax(x)
+    with torch.no_grad():
+        model.layers[1].weight.mul_(0.5)
+    again, afresh = model.relax(x, before), model.relax(x, before.state)
+    for found, expected in zip(again.state, afresh.state, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert (again.state[1] - before.state[1]).abs().max() > 1e-3

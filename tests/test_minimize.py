@@ -8,7 +8,7 @@ import torch
 import twin
 
 from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, register_order
-from timm_ebl.minimize import relative_change
+from timm_ebl.minimize import SWEEPS_BETWEEN_LOOKS, relative_change
 
 GROUPS = {
     "asynchronous": ((0, 2, 4), (1, 3)),
@@ -115,10 +115,10 @@ def test_sixty_sweeps_in_32_bits_end_where_the_twins_do(make_dchn, batch):
 def energies(model, x, state, perturbation, minimizer, sweeps):
     """Perturbed energy before and after each of a number of sweeps."""
     state = (*state[:-1], perturbation.start(state[-1]))
-    values = [model.energy(x, state) + perturbation.cost(state[-1])]
+    values = [model.energy(x, state) + perturbation.cost(state)]
     for _ in range(sweeps):
         state = model.relax(x, state, perturbation, minimizer).state
-        values.append(model.energy(x, state) + perturbation.cost(state[-1]))
+        values.append(model.energy(x, state) + perturbation.cost(state))
     return torch.stack(values).detach()
 
 
@@ -170,14 +170,44 @@ def test_a_fixed_number_of_sweeps_is_made_whatever_the_residual(make_dchn, batch
     assert relaxation.converged.all()
 
 
-def test_a_tolerance_ends_the_relaxation_at_the_first_sweep_that_meets_it(make_dchn, batch):
+def test_a_tolerance_ends_the_relaxation_at_the_first_look_that_meets_it(make_dchn, batch):
     model, (x, _) = make_dchn(), batch
     relaxation = model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-6))
     assert 1 < relaxation.sweeps < 500
     assert (relaxation.residual <= 1e-6).all()
     assert relaxation.converged.all()
-    before = model.relax(x, minimizer=Minimizer(sweeps=relaxation.sweeps - 1))
+    before = model.relax(x, minimizer=Minimizer(sweeps=relaxation.sweeps - SWEEPS_BETWEEN_LOOKS))
     assert (before.residual > 1e-6).any()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_samples_that_leave_the_batch_end_where_they_would_alone(make_dchn, batch, phase):
+    model, (x, _) = make_dchn(), batch
+    minimizer = Minimizer(sweeps=500, tolerance=1e-9)
+    perturbation, _ = PHASES[phase]
+    whole = model.relax(x, None, perturbation, minimizer)
+    assert whole.input is x
+    sweeps = set()
+    for index in range(len(x)):
+        samples = torch.tensor([index])
+        alone = model.relax(x[samples], None, perturbation.select(samples), minimizer)
+        sweeps.add(alone.sweeps)
+        for found, expected in zip(whole.state, alone.state, strict=True):
+            torch.testing.assert_close(found[samples], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(whole.energy[samples], alone.energy, rtol=1e-12, atol=0)
+        torch.testing.assert_close(whole.residual[samples], alone.residual, rtol=1e-3, atol=1e-15)
+    assert len(sweeps) > 1
+    assert whole.sweeps == max(sweeps)
+    torch.testing.assert_close(model.energy(x, whole), model.energy(x, whole.state), rtol=1e-12, atol=0)
+
+
+def test_a_growing_residual_takes_the_over_relaxation_back(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    synchronous = Minimizer(order="synchronous", sweeps=400, omega=1.7, tolerance=1e-6)
+    relaxation = model.relax(x, minimizer=synchronous)
+    assert relaxation.omega == 1
+    assert relaxation.residual.max() < model.relax(x, minimizer=replace(synchronous, tolerance=None)).residual.max()
+    assert model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-6)).omega == 1.5
 
 
 def test_the_most_sweeps_end_a_relaxation_that_does_not_converge(make_dchn, batch):

@@ -115,7 +115,7 @@ def test_other_seeds_give_the_spread(tmp_path, run, images):
     ("spoil", "words"),
     [
         (lambda run, images: write_run(run.parent / "b", images, 1, test_error=99.0), ["summary.json says 99.00 %"]),
-        (lambda run, images: write_run(run.parent / "b", images, 1, diverged=True), ["diverged"]),
+        (lambda run, images: write_run(run.parent / "b", images, 1, status="diverged"), ["diverged"]),
         (lambda run, images: (run / "curves.png").unlink(), ["curves.png", "no finished run"]),
         (lambda run, images: (run / "summary.json").write_text("{"), ["summary.json cannot be read"]),
         (lambda run, images: (run / "args.yaml").write_text("epoch: 3"), ["args.yaml", "'epoch'"]),

@@ -12,7 +12,7 @@ from timm_ebl.rules import squared_error
 def minimum(model, x, perturbation):
     """``min_s E + c``, mean over the batch."""
     relaxation = model.relax(x, None, perturbation)
-    cost = 0 if isinstance(perturbation, Clamped) else perturbation.cost(relaxation.output)
+    cost = 0 if isinstance(perturbation, Clamped) else perturbation.cost(relaxation.state)
     return float((relaxation.energy + cost).mean())
 
 
@@ -62,7 +62,7 @@ def test_the_bounds_of_theorem_2_hold_for_each_sample(seed):
 
     def bound(beta):
         relaxation = model.relax(x, free, Nudged(TARGET, beta))
-        return (relaxation.energy + Nudged(TARGET, beta).cost(relaxation.output) - free.energy) / beta
+        return (relaxation.energy + Nudged(TARGET, beta).cost(relaxation.state) - free.energy) / beta
 
     for beta in (0.05, 0.2, 0.5):
         assert (bound(beta) <= cost).all()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -11,40 +10,21 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
+from runs import SCRIPT, SMALL, write_images
 
 import timm_ebl
 from timm_ebl.config import TrainConfig, parse_config
 from timm_ebl.data import load_dataset
+from timm_ebl.loader import build_eval_loader, build_train_loader
+from timm_ebl.loop import evaluate, train_epoch
+from timm_ebl.progress import Progress
 from timm_ebl.task import RuleTask
-from timm_ebl.training import (
-    build_loader,
-    build_model,
-    build_optimizer,
-    build_rule,
-    build_transform,
-    evaluate,
-    load_splits,
-    train_epoch,
-)
-
-SCRIPT = Path(__file__).parents[1] / "train_ebl.py"
-SMALL = ["--model-kwargs", "widths=[4, 4, 4, 4]", "gains=0.8", "--threads", "1"]
+from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An image folder of three easy classes: bright left, bright right, dark; 20 training and 5 test images each."""
-    root = tmp_path_factory.mktemp("images")
-    generator = torch.Generator().manual_seed(0)
-    for split, count in (("train", 20), ("test", 5)):
-        for label, name in enumerate(("left", "right", "dark")):
-            (root / split / name).mkdir(parents=True)
-            for index in range(count):
-                image = torch.rand(32, 32, generator=generator) * 60
-                if name != "dark":
-                    image[:, 16 * label : 16 * label + 16] += 190
-                Image.fromarray(image.byte().numpy()).save(root / split / name / f"{index}.png")
-    return root
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def run(*arguments):
@@ -62,6 +42,7 @@ def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
 
     assert sorted(path.name for path in out.iterdir()) == [
         "args.yaml",
+        "checkpoints",
         "config.json",
         "curves.png",
         "metrics.jsonl",
@@ -99,17 +80,15 @@ def test_every_rule_runs_from_the_parts(folder, algo):
     accelerator = Accelerator(cpu=True)
     model = build_model(config, data.train)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    task, optimizer, loader = accelerator.prepare(
-        RuleTask(model, build_rule(config)), build_optimizer(config, model), build_loader(data.train, 16, seed=0)
-    )
+    task, optimizer = accelerator.prepare(RuleTask(model, build_rule(config)), build_optimizer(config, model))
+    loader, progress = build_train_loader(data.train, 16, 0, accelerator), Progress()
     transform = build_transform(data.train)
-    metrics, state = train_epoch(
-        accelerator, task, loader, optimizer, transform, torch.Generator().manual_seed(0), warm_start=True
-    )
+    metrics = train_epoch(accelerator, task, loader, optimizer, transform, progress, warm_start=True)
+    assert progress.step == len(loader) == 3
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
     assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert len(state) == 5
-    assert not any(layer.requires_grad for layer in state)
+    assert len(progress.state) == 5
+    assert not any(layer.requires_grad for layer in progress.state)
 
 
 def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
@@ -144,13 +123,14 @@ def test_warm_start_hands_the_state_of_one_batch_to_the_next(folder):
 
     model = build_model(config, data.train)
     accelerator = Accelerator(cpu=True)
-    parts = (build_loader(data.train, 27), build_optimizer(config, model), build_transform(data.train))
+    loader = build_train_loader(data.train, 27, 0, accelerator)
+    parts = (loader, build_optimizer(config, model), build_transform(data.train))
     task = Recorder(model, build_rule(config))
-    train_epoch(accelerator, task, *parts, torch.Generator().manual_seed(0), warm_start=True)
+    train_epoch(accelerator, task, *parts, Progress(), warm_start=True)
     assert starts[0] is None
     assert [layer.shape[0] for layer in starts[1]] == [27] * 5
     starts.clear()
-    train_epoch(accelerator, task, *parts, torch.Generator().manual_seed(0))
+    train_epoch(accelerator, task, *parts, Progress())
     assert starts == [None, None]
 
 
@@ -170,7 +150,8 @@ def test_evaluation_counts_every_image_once(folder):
     config = TrainConfig(dataset=str(folder), model_kwargs={"widths": [4, 4, 4, 4]})
     data = load_splits(config)
     model, transform = build_model(config, data.train), build_transform(data.train)
-    measured = evaluate(Accelerator(cpu=True), model, build_loader(data.test, 4), transform)
+    accelerator = Accelerator(cpu=True)
+    measured = evaluate(accelerator, model, build_eval_loader(data.test, 4, accelerator), transform)
     output = model(transform.eval(data.test.images))
     wrong = output.argmax(1) != data.test.labels
     target = torch.eye(3)[data.test.labels]
@@ -195,6 +176,9 @@ def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):
         ({"model": "dchn_huge"}, ["dchn_huge", "dchn_tiny_mnist"]),
         ({"model_kwargs": {"width": 3}}, ["width"]),
         ({"model_kwargs": {"gains": [1, 2]}}, ["gains", "5"]),
+        ({"model_kwargs": {"num_classes": 2}}, ["3 classes", "2 outputs"]),
+        ({"model_kwargs": {"img_size": 28}}, ["do not fit", "28", "32"]),
+        ({"model_kwargs": {"in_chans": 3}}, ["do not fit", "3, 32, 32", "1, 32, 32"]),
         ({"lr": (0.1, 0.2)}, ["--lr", "5"]),
         ({"opt": "adamm"}, ["adamm", "momentum"]),
         ({"beta": -0.1}, ["beta", "positive"]),

@@ -15,6 +15,10 @@ def random_images(*shape: int) -> torch.Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+def augment(transform: BatchTransform, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return transform.train(images, transform.draw(len(images), generator))
+
+
 def twin(images: torch.Tensor, padding: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
     """Crop and mirror one image after the other, with the documented order of draws."""
     batch, _, height, width = images.shape
@@ -35,7 +39,7 @@ def twin(images: torch.Tensor, padding: int, flip: bool, generator: torch.Genera
 def test_train_equals_the_per_image_twin(shape: tuple[int, ...], padding: int, flip: bool) -> None:
     images = random_images(*shape)
     transform = BatchTransform(MEAN, STD, padding, flip)
-    augmented = transform.train(images, torch.Generator().manual_seed(7))
+    augmented = augment(transform, images, torch.Generator().manual_seed(7))
     expected = transform.eval(twin(images, padding, flip, torch.Generator().manual_seed(7)))
     assert augmented.dtype == torch.float32
     assert torch.equal(augmented, expected)
@@ -51,7 +55,7 @@ def test_images_are_left_unchanged() -> None:
     images = random_images(4, 1, 8, 8)
     before = images.clone()
     transform = BatchTransform((0.5,), (0.25,), padding=2, flip=True)
-    transform.train(images, torch.Generator().manual_seed(0))
+    augment(transform, images, torch.Generator().manual_seed(0))
     transform.eval(images)
     assert torch.equal(images, before)
 
@@ -59,7 +63,7 @@ def test_images_are_left_unchanged() -> None:
 def test_every_offset_and_both_orientations_occur() -> None:
     image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
     transform = BatchTransform((0.0,), (1.0,), padding=1, flip=True)
-    augmented = transform.train(image.expand(2000, -1, -1, -1), torch.Generator().manual_seed(0))
+    augmented = augment(transform, image.expand(2000, -1, -1, -1), torch.Generator().manual_seed(0))
     variants, counts = augmented.unique(dim=0, return_counts=True)
     assert len(variants) == 3 * 3 * 2
     assert counts.min() > 2000 / 18 * 0.6
@@ -70,8 +74,8 @@ def test_randomness_comes_from_the_generator_alone() -> None:
     transform = BatchTransform(MEAN, STD, padding=4, flip=True)
     state = torch.random.get_rng_state()
     generator = torch.Generator().manual_seed(3)
-    first, second = transform.train(images, generator), transform.train(images, generator)
-    assert torch.equal(first, transform.train(images, torch.Generator().manual_seed(3)))
+    first, second = augment(transform, images, generator), augment(transform, images, generator)
+    assert torch.equal(first, augment(transform, images, torch.Generator().manual_seed(3)))
     assert not torch.equal(first, second)
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -81,20 +85,20 @@ def test_nothing_is_drawn_without_augmentation() -> None:
     generator = torch.Generator().manual_seed(3)
     state = generator.get_state()
     transform = BatchTransform(MEAN, STD)
-    assert torch.equal(transform.train(images, generator), transform.eval(images))
+    assert torch.equal(augment(transform, images, generator), transform.eval(images))
     assert torch.equal(state, generator.get_state())
 
 
 def test_an_empty_batch_stays_empty() -> None:
     transform = BatchTransform(MEAN, STD, padding=4, flip=True)
-    assert transform.train(random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
+    assert augment(transform, random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_train_runs_on_the_device_of_the_images() -> None:
     images = random_images(8, 3, 32, 32).cuda()
     transform = BatchTransform(MEAN, STD, padding=4, flip=True)
-    augmented = transform.train(images, torch.Generator("cuda").manual_seed(0))
+    augmented = augment(transform, images, torch.Generator("cuda").manual_seed(0))
     assert augmented.device == images.device
     assert augmented.shape == images.shape
 

@@ -4,22 +4,26 @@ Importing the package registers the ``dchn_*`` models with timm.
 """
 
 from ._version import __version__
+from .backward import Backward, create_backward, equilibrium, list_backwards
 from .dchn import DCHN
 from .energy import ConvInteraction, DenseInteraction, Interaction, State
-from .minimize import PAPER, Minimizer, Relaxation, Start
+from .minimize import PAPER, Minimizer, Start
 from .network import EnergyModel, HopfieldNetwork
 from .order import list_orders, register_order
-from .perturbation import FREE, Clamped, Free, Nudged, Perturbation
+from .perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
+from .relaxation import Relaxation
 from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
 
 __all__ = [
     "DCHN",
     "FREE",
     "PAPER",
+    "Backward",
     "Clamped",
     "ConvInteraction",
     "DenseInteraction",
     "EnergyModel",
+    "Forced",
     "Free",
     "HopfieldNetwork",
     "Interaction",
@@ -33,7 +37,10 @@ __all__ = [
     "Start",
     "State",
     "__version__",
+    "create_backward",
     "create_rule",
+    "equilibrium",
+    "list_backwards",
     "list_orders",
     "list_rules",
     "register_order",

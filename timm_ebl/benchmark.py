@@ -2,9 +2,8 @@
 
     python -m timm_ebl.benchmark --models dchn_tiny_cifar10 dchn_small_cifar10 dchn_cifar10
 
-All procedures run in one process, on the same weights and the same batch, by turns. The two yardsticks are the plain
-simulation: every sweep computes the drive and the feedback of every layer anew, the input's drive too, on tensors in
-PyTorch's default layout, without autograd; the gradient is taken by autograd from the energies of the nudged states.
+All procedures run in one process, on the same weights and the same batch, by turns. The two yardsticks are simulated
+plainly (`timm_ebl.plain`). With --study it compares settings of our own procedure instead.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import timm
@@ -24,75 +23,15 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .data import load_dataset
-from .energy import ConvInteraction, Drive, State
+from .energy import ConvInteraction
 from .memory import keep_freed_memory, peak_memory
-from .minimize import PAPER, Minimizer, Start, Walk
+from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
-from .perturbation import FREE, Nudged, Perturbation
-from .rules import as_target, create_rule
+from .plain import PlainProcedure
+from .rules import ContrastiveRule, Rule, create_rule
 from .transforms import BatchTransform
 
-__all__ = ["PlainProcedure", "PlainWalk", "layer_cosines", "main", "true_gradient"]
-
-
-class PlainWalk(Walk):
-    """A relaxation that keeps nothing: every drive is computed wherever it is needed, in the default memory layout."""
-
-    def drive(self, layer: int) -> Drive:
-        below = self.state[layer - 1] if layer else self.x
-        interaction = self.interactions[layer]
-        if isinstance(interaction, ConvInteraction):
-            return Drive(*F.max_pool2d(interaction(below), interaction.pool, return_indices=True))
-        return interaction.drive(below)
-
-    def minimum(self, layer: int) -> Tensor:
-        above = layer + 1
-        interaction = self.interactions[above] if above < len(self.state) else None
-        if not isinstance(interaction, ConvInteraction):
-            return super().minimum(layer)
-        routed = F.max_unpool2d(
-            self.state[above], self.drive(above).route, interaction.pool, output_size=self.state[layer].shape[2:]
-        )
-        feedback = F.conv_transpose2d(routed, interaction.weight, padding=interaction.padding)
-        return (self.drive(layer).value + feedback).clamp(0, 1)
-
-
-@dataclass(frozen=True)
-class PlainProcedure:
-    """Centred equilibrium propagation as a plain simulation.
-
-    Attributes:
-        free: Minimiser of the free phase.
-        nudged: Minimiser of the two nudged phases.
-        beta: Strength of the nudge.
-    """
-
-    free: Minimizer
-    nudged: Minimizer
-    beta: float
-
-    @torch.no_grad()
-    def relax(
-        self, model: HopfieldNetwork, x: Tensor, start: State | None, perturbation: Perturbation, minimizer: Minimizer
-    ) -> State:
-        """The state after the minimiser's sweeps, from a state or from zero."""
-        start = start or tuple(x.new_zeros(shape) for shape in model.state_shapes(x))
-        walk = PlainWalk(model.interactions, x, start, perturbation)
-        for _ in range(minimizer.sweeps):
-            walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega)
-        return tuple(walk.state)
-
-    def infer(self, model: HopfieldNetwork, x: Tensor) -> State:
-        """The free phase."""
-        return self.relax(model, x, None, FREE, self.free)
-
-    def step(self, model: HopfieldNetwork, x: Tensor, y: Tensor) -> None:
-        """One training step's gradient, left in the parameters."""
-        free = self.infer(model, x)
-        target = as_target(y, free[-1])
-        states = [self.relax(model, x, free, Nudged(target, sign * self.beta), self.nudged) for sign in (-1, 1)]
-        contrast = (model.energy(x, states[1]) - model.energy(x, states[0])).mean() / (2 * self.beta)
-        contrast.backward()
+__all__ = ["layer_cosines", "main", "true_gradient"]
 
 
 def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
@@ -156,25 +95,31 @@ def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
 
 
 def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
-    """Seconds that the products of one sweep take alone on this batch, the fastest of some repeats each."""
-    total, shapes = 0.0, model.state_shapes(x)
-    for interaction, lower in zip(list(model.interactions)[1:], shapes, strict=False):
-        below = torch.rand(lower, device=x.device)
+    """Seconds that the products of one sweep take on this batch with nothing between them, the fastest of the repeats.
+
+    The convolutions are PyTorch's own, on channels-last tensors.
+    """
+    calls: list[Callable[[], Tensor]] = []
+    for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
+        below, weight = torch.rand(lower, device=x.device), interaction.weight.detach()
         if isinstance(interaction, ConvInteraction):
-            below = below.contiguous(memory_format=torch.channels_last)
-            weight, padding = interaction.prepare(), interaction.padding
-            above = F.conv2d(below, weight, padding=padding)
-            calls = (
-                lambda b=below, w=weight, p=padding: F.conv2d(b, w, padding=p),
-                lambda a=above, w=weight, p=padding: F.conv_transpose2d(a, w, padding=p),
-            )
+            below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
+            bias, padding = interaction.bias.detach(), interaction.padding
+            above = F.conv2d(below, weight, bias, padding=padding)
+            calls.append(partial(F.conv2d, below, weight, bias, padding=padding))
+            calls.append(partial(F.conv_transpose2d, above, weight, padding=padding))
         else:
-            below, weight = below.flatten(1), interaction.weight
-            above = below @ weight.t()
-            calls = (lambda b=below, w=weight: b @ w.t(), lambda a=above, w=weight: a @ w)
+            below = below.flatten(1)
+            calls += [
+                partial(F.linear, below, weight, interaction.bias.detach()),
+                partial(F.linear, below @ weight.t(), weight.t()),
+            ]
+
+    def sweep() -> None:
         for call in calls:
-            total += min(seconds(call, x.device) for _ in range(repeats + 1))
-    return total
+            call()
+
+    return min(seconds(sweep, x.device) for _ in range(repeats + 1))
 
 
 def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, laborieux: bool) -> list[Procedure]:
@@ -199,23 +144,41 @@ def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, labori
         ("tbp", {}),
         ("rbp", {}),
     ):
-        rule = create_rule(name, **options)
-        held = ", routes held" if options.get("hold_routes") else ""
-        phases = "2 x " if name == "c-ep" else ""
-        rows.append(
-            Procedure(
-                f"{name}, ours{held}",
-                f"{model.minimizer.sweeps} + {phases}{rule.second.sweeps}",
-                lambda: model.relax(x),
-                lambda r=rule: r(model, x, y).loss.backward(),
-            )
-        )
+        rows.append(rule_procedure(model, x, y, create_rule(name, **options), name))
     return rows
 
 
-def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, repeats: int, laborieux: bool) -> None:
-    """Print the table of one model."""
-    rows = procedures(model, x, y, beta, laborieux)
+def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Procedure]:
+    """Settings of our own procedure, from the paper's to fewer and fewer sweeps."""
+    settings = [(PAPER, Minimizer(sweeps=20, omega=1.0))]
+    settings += [
+        (Minimizer(sweeps=20, omega=1.5), Minimizer(sweeps=8, omega=1.0)),
+        (Minimizer(sweeps=12, omega=1.4), Minimizer(sweeps=6, omega=1.4)),
+        (Minimizer(sweeps=8, omega=1.5), Minimizer(sweeps=4, order="backward", omega=1.0)),
+    ]
+    settings += [(Minimizer(sweeps=n, omega=1.5), ContrastiveRule.second) for n in (20, 12, 8, 6, 4)]
+    return [
+        rule_procedure(model, x, y, create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held), "c-ep")
+        for free, second in settings
+        for held in (False, True)
+    ]
+
+
+def rule_procedure(model: HopfieldNetwork, x: Tensor, y: Tensor, rule: Rule, name: str) -> Procedure:
+    """A rule on our engine as a row of the table."""
+    free = rule.free or model.minimizer
+    contrastive = isinstance(rule, ContrastiveRule)
+    held = ", held" if contrastive and rule.hold_routes else ""
+    return Procedure(
+        f"{name}, ours, {free.omega:g}/{rule.second.omega:g}{held}",
+        f"{free.sweeps} + {'2 x ' if contrastive else ''}{rule.second.sweeps} {rule.second.order[:5]}.",
+        lambda: model.relax(x, minimizer=free),
+        lambda: rule(model, x, y).loss.backward(),
+    )
+
+
+def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedure], repeats: int) -> None:
+    """Print the table of one model; the ratios are to its first row."""
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for row in rows[-1:]:
         row.step()
@@ -225,7 +188,7 @@ def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, repeats: 
             step.append(seconds(row.step, x.device))
     expected = true_gradient(model, x, y)
     reference = None
-    columns = f"{'procedure':<24} {'sweeps':>12} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
+    columns = f"{'procedure':<24} {'sweeps':>16} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient, by interaction")
     for (infer, step), row in zip(times, rows, strict=True):
         free, whole = (statistics.median(t) / len(x) * 1e3 for t in (infer, step))
@@ -233,7 +196,7 @@ def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, repeats: 
         memory = peak_memory(row.step, x.device)
         cosines = layer_cosines(gradients(model, row.step), expected)
         print(
-            f"{row.name:<24} {row.sweeps:>12} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
+            f"{row.name:<24} {row.sweeps:>16} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}"
         )
@@ -262,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
+    parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     if options.threads:
@@ -281,7 +245,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
         x, y = x.to(device), y.to(device)
         print(f"\n{name}, {len(x)} images, milliseconds per image")
-        measure(model, x, y, options.beta, options.repeats, options.laborieux)
+        if options.study:
+            rows = study(model, x, y, options.beta)
+        else:
+            rows = procedures(model, x, y, options.beta, options.laborieux)
+        measure(model, x, y, rows, options.repeats)
 
 
 if __name__ == "__main__":

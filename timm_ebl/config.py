@@ -16,7 +16,25 @@ from .minimize import Start
 from .order import list_orders
 from .rules import list_rules, rule_options
 
-__all__ = ["ConfigError", "TrainConfig", "parse_config"]
+__all__ = ["PRESETS", "ConfigError", "TrainConfig", "parse_config"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {},
+    "paper": {
+        "free_sweeps": 60,
+        "omega": 1.0,
+        "start": "zero",
+        "nudged_sweeps": 20,
+        "nudged_omega": 1.0,
+        "nudged_order": "asynchronous",
+        "paired": False,
+    },
+}
+"""How the states are found: our default, and the paper's procedure (Section 4.2; released code)."""
+
+
+TRACKERS = ("tensorboard", "wandb", "all")
+"""Values of ``log_with``."""
 
 
 class ConfigError(ValueError):
@@ -25,6 +43,11 @@ class ConfigError(ValueError):
 
 def _option(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
     return field(default=default, metadata={"help": description, "parse": parse, "many": many})
+
+
+def _aside(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
+    """An option that does not change the result of a run."""
+    return field(default=default, metadata={"help": description, "parse": parse, "many": many, "aside": True})
 
 
 def _flag(default: bool, description: str) -> Any:
@@ -60,6 +83,8 @@ class TrainConfig:
     )
     epochs: int = _option(8, "passes over the training split", int)
     batch_size: int = _option(32, "training images in a step, on each process", int)
+    grad_accum_steps: int = _option(1, "batches whose gradients are summed up in a step of the optimiser", int)
+    skip_bad_batches: bool = _flag(False, "leave out a step whose gradient is not finite")
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
     free_sweeps: int = _option(8, "sweeps of the free phase, in training and in evaluation", int)
@@ -86,8 +111,14 @@ class TrainConfig:
     seed: int = _option(0, "seed of initialisation, held-out part, order and augmentation", int)
     mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
     threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
-    output_dir: str | None = _option(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
-    push_to_hub: str | None = _option(None, "OWNER/NAME of a repository on the Hub to publish the result to")
+    output_dir: str | None = _aside(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
+    push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
+    resume: bool = _aside(False, "go on from the last checkpoint in --output-dir, if there is one", bool)
+    force: bool = _aside(False, "with --resume: go on even under other settings than the run's", bool)
+    checkpoint_minutes: float = _aside(10.0, "minutes between two checkpoints, beside those of every epoch", float)
+    keep_checkpoints: int = _aside(2, "checkpoints to keep", int)
+    watch_every: int = _aside(50, "batches between two looks at states and weights", int)
+    log_with: tuple[str, ...] | None = _aside(None, f"trackers: {', '.join(TRACKERS)}", str, True)
 
     def __post_init__(self) -> None:
         options = _named(rule_options, self.algo)
@@ -95,7 +126,8 @@ class TrainConfig:
             raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
         if self.hold_routes and "hold_routes" not in options:
             raise ConfigError(f"Rule {self.algo!r} has no perturbed phase to hold routes in: leave --hold-routes out.")
-        for name in ("epochs", "batch_size", "eval_batch_size", "free_sweeps", "nudged_sweeps", "threads"):
+        counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
+        for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
             value = getattr(self, name)
@@ -107,12 +139,24 @@ class TrainConfig:
             known = getattr(self, name) is None or getattr(self, name) in list_orders()
             self._require(name, known, f"one of {', '.join(list_orders())}")
         self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
+        self._require("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
+        trackers = self.log_with is None or set(self.log_with) <= set(TRACKERS)
+        self._require("log_with", trackers, f"one or more of {', '.join(TRACKERS)}")
+        if self.resume and self.output_dir is None:
+            raise ConfigError("--resume needs --output-dir, the folder of the run.")
+        if self.force and not self.resume:
+            raise ConfigError("--force goes with --resume.")
         precisions = (None, "no", "bf16", "fp16")
         self._require("mixed_precision", self.mixed_precision in precisions, "no, bf16 or fp16")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise ConfigError(f"--{name.replace('_', '-')} is {allowed}, not {getattr(self, name)!r}.")
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result of a run, as `to_dict` gives them."""
+        aside = {spec.name for spec in dataclasses.fields(self) if spec.metadata.get("aside")}
+        return {name: value for name, value in self.to_dict().items() if name not in aside}
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in types that YAML and JSON hold."""
@@ -173,7 +217,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
-    """The configuration of a run from the command line, over a recipe if ``--config`` names one, over the defaults.
+    """The configuration of a run: the command line, over a recipe (``--config``), over a preset, over the defaults.
 
     Args:
         arguments: The command line; by default that of the process.
@@ -186,6 +230,13 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; what the command line says comes before it")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="fast",
+        help="fast: the defaults below; paper: 60 free sweeps from zero and 20 of what follows, asynchronous, without "
+        "over-relaxation (default: fast)",
+    )
     specs = dataclasses.fields(TrainConfig)
     for spec in specs:
         parse, many = spec.metadata["parse"], spec.metadata["many"]
@@ -198,9 +249,9 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
         parser.add_argument(f"--{spec.name.replace('_', '-')}", **options)
     given = vars(parser.parse_args(arguments))
-    recipe = given.pop("config")
+    recipe, preset = given.pop("config"), given.pop("preset")
     try:
-        settings = read_recipe(recipe) if recipe else {}
+        settings = {**PRESETS[preset], **(read_recipe(recipe) if recipe else {})}
         settings |= {s.name: _coerce(s, given[s.name], "command line") for s in specs if s.name in given}
         return TrainConfig(**settings)
     except ConfigError as error:

@@ -6,25 +6,48 @@ Papers:
   (Laborieux et al., 2021), where the network comes from
 
 Four hidden layers, each joined to the one below by a 3x3 convolution and 2x2 max pooling, and a dense read-out. The
-equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input.
+equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input, and
+any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.backward`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+import torch.nn.functional as F
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from .energy import ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from .backward import Backward, create_backward, equilibrium
+from .energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS
+from .tracing import Traced, graph_equilibrium, is_symbolic
 from .weights import build_with_weights, list_shipped, source_of
 
-__all__ = ["DCHN"]
+__all__ = ["DCHN", "Pooling"]
+
+
+class Pooling(str, Enum):
+    """How a convolution is pooled."""
+
+    MAX = "max"
+    AVERAGE = "average"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Pooling:
+        raise ValueError(f"Unknown pooling {value!r}: choose one of {', '.join(cls)}.")
+
+    @property
+    def interaction(self) -> type[ConvInteraction]:
+        """The interaction pooled in this way."""
+        return AveragePooled if self is Pooling.AVERAGE else ConvInteraction
 
 
 class DCHN(HopfieldNetwork):
@@ -35,17 +58,22 @@ class DCHN(HopfieldNetwork):
         num_classes: Units ``M`` of the output layer; 0 for none, the network then ends at the last hidden layer.
         in_chans: Channels of the input.
         img_size: Height and width of the input in pixels (one number for a square).
-        global_pool: Present for timm's sake; the read-out is dense, so the only value is ``""``.
+        global_pool: ``"flatten"``, as the read-out is dense; without classes also ``""``, which leaves the last hidden
+            layer a map.
+        drop_rate: Present for timm's sake, whose scripts pass it to every model; a DCHN has no dropout, so it is 0.
         gains: Initial gain of each interaction, read-out last, or one for all: weights start in
             ``U(+-gain / sqrt(fan_in))``.
         bias_gain: The same for the biases.
         kernel_size: Side of the kernels.
         pool: Side of the pooling windows.
+        pooling: ``"max"``, as in the paper, or ``"average"``.
         order: Order of update (`timm_ebl.order.list_orders`).
         sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
         tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
         omega: Over-relaxation of the hidden layers, between 0 and 2.
         start: ``"zero"`` or ``"feedforward"``.
+        backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
+            `Backward`. It is an attribute too, free to be set.
         device: Device of the parameters.
         dtype: Type of the parameters.
 
@@ -59,16 +87,19 @@ class DCHN(HopfieldNetwork):
         num_classes: int = 10,
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 32,
-        global_pool: str = "",
+        global_pool: str = "flatten",
+        drop_rate: float = 0.0,
         gains: float | Sequence[float] = 0.5,
         bias_gain: float = 0.5,
         kernel_size: int = 3,
         pool: int = 2,
+        pooling: str | Pooling = Pooling.MAX,
         order: str = "asynchronous",
         sweeps: int = 8,
         tolerance: float | None = None,
         omega: float = 1.5,
         start: str | Start = Start.FEEDFORWARD,
+        backward: str | Backward = "ep",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -78,20 +109,20 @@ class DCHN(HopfieldNetwork):
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
         if in_chans < 1 or num_classes < 0:
             raise ValueError(f"in_chans is at least 1 and num_classes at least 0; got {in_chans} and {num_classes}.")
+        if drop_rate:
+            raise ValueError(f"A DCHN has no dropout; got drop_rate={drop_rate!r}.")
         if not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
-        if global_pool:
-            raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        if len(self.img_size) != 2:
-            raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
+        self.global_pool = _as_global_pool(global_pool, num_classes)
+        self.img_size = _as_size(img_size)
         self.gains = _as_gains(gains, len(widths) + 1)
         self.bias_gain = bias_gain
         self.minimizer = Minimizer(order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start)
+        self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(
-            ConvInteraction(lower, upper, kernel_size, pool, **factory)
+            Pooling(pooling).interaction(lower, upper, kernel_size, pool, **factory)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)
         )
         self.feature_info = [
@@ -99,12 +130,7 @@ class DCHN(HopfieldNetwork):
             for level, width in enumerate(widths, 1)
         ]
         self.num_features = widths[-1]
-        top = torch.Size([in_chans, *self.img_size])
-        for layer in self.layers:
-            top = layer.shape(top)
-        if 0 in top:
-            raise ValueError(f"An image of {self.img_size} pixels is too small for {len(widths)} poolings by {pool}.")
-        self.head_hidden_size = top.numel()
+        self.head_hidden_size = self._top_shape(self.img_size).numel()
         self.head = _create_head(self.head_hidden_size, num_classes, **factory)
         self.init_weights()
 
@@ -126,41 +152,164 @@ class DCHN(HopfieldNetwork):
             )
         super().check_input(x)
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Hidden layers at equilibrium, from the input upwards, each ``(B, C, H, W)``.
+
+        Args:
+            x: Images ``(B, C, H, W)``.
+            indices: Which hidden layers: the last n, those of a sequence, or all.
+            norm: Without effect, there is no normalisation.
+            stop_early: Without effect: every layer's equilibrium depends on all the others.
+            output_fmt: ``"NCHW"``.
+            intermediates_only: Leave out the last hidden layer.
+
+        Returns:
+            The last hidden layer and the list of those asked for, or that list alone.
+
+        Raises:
+            ValueError: Another format is asked for.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"The states of a DCHN are maps in NCHW format; got output_fmt={output_fmt!r}.")
+        taken, _ = feature_take_indices(len(self.layers), indices)
+        if intermediates_only:
+            return list(self._equilibrium(x, tuple(taken)))
+        last, *states = self._equilibrium(x, (-2, *taken))
+        return last, states
+
     def forward_features(self, x: Tensor) -> Tensor:
         """State of the last hidden layer at equilibrium, ``(B, C, H, W)``."""
-        return self.relax(x).state[-2]
+        return self._equilibrium(x, (-2,))[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Output layer ``o = W s + b`` that minimises the energy given the last hidden layer, ``(B, M)``.
 
         Args:
             x: State of the last hidden layer, ``(B, C, H, W)``.
-            pre_logits: Return that layer flattened instead.
+            pre_logits: Return that layer instead, flattened unless `global_pool` is ``""``.
         """
-        x = x.flatten(1)
-        return x if pre_logits else self.head(x)
+        if pre_logits or not self.num_classes:
+            return x.flatten(1) if self.global_pool else x
+        return self.head(x.flatten(1))
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Relax the hidden layers and return the output layer, ``(B, M)``."""
-        return self.forward_head(self.forward_features(x))
+        """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.
+
+        It is differentiable in the parameters and the input by the method of `backward`.
+        """
+        return self._equilibrium(x, (-1,))[0] if self.num_classes else self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
         """The read-out."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the read-out by a fresh one of ``num_classes`` units (0: none)."""
-        if global_pool:
-            raise ValueError(f"A DCHN has a dense read-out and no global pooling; got global_pool={global_pool!r}.")
+        """Replace the read-out by a fresh one of ``num_classes`` units (0: none).
+
+        Args:
+            num_classes: Units of the output layer.
+            global_pool: As for the constructor; by default as before, or as the read-out needs it.
+
+        Raises:
+            ValueError: There is no such pooling, or it leaves a map where there are classes.
+        """
+        if global_pool is None:
+            global_pool = "flatten" if num_classes else self.global_pool
+        self.global_pool = _as_global_pool(global_pool, num_classes)
         weight = self.layers[0].weight
         self.num_classes = num_classes
         self.head = _create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.head.initialise(self.gains[-1], self.bias_gain)
+        self.head.train(self.training)
+
+    @torch.no_grad()
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Fit the network to images of another size.
+
+        The read-out's weights on each channel's map are interpolated to the new map and scaled by the ratio of areas,
+        so that a uniform map keeps its output.
+
+        Args:
+            img_size: Height and width in pixels (one number for a square).
+
+        Raises:
+            ValueError: The size is no such size, or too small for the poolings.
+        """
+        size = _as_size(img_size)
+        before, after = self._top_shape(self.img_size), self._top_shape(size)
+        self.img_size, self.head_hidden_size = size, after.numel()
+        if self.num_classes and before != after:
+            old = self.head.weight
+            maps = F.interpolate(old.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
+            weight = maps.flatten(1) * (before.numel() / after.numel())
+            self.head.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+            self.head.in_features = self.head_hidden_size
+        update_model_input_size(self, size)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
+        """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
+        return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are never decayed: none."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse gradient checkpointing: a relaxation keeps no activations to save.
+
+        Raises:
+            ValueError: It is to be enabled.
+        """
+        if enable:
+            raise ValueError(
+                "A DCHN has no gradient checkpointing and needs none: its backward pass keeps the free state alone."
+            )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles: a trace of the relaxation, for inference with batches of any size."""
+        return Traced(self, self.layers[0].weight.new_zeros(2, self.in_chans, *self.img_size))
+
+    def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        relax = graph_equilibrium if is_symbolic(x) else equilibrium
+        return relax(self, x, self.backward, layers)
+
+    def _top_shape(self, img_size: tuple[int, int]) -> torch.Size:
+        """Shape of the last hidden layer for images of a size."""
+        shape = torch.Size([self.in_chans, *img_size])
+        for layer in self.layers:
+            shape = layer.shape(shape)
+        if 0 in shape:
+            raise ValueError(f"An image of {img_size} pixels is too small for {len(self.layers)} poolings.")
+        return shape
 
 
 def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
     return DenseInteraction(features, num_classes, **factory) if num_classes else EmptyInteraction()
+
+
+def _as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
+    return size
+
+
+def _as_global_pool(global_pool: str, num_classes: int) -> str:
+    if global_pool not in ("flatten", ""):
+        raise ValueError(
+            f"A DCHN has a dense read-out of the whole last layer: global_pool is 'flatten' or '', not {global_pool!r}."
+        )
+    if num_classes and not global_pool:
+        raise ValueError("A read-out needs a flat last layer: global_pool='' goes with num_classes=0 alone.")
+    return global_pool
 
 
 def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
@@ -171,9 +320,21 @@ def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
+    if kwargs.get("feature_cls", "getter") != "getter":
+        raise ValueError(
+            f"The features of a DCHN are the states of its equilibrium: feature_cls is 'getter', "
+            f"not {kwargs['feature_cls']!r}."
+        )
+    features = {"feature_cls": "getter", "out_indices": tuple(range(len(kwargs["widths"])))}
+    if kwargs.get("features_only"):
+        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+        classes = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).num_classes
+        if kwargs.get("num_classes", classes) == classes:
+            # timm drops what it holds to be the classifier, but the states feel the read-out's feedback.
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "classifier": None}
     if pretrained:
-        return build_with_weights(DCHN, variant, **kwargs)
-    return build_model_with_cfg(DCHN, variant, pretrained, **kwargs)
+        return build_with_weights(DCHN, variant, feature_cfg=features, **kwargs)
+    return build_model_with_cfg(DCHN, variant, False, feature_cfg=features, **kwargs)
 
 
 def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
@@ -182,7 +343,7 @@ def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
         "num_classes": num_classes,
         "input_size": (len(spec.mean), 32, 32),
         "fixed_input_size": True,
-        "pool_size": None,
+        "pool_size": (2, 2),
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": spec.mean,

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import Products
+
 __all__ = [
+    "AveragePooled",
     "ConvInteraction",
     "DenseInteraction",
     "Drive",
@@ -51,6 +54,10 @@ class Drive(NamedTuple):
         """The drive into a layer of several batches, as that of one batch."""
         return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*drives, strict=True)))
 
+    def select(self, samples: Tensor) -> Drive:
+        """The drive into a layer of some samples of the batch, given by their indices or a mask."""
+        return Drive(self.value[samples], None if self.route is None else self.route[samples])
+
 
 class Interaction(ABC):
     """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy."""
@@ -59,12 +66,16 @@ class Interaction(ABC):
     def shape(self, lower: torch.Size) -> torch.Size:
         """Shape of one sample of the upper layer, given that of the lower one."""
 
-    def prepare(self) -> Tensor | None:
-        """What the many products of one relaxation share, made once: `drive` and `feedback` take it as `prepared`."""
+    def prepare(self, lower: torch.Size) -> Any:
+        """What the many sweeps of a relaxation share, made once: `drive` and `feedback` take it as `prepared`.
+
+        Args:
+            lower: Shape ``(B, *lower_shape)`` of the lower layer.
+        """
         return None
 
     @abstractmethod
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
         """Bottom-up input ``drive(lower)``, bias included.
 
         Args:
@@ -74,10 +85,8 @@ class Interaction(ABC):
         """
 
     @abstractmethod
-    def feedback(
-        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
-    ) -> Tensor:
-        """Top-down input ``d <upper, drive(lower)> / d lower``.
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+        """Top-down input ``d <upper, drive(lower)> / d lower``, in a tensor of its own, which the caller may change.
 
         Args:
             upper: State of the upper layer, ``(B, *upper_shape)``.
@@ -137,26 +146,22 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_channels, *(side // self.pool for side in lower[1:])])
 
-    def prepare(self) -> Tensor:
-        """The kernel in channels-last layout, and in 16 bits under autocast."""
-        kernel, device = self.weight, self.weight.device.type
-        if torch.is_autocast_enabled(device):
-            kernel = kernel.to(torch.get_autocast_dtype(device))
-        return kernel.contiguous(memory_format=torch.channels_last)
+    def prepare(self, lower: torch.Size) -> Products:
+        """The two convolutions, with the weight laid out for them once."""
+        return Products(self, lower)
 
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
-        kernel = self.prepare() if prepared is None else prepared
-        lower = lower.contiguous(memory_format=torch.channels_last)
-        unpooled = F.conv2d(lower, kernel, self.bias, padding=self.padding)
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
+        products = prepared or self.prepare(lower.shape)
+        unpooled = products.up(lower.contiguous(memory_format=torch.channels_last))
         if route is None:
             return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
         return Drive(unpooled.flatten(2).gather(2, route.flatten(2)).view_as(route), route)
 
     def feedback(
-        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Products | None = None
     ) -> Tensor:
-        kernel = self.prepare() if prepared is None else prepared
-        return F.conv_transpose2d(self._unpool(upper, route, lower), kernel, padding=self.padding)
+        products = prepared or self.prepare(lower)
+        return products.down(self._unpool(upper, route, lower))
 
     def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
         """Every value at the position that pooling chose, zeros elsewhere: the adjoint of pooling, faster as such."""
@@ -185,18 +190,30 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         return weight, upper.sum((0, 2, 3))
 
 
+class AveragePooled(ConvInteraction):
+    """Convolution followed by average pooling, ``drive(s) = P(w * s) + b`` with a linear ``P``: there are no routes."""
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
+        products = prepared or self.prepare(lower.shape)
+        return Drive(F.avg_pool2d(products.up(lower.contiguous(memory_format=torch.channels_last)), self.pool))
+
+    def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        size = (*upper.shape[:2], *lower[2:])
+        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+        window = (self.pool, self.pool)
+        return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
+
+
 class DenseInteraction(nn.Linear, _Uniform):
     """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
 
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_features])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
         return Drive(self(lower.flatten(1)))
 
-    def feedback(
-        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
-    ) -> Tensor:
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
         return F.linear(upper, self.weight.t()).view(lower)
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -209,12 +226,10 @@ class EmptyInteraction(nn.Identity, Interaction):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([0])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Tensor | None = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
         return Drive(lower.new_empty(lower.shape[0], 0))
 
-    def feedback(
-        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Tensor | None = None
-    ) -> Tensor:
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
         return upper.new_zeros(lower)
 
     def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:

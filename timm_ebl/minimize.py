@@ -1,28 +1,26 @@
-"""Minimising the energy over the state: the minimiser, the record of a relaxation (paper, Section 3).
-
-One sweep updates every layer once, group by group. The layers of a group are updated together, each to the exact
-minimum of the energy given the others (`timm_ebl.energy`), so a sweep costs one forward and one transposed
-convolution for each interaction whatever the order is: a drive is kept until the layer below it changes, and its
-pooling route serves the feedback as well.
-"""
+"""Minimising the energy over the state: how, and until when (paper, Section 3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor
 
-from .energy import Drive, Interaction, State, energy_from_drives
 from .order import Groups, get_order
-from .perturbation import FREE, Perturbation
+from .relaxation import Relaxation
+from .walk import Walk
 
-__all__ = ["PAPER", "Minimizer", "Relaxation", "Start", "Walk", "minimize", "relative_change", "stamp"]
+__all__ = ["PAPER", "Minimizer", "Start", "minimize", "relative_change"]
 
-Stamp = tuple[tuple[Tensor, int], ...]
+SWEEPS_BETWEEN_LOOKS = 4
+"""With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
+
+LEAVING_PART = 0.25
+"""Part of the batch that has to be done before it leaves: taking a batch apart costs about a sweep."""
 
 
 def _is_number(value: object) -> bool:
@@ -52,8 +50,10 @@ class Minimizer:
         order: Name of a registered order of update (`timm_ebl.order.list_orders`).
         sweeps: Number of sweeps; the most of them, if a tolerance is given.
         tolerance: Stop once the residual of every sample is at most this. ``None`` runs all sweeps, as the paper does.
+            The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter.
         omega: Over-relaxation ``s <- clip(s + omega (s_new - s), 0, 1)`` of the hidden layers, ``0 < omega < 2``. The
-            paper has 1; the energy never rises for any of them under the asynchronous order.
+            paper has 1; the energy never rises for any of them under the asynchronous order. With a tolerance, a
+            residual above that of the first look makes it fall back to 1 (`Relaxation.omega`).
         start: Where to start if no state is given.
 
     Raises:
@@ -85,161 +85,41 @@ PAPER = Minimizer(sweeps=60, omega=1.0, start=Start.ZERO)
 """The paper's minimiser: 60 asynchronous sweeps from zero, without over-relaxation (Section 4.2)."""
 
 
-@dataclass(frozen=True)
-class Relaxation:
-    """Where a relaxation ended, and how.
-
-    Attributes:
-        input: The input ``x`` that was relaxed, ``(B, ..)``.
-        state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; with the held routes, if any.
-        residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
-        sweeps: Sweeps used.
-        tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
-        drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
-        stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
-    """
-
-    input: Tensor
-    state: State
-    energy: Tensor
-    residual: Tensor
-    sweeps: int
-    tolerance: float | None = None
-    drives: tuple[Drive, ...] = field(default=(), repr=False)
-    stamp: Stamp = field(default=(), repr=False)
-
-    @property
-    def output(self) -> Tensor:
-        """The output layer ``(B, M)``."""
-        return self.state[-1]
-
-    @property
-    def converged(self) -> Tensor:
-        """Whether each sample's residual is within the tolerance, ``(B,)``; 1e-3 if none was asked for."""
-        return self.residual <= (1e-3 if self.tolerance is None else self.tolerance)
-
-    def repeat(self, times: int) -> Relaxation:
-        """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
-        return self if times == 1 else Relaxation.cat([self] * times)
-
-    @classmethod
-    def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
-        """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
-        first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
-        return cls(
-            input=inputs,
-            state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
-            energy=torch.cat([r.energy for r in relaxations]),
-            residual=torch.cat([r.residual for r in relaxations]),
-            sweeps=max(r.sweeps for r in relaxations),
-            tolerance=first.tolerance,
-            drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
-            stamp=stamp([inputs]) + first.stamp[1:],
-        )
-
-
-class Walk:
-    """A relaxation under way: the present state, and every drive that is still that of the state.
-
-    Args:
-        interactions: The interactions, from the input upwards.
-        x: Input ``(B, C, H, W)``.
-        state: The layers ``(s_1, .., o)``.
-        perturbation: What is done to the output layer.
-        drives: The drives of `state`, where known.
-        routes: Pooling routes to hold throughout, one for each layer; by default they follow the state.
-    """
-
-    def __init__(
-        self,
-        interactions: Sequence[Interaction],
-        x: Tensor,
-        state: State,
-        perturbation: Perturbation = FREE,
-        drives: Sequence[Drive] = (),
-        routes: Sequence[Tensor | None] = (),
-    ) -> None:
-        self.interactions = interactions
-        self.prepared = [interaction.prepare() for interaction in interactions]
-        self.x = x
-        self.state = list(state)
-        self.perturbation = perturbation
-        self.routes = tuple(routes) or (None,) * len(self.state)
-        self._drives: list[Drive | None] = list(drives) or [None] * len(self.state)
-
-    def drive(self, layer: int) -> Drive:
-        """The drive into a layer from the present state of the one below."""
-        drive = self._drives[layer]
-        if drive is None:
-            below = self.state[layer - 1] if layer else self.x
-            drive = self._drives[layer] = self.interactions[layer].drive(
-                below, self.routes[layer], self.prepared[layer]
-            )
-        return drive
-
-    def minimum(self, layer: int) -> Tensor:
-        """The exact minimum of the energy over one layer, the others fixed."""
-        drive = self.drive(layer).value
-        if layer == len(self.state) - 1:
-            return self.perturbation.output(drive)
-        above, route = self.state[layer + 1], self.drive(layer + 1).route
-        feedback = self.interactions[layer + 1].feedback(
-            above, route, self.state[layer].shape, self.prepared[layer + 1]
-        )
-        return (drive + feedback).clamp_(0, 1)
-
-    def sweep(self, groups: Groups, omega: float = 1.0) -> None:
-        """Update every layer once; the output layer is never over-relaxed."""
-        for group in groups:
-            updates = [(layer, self.minimum(layer)) for layer in group]
-            for layer, minimum in updates:
-                if omega != 1 and layer < len(self.state) - 1:
-                    minimum.lerp_(self.state[layer].to(minimum.dtype), 1 - omega).clamp_(0, 1)
-                self.set(layer, minimum)
-
-    def set(self, layer: int, value: Tensor) -> None:
-        """Replace one layer of the state."""
-        self.state[layer] = value
-        if layer + 1 < len(self.state):
-            self._drives[layer + 1] = None
-
-    def stamp(self) -> Stamp:
-        """What the drives are computed from."""
-        return stamp([self.x, *(p for interaction in self.interactions for p in interaction.parameters())])
-
-    def drives(self) -> tuple[Drive, ...]:
-        """The drives of the present state."""
-        return tuple(self.drive(layer) for layer in range(len(self.state)))
-
-
 @torch.no_grad()
 def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     """Walk downhill until the minimiser says stop.
 
     Args:
-        walk: Where to start; it is left at the end of the relaxation.
+        walk: Where to start.
         minimizer: Order, over-relaxation and end of the walk.
     """
-    groups = minimizer.groups(len(walk.state))
+    groups, tolerance, omega = minimizer.groups(len(walk.state)), minimizer.tolerance, minimizer.omega
+    x, samples = walk.x, torch.arange(len(walk.x), device=walk.x.device)
+    gone: list[tuple[Tensor, Relaxation]] = []
+    first = math.inf
     for sweep in range(1, minimizer.sweeps + 1):
         last = sweep == minimizer.sweeps
-        measured = last or minimizer.tolerance is not None
+        measured = last or (tolerance is not None and sweep % SWEEPS_BETWEEN_LOOKS == 0)
         before = tuple(walk.state) if measured else ()
-        walk.sweep(groups, minimizer.omega)
+        walk.sweep(groups, omega)
         if measured:
             residual = relative_change(before, walk.state)
-            if last or bool((residual <= minimizer.tolerance).all()):
-                break
-    drives = walk.drives()
-    state = tuple(walk.state)
-    energy = energy_from_drives(state, [drive.value for drive in drives])
-    return Relaxation(walk.x, state, energy, residual, sweep, minimizer.tolerance, drives, walk.stamp())
-
-
-def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """The tensors, each with a number that grows whenever it is written to in place (but not through ``.data``)."""
-    return tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+        if last or not measured:
+            continue
+        done, mean = residual <= tolerance, residual.mean()
+        count, grown = torch.stack([done.sum(), mean > first]).tolist()
+        if count == len(done):
+            break
+        omega = 1.0 if grown else omega
+        first = mean if sweep == SWEEPS_BETWEEN_LOOKS else first
+        if count >= LEAVING_PART * len(done):
+            gone.append((samples[done], walk.select(done).record(residual[done], sweep, omega, tolerance)))
+            walk, samples = walk.select(~done), samples[~done]
+    relaxation = walk.record(residual, sweep, omega, tolerance)
+    if not gone:
+        return relaxation
+    order = torch.cat([*(indices for indices, _ in gone), samples]).argsort()
+    return Relaxation.cat([*(part for _, part in gone), relaxation]).select(order, x)
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

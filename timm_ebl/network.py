@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .energy import EnergyAtState, Interaction, State, energy_from_drives
-from .minimize import Minimizer, Relaxation, Start, Walk, minimize
+from .minimize import Minimizer, Start, minimize
 from .perturbation import FREE, Perturbation
+from .relaxation import Relaxation
+from .walk import Walk
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
 
@@ -64,9 +66,10 @@ class HopfieldNetwork(nn.Module, ABC):
         Raises:
             ValueError: The input holds NaN or infinite values.
         """
-        if not torch.compiler.is_compiling() and not bool(x.isfinite().all()):
+        if not (torch.compiler.is_compiling() or x.is_meta or bool(x.isfinite().all())):
             raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
 
+    @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
         """``E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>`` (paper, Section 3).
 
@@ -88,6 +91,7 @@ class HopfieldNetwork(nn.Module, ABC):
         drives = [interaction.drive(lower).value for interaction, lower in zip(self.interactions, below, strict=True)]
         return energy_from_drives(layers, drives)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def relax(
         self,
@@ -126,9 +130,9 @@ class HopfieldNetwork(nn.Module, ABC):
         layers = as_layers(start)
         self._check_state(x, layers)
         layers = (*layers[:-1], perturbation.start(layers[-1]))
-        drives = start.drives if self._knows_drives(x, start) else ()
+        drives, prepared = (start.drives, start.prepared) if self._knows_drives(x, start) else ((), ())
         routes = [drive.route for drive in drives] if hold_routes else ()
-        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes), minimizer)
+        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes, prepared), minimizer)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.

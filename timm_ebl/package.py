@@ -101,8 +101,9 @@ def stage(
     for file in RECORDS:
         if not run.record(file).is_file():
             raise ReleaseError(f"{run.weights} is no finished run: it has no {file}.")
-    if run.summary.get("diverged"):
-        raise ReleaseError(f"The run {run.weights} diverged: there is nothing to publish.")
+    status = run.summary.get("status", "completed")
+    if status != "completed":
+        raise ReleaseError(f"The run {run.weights} {status}: there is nothing to publish.")
     _check_others(run, others)
     shutil.copyfile(run.weights / CONFIG, target / CONFIG)
     shutil.copyfile(run.weights / WEIGHTS, target / WEIGHTS)

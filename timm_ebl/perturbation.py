@@ -1,31 +1,41 @@
-"""What is done to the output layer while the hidden layers relax: nothing, a nudge or a clamp (paper, Section 2).
+"""What is done to a network while it relaxes: nothing, a nudge, a clamp or a force (paper, Section 2).
 
 Every phase of every rule is the same relaxation; only the block update of the output layer differs. With ``u`` the
-drive into the output layer, a perturbation of cost ``c`` gives ``o = argmin_o 1/2 |o|^2 - <o, u> + c(o)``.
+drive into the output layer, a perturbation of cost ``c`` gives ``o = argmin_o 1/2 |o|^2 - <o, u> + c(o)``. A force is
+the one perturbation that reaches the hidden layers as well.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["FREE", "Clamped", "Free", "Nudged", "Perturbation"]
+__all__ = ["FREE", "Clamped", "Forced", "Free", "Nudged", "Perturbation"]
 
 
 class Perturbation(ABC):
-    """A change to the energy of the output layer."""
+    """A change to the energy: a cost of the state, most often of the output layer alone."""
 
     @abstractmethod
     def output(self, drive: Tensor) -> Tensor:
         """The output layer ``(B, M)`` that minimises the perturbed energy, given the drive into it, ``(B, M)``."""
 
+    def hidden(self, layer: int, drive: Tensor) -> Tensor:
+        """The input to hidden layer number ``layer`` (from 0), given its drive and feedback together."""
+        return drive
+
     @abstractmethod
-    def cost(self, output: Tensor) -> Tensor:
-        """What the perturbation adds to the energy, ``(B,)``, at an output ``(B, M)``."""
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        """What the perturbation adds to the energy, ``(B,)``, at a state ``(s_1, .., o)``."""
+
+    @abstractmethod
+    def select(self, samples: Tensor) -> Perturbation:
+        """The same for some samples of the batch, given by their indices or a mask."""
 
     def start(self, output: Tensor) -> Tensor:
         """The output layer at the start of the phase, given the one that the last phase left."""
@@ -39,8 +49,11 @@ class Free(Perturbation):
     def output(self, drive: Tensor) -> Tensor:
         return drive
 
-    def cost(self, output: Tensor) -> Tensor:
-        return output.new_zeros(output.shape[0])
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        return state[-1].new_zeros(len(state[-1]))
+
+    def select(self, samples: Tensor) -> Free:
+        return self
 
 
 FREE = Free()
@@ -74,8 +87,12 @@ class Nudged(Perturbation):
     def output(self, drive: Tensor) -> Tensor:
         return (drive + self.beta * self.target) / (1 + self.beta)
 
-    def cost(self, output: Tensor) -> Tensor:
-        return (self.beta * (output - self.target) ** 2).sum(1) / 2
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        return (self.beta * (state[-1] - self.target) ** 2).sum(1) / 2
+
+    def select(self, samples: Tensor) -> Nudged:
+        beta = self.beta[samples] if isinstance(self.beta, Tensor) else self.beta
+        return Nudged(self.target[samples], beta)
 
 
 @dataclass(frozen=True)
@@ -91,8 +108,40 @@ class Clamped(Perturbation):
     def output(self, drive: Tensor) -> Tensor:
         return self.target.to(drive.dtype)
 
-    def cost(self, output: Tensor) -> Tensor:
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        output = state[-1]
         return torch.where((output == self.target.to(output.dtype)).all(1), 0.0, float("inf"))
+
+    def select(self, samples: Tensor) -> Clamped:
+        return Clamped(self.target[samples])
 
     def start(self, output: Tensor) -> Tensor:
         return self.target.to(output.dtype)
+
+
+@dataclass(frozen=True)
+class Forced(Perturbation):
+    """A constant force on the layers: the linear cost ``sum_l <f_l, s_l>``, so that ``o = u - f_L``.
+
+    Equilibrium propagation of any loss: with ``f = beta dC/ds`` it is the nudge of the loss's linear part. Unlike a
+    nudge it leaves the energy as convex as it was, whatever its strength and sign.
+
+    Attributes:
+        forces: The force on each layer ``(s_1, .., o)``, of the layer's shape; ``None`` where there is none.
+    """
+
+    forces: Sequence[Tensor | None]
+
+    def output(self, drive: Tensor) -> Tensor:
+        return self.hidden(-1, drive)
+
+    def hidden(self, layer: int, drive: Tensor) -> Tensor:
+        force = self.forces[layer]
+        return drive if force is None else drive - force.to(drive.dtype)
+
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        works = [(f * s).flatten(1).sum(1) for f, s in zip(self.forces, state, strict=True) if f is not None]
+        return torch.stack(works).sum(0) if works else FREE.cost(state)
+
+    def select(self, samples: Tensor) -> Forced:
+        return Forced(tuple(None if force is None else force[samples] for force in self.forces))

@@ -1,4 +1,4 @@
-"""A trained model with its record, for others: what trained it, what it reached, and on which data that was measured."""
+"""A trained model with its record: what trained it, what it reached, and on which data that was measured."""
 
 from __future__ import annotations
 

@@ -17,10 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .backward import adjoint, unroll
 from .energy import State
-from .minimize import Minimizer, Relaxation
+from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
+from .relaxation import Relaxation
 
 __all__ = [
     "ContrastiveRule",
@@ -195,9 +197,7 @@ class TruncatedBackprop(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        state = free.state
-        for _ in range(self.second.sweeps):
-            state = model.sweep(x, state, self.second)
+        state = unroll(model, x, free.state, self.second)
         return RuleOutput(squared_error(state[-1], target).mean(), free.output, free)
 
 
@@ -205,8 +205,7 @@ class TruncatedBackprop(Rule):
 class RecurrentBackprop(Rule):
     """Baseline RBP: implicit differentiation at the free state (Almeida, 1987; Pineda, 1987).
 
-    With ``F`` one sweep and ``v_1 = dC/ds``, the steps ``v_{t+1} = (dF/ds)^T v_t + dC/ds`` converge to the adjoint
-    state; the gradient is ``(dF/dtheta)^T v_T``.
+    With ``F`` one sweep and ``v`` the adjoint state (`timm_ebl.backward.adjoint`), the gradient is ``(dF/dtheta)^T v``.
     """
 
     second: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
@@ -214,16 +213,9 @@ class RecurrentBackprop(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        with torch.enable_grad():
-            state = tuple(layer.detach().requires_grad_() for layer in free.state)
-            swept = model.sweep(x, state, self.second)
-        cost_gradient = [torch.zeros_like(layer) for layer in free.state[:-1]] + [free.output - target]
-        cost_gradient = [g / len(target) for g in cost_gradient]
-        adjoint = cost_gradient
-        for _ in range(self.second.sweeps - 1):
-            pulled = torch.autograd.grad(swept, state, adjoint, retain_graph=True, materialize_grads=True)
-            adjoint = [p + g for p, g in zip(pulled, cost_gradient, strict=True)]
-        projection = torch.stack([(s * v).sum() for s, v in zip(swept, adjoint, strict=True)]).sum()
+        forces = [None] * (len(free.state) - 1) + [(free.output - target) / len(target)]
+        swept, adjoints = adjoint(model, x, free.state, forces, self.second)
+        projection = torch.stack([(s * v).sum() for s, v in zip(swept, adjoints, strict=True)]).sum()
         cost = squared_error(free.output, target).mean()
         return RuleOutput(cost + projection - projection.detach(), free.output, free)
 

@@ -7,7 +7,9 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +21,33 @@ from timm.models import save_for_hf
 from torch import nn
 
 from .config import ConfigError
+from .progress import Progress
 from .transforms import BatchTransform
 
-__all__ = ["RunFolder", "device_name", "versions", "write_whole"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["LEFTOVER", "OutputError", "RunFolder", "device_name", "versions", "write_whole", "writing"]
+
+LEFTOVER = ".tmp-"
+"""Start of the name of what is being written. What still has it when a run is taken up again is removed."""
+
+
+class OutputError(OSError):
+    """The results cannot be written; the message says where and why."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written to: {error.strerror or error}.") from error
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -30,16 +56,20 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Args:
         path: The file.
         write: Writes the content to the path that it is given; the name has the suffix of ``path``.
+
+    Raises:
+        OutputError: It cannot be written.
     """
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(prefix=LEFTOVER, suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -62,7 +92,7 @@ class RunFolder:
 
     ``args.yaml`` are the resolved settings, ``metrics.jsonl`` a line for each epoch, ``model.safetensors`` and
     ``config.json`` the best epoch's model (``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it),
-    ``summary.json`` the result and ``curves.png`` its course.
+    ``summary.json`` the result, ``curves.png`` its course and ``checkpoints`` what the run needs to go on.
 
     Attributes:
         path: The folder.
@@ -71,15 +101,17 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path | None, default: str) -> RunFolder:
-        """Make the folder of a new run.
+    def create(cls, path: str | Path | None, default: str, resume: bool = False) -> RunFolder:
+        """Make the folder of a new run, or find that of an old one.
 
         Args:
             path: The folder asked for; ``None`` for ``runs/DEFAULT``, with a number behind it if that is taken.
             default: Name of the folder where none is asked for.
+            resume: Whether the folder may hold a run.
 
         Raises:
-            ConfigError: The folder holds a run already, or cannot be written to.
+            ConfigError: The folder holds a run already, or one without checkpoints that is to be resumed, or cannot be
+                written to.
         """
         if path is None:
             path, number = Path("runs", default), 1
@@ -87,10 +119,15 @@ class RunFolder:
                 number += 1
                 path = Path("runs", f"{default}-{number}")
         path = Path(path)
-        if (path / "args.yaml").exists():
-            raise ConfigError(f"{path} holds a run already: choose another --output-dir, or remove it.")
+        if (path / "args.yaml").exists() and not resume:
+            raise ConfigError(
+                f"{path} holds a run already: go on with it by --resume, choose another --output-dir, or remove it."
+            )
+        checkpoints = path / "checkpoints"
+        if (path / "metrics.jsonl").exists() and not any(checkpoints.glob("epoch-*")):
+            raise ConfigError(f"{path} holds a run without checkpoints: choose another --output-dir, or remove it.")
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            checkpoints.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
@@ -99,10 +136,75 @@ class RunFolder:
             ) from None
         return cls(path)
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def require_space(self, size: int) -> None:
+        """Refuse a run whose results will not fit.
+
+        Args:
+            size: Bytes that the run will write.
+
+        Raises:
+            ConfigError: There is less space left.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < size:
+            raise ConfigError(
+                f"{self.path} has {free / 2**20:,.0f} MiB left, and the run needs {size / 2**20:,.0f}: make room, "
+                "choose another --output-dir, or keep fewer checkpoints by --keep-checkpoints."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock goes with the process, however it ends.
+
+        Raises:
+            ConfigError: Another process has it.
+        """
+        descriptor = None
+        if fcntl is not None:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise ConfigError(
+                    f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        try:
+            for leftover in self.path.glob(f"{LEFTOVER}*"):
+                leftover.unlink()
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write ``args.yaml``."""
         text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_results(self, progress: Progress, model: nn.Module, transform: BatchTransform, better: bool) -> None:
+        """Write the metrics and the best weights of what is done so far.
+
+        Args:
+            progress: How far the run is.
+            model: The model that the weights belong to; it is left as it is.
+            transform: Its normalisation.
+            better: Whether the best weights are others than those in the folder.
+        """
+        if not progress.epochs:
+            return
+        self.write_metrics(progress.epochs)
+        if better:
+            best = deepcopy(model)
+            best.load_state_dict(progress.weights)
+            self.write_model(best, transform)
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
         """Write ``metrics.jsonl``, a line for each epoch."""
@@ -112,7 +214,7 @@ class RunFolder:
     def write_model(self, model: nn.Module, transform: BatchTransform) -> None:
         """Write ``model.safetensors`` and ``config.json`` in timm's format."""
         data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, writing(self.path):
             save_for_hf(model, folder, safe_serialization=True, data_config=data)
             for name in ("model.safetensors", "config.json"):
                 write_whole(self.path / name, lambda path, name=name: shutil.copyfile(Path(folder, name), path))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from timm.task import TrainingTask
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .energy import State
-from .rules import Rule
+from .rules import Rule, RuleOutput
 
 __all__ = ["RuleTask"]
 
@@ -27,6 +30,21 @@ class RuleTask(TrainingTask):
         super().__init__(**kwargs)
         self.trainable_module = model
         self.rule = rule
+        self._distributed: list[DistributedDataParallel] = []
+
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs) -> RuleTask:
+        """Average the updates over all processes: the rule's call, not the model's, is wrapped for data parallelism.
+
+        Args:
+            device_ids: This process's device, for a GPU.
+            **ddp_kwargs: Further arguments of `torch.nn.parallel.DistributedDataParallel`.
+        """
+        # In a list, so that it is no submodule: the model's parameters are registered already.
+        self._distributed = [DistributedDataParallel(_Step(self.trainable_module, self.rule), device_ids, **ddp_kwargs)]
+        return self
+
+    def no_sync(self) -> AbstractContextManager:
+        return self._distributed[0].no_sync() if self._distributed else super().no_sync()
 
     def forward(self, input: Tensor, target: Tensor, start: State | None = None) -> dict[str, Tensor | State]:
         """One step's loss.
@@ -40,5 +58,19 @@ class RuleTask(TrainingTask):
             ``loss``, the scalar to descend; ``output``, the free phase's ``(B, M)``; its ``energy`` and ``residual``,
             ``(B,)`` each; and its ``state``.
         """
-        loss, output, free = self.rule(self.trainable_module, input, target, start)
+        if self._distributed:
+            loss, output, free = self._distributed[0](input, target, start)
+        else:
+            loss, output, free = self.rule(self.trainable_module, input, target, start)
         return {"loss": loss, "output": output, "energy": free.energy, "residual": free.residual, "state": free.state}
+
+
+class _Step(nn.Module):
+    """A rule's call as a module's, for `DistributedDataParallel` to wrap."""
+
+    def __init__(self, model: nn.Module, rule: Rule) -> None:
+        super().__init__()
+        self.model, self.rule = model, rule
+
+    def forward(self, x: Tensor, y: Tensor, start: State | None) -> RuleOutput:
+        return self.rule(self.model, x, y, start)

@@ -1,8 +1,9 @@
-"""Parts of a training run: what a configuration builds, an epoch of training, an evaluation."""
+"""Parts of a training run: what a configuration builds."""
 
 from __future__ import annotations
 
 import os
+import textwrap
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,30 +11,24 @@ import timm
 import torch
 from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from .config import ConfigError, TrainConfig
-from .data import ImageDataset, collate, load_dataset
-from .energy import State
+from .data import DataError, ImageDataset, load_dataset
 from .minimize import Minimizer
 from .network import HopfieldNetwork
-from .rules import ContrastiveRule, Rule, create_rule, squared_error
+from .rules import ContrastiveRule, Rule, create_rule
 from .transforms import BatchTransform
 
 __all__ = [
     "Splits",
-    "build_loader",
     "build_model",
     "build_optimizer",
     "build_rule",
     "build_transform",
-    "evaluate",
+    "empty_classes",
     "load_splits",
     "set_threads",
-    "train_epoch",
 ]
 
 
@@ -60,7 +55,11 @@ def set_threads(accelerator: Accelerator, threads: int | None = None) -> None:
 
 
 def load_splits(config: TrainConfig) -> Splits:
-    """The splits of the configured data set; the held-out part is taken from its training split, class by class."""
+    """The splits of the configured data set; the held-out part is taken from its training split, class by class.
+
+    Raises:
+        DataError: A split cannot be loaded, the splits differ in channels or classes, or there is one class only.
+    """
 
     def load(split: str) -> ImageDataset:
         return load_dataset(
@@ -74,11 +73,31 @@ def load_splits(config: TrainConfig) -> Splits:
         )
 
     train, test = load("train"), load("test")
-    if train.images.shape[1] != test.images.shape[1] or train.classes != test.classes:
-        raise ConfigError(
-            "The training and the test split differ in channels or classes: they cannot be used together."
+    if train.images.shape[1] != test.images.shape[1]:
+        raise DataError("the training and the test split differ in channels: bring both to grey or to colour.")
+    if test.classes[: len(train.classes)] != train.classes[: len(test.classes)]:
+        raise DataError(
+            f"the classes of the training split ({_some(train.classes)}) and of the test split ({_some(test.classes)}) "
+            "differ."
         )
+    if len(test.classes) > len(train.classes):
+        raise DataError(
+            f"the test split has the class {test.classes[len(train.classes)]!r}, the training split only "
+            f"{_some(train.classes)}."
+        )
+    if len(train.labels.unique()) < 2:
+        raise DataError(f"the training split of {train.name} has images of one class only: nothing can be learnt.")
     return Splits(*train.split(config.holdout, config.seed), test)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return textwrap.shorten(", ".join(names), 80, placeholder=" ..")
+
+
+def empty_classes(data: ImageDataset) -> list[str]:
+    """Names of the classes that have no image."""
+    counts = data.labels.bincount(minlength=len(data.classes)).tolist()
+    return [name for name, count in zip(data.classes, counts, strict=True) if not count]
 
 
 def build_transform(train: ImageDataset) -> BatchTransform:
@@ -92,7 +111,7 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     """The configured model, fitted to the channels and classes of the data.
 
     Raises:
-        ConfigError: timm does not know the model, or it is no energy model.
+        ConfigError: timm does not know the model, it is no energy model, or the data do not fit it.
     """
     name = config.model or default_model(train)
     if not timm.is_model(name):
@@ -108,6 +127,12 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         ) from None
     if not isinstance(model, HopfieldNetwork):
         raise ConfigError(f"The model {name!r} has no energy to relax: choose one of timm.list_models('dchn*').")
+    if model.num_classes < len(train.classes):
+        raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
+    try:
+        model.check_input(train.images[:1].float())
+    except ValueError as error:
+        raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
     return model
 
 
@@ -167,119 +192,3 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     except (TypeError, ValueError) as error:
         known = ", ".join(timm.optim.list_optimizers(exclude_filters=["*adamp", "bnb*", "fused*"]))
         raise ConfigError(f"The optimiser {config.opt!r} cannot be built ({error}); timm.optim has {known}.") from None
-
-
-def build_loader(data: ImageDataset, batch_size: int, seed: int | None = None) -> DataLoader:
-    """Batches of 8-bit images and labels; shuffled from a seed, or in order without one."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return DataLoader(data, batch_size, shuffle=seed is not None, generator=generator, collate_fn=collate)
-
-
-class Averages:
-    """Sums over images of what a loop reports, kept on the device until they are asked for."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.sums: dict[str, Tensor] = {}
-        self.images = 0
-
-    def add(self, **values: Tensor) -> None:
-        """Add a batch of values ``(B,)`` of every quantity."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
-        self.images += len(value)
-
-    def means(self) -> dict[str, float]:
-        """Mean of every quantity over all images so far, of this process."""
-        return {name: float(total) / self.images for name, total in self.sums.items()}
-
-    def reduced(self) -> dict[str, float]:
-        """The same over all processes."""
-        names = list(self.sums)
-        device = self.accelerator.device
-        totals = torch.tensor([*(float(self.sums[n]) for n in names), self.images], device=device)
-        *sums, images = self.accelerator.reduce(totals, reduction="sum").tolist()
-        return {name: total / images for name, total in zip(names, sums, strict=True)}
-
-
-def _wrong(output: Tensor, labels: Tensor) -> Tensor:
-    return (output.argmax(1) != labels).double() * 100
-
-
-def _cost(output: Tensor, labels: Tensor) -> Tensor:
-    return squared_error(output, nn.functional.one_hot(labels, output.shape[1]))
-
-
-def train_epoch(
-    accelerator: Accelerator,
-    task: nn.Module,
-    loader: DataLoader,
-    optimizer: Optimizer,
-    transform: BatchTransform,
-    generator: torch.Generator,
-    *,
-    warm_start: bool = False,
-    start: State | None = None,
-    title: str = "",
-) -> tuple[dict[str, float], State | None]:
-    """One pass over the training split.
-
-    Args:
-        accelerator: Runs the step: devices, precision, gradient accumulation.
-        task: A prepared `timm_ebl.task.RuleTask`.
-        loader: A prepared loader.
-        optimizer: A prepared optimiser.
-        transform: Augmentation and normalisation.
-        generator: Source of the augmentation, on the training device.
-        warm_start: Start every free phase from the state that the batch before left, as the paper does.
-        start: That state for the first batch.
-        title: What the progress bar shows.
-
-    Returns:
-        Means over the images of ``error`` (%), ``cost``, ``energy`` and ``residual``, and the state that the last
-        batch left (``None`` without warm start).
-    """
-    task.train()
-    averages = Averages(accelerator)
-    with tqdm(loader, title, leave=False, disable=None if accelerator.is_local_main_process else True) as bar:
-        for step, (images, labels) in enumerate(bar):
-            x = transform.train(images, generator)
-            with accelerator.accumulate(task):
-                result = task(x, labels, start if start is not None and len(start[0]) == len(x) else None)
-                accelerator.backward(result["loss"])
-                optimizer.step()
-                optimizer.zero_grad()
-            if warm_start:
-                start = result["state"]
-            output = result["output"]
-            averages.add(
-                error=_wrong(output, labels),
-                cost=_cost(output, labels),
-                energy=result["energy"],
-                residual=result["residual"],
-            )
-            if step % 10 == 0:
-                bar.set_postfix({name: f"{mean:.4g}" for name, mean in averages.means().items()}, refresh=False)
-    return averages.reduced(), start
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: HopfieldNetwork, loader: DataLoader, transform: BatchTransform
-) -> dict[str, float]:
-    """Error (%) and cost of the model's own relaxation over a split; every image counts once.
-
-    Args:
-        accelerator: Gathers the results of all processes.
-        model: The model, not wrapped.
-        loader: A prepared loader.
-        transform: Normalisation.
-    """
-    model.eval()
-    averages = Averages(accelerator)
-    for images, labels in loader:
-        with accelerator.autocast():
-            output = model(transform.eval(images)).float()
-        error, cost = accelerator.gather_for_metrics((_wrong(output, labels), _cost(output, labels)))
-        averages.add(error=error, cost=cost)
-    return averages.means()

@@ -93,15 +93,34 @@ class BatchTransform:
         if self.padding < 0:
             raise ValueError(f"padding must not be negative, got {self.padding}")
 
-    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment and normalise a batch; every image gets its own crop and its own flip.
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw the crops and flips of some images.
 
-        For a batch of ``B`` images, the generator supplies ``(2, B)`` vertical and horizontal offsets of the crop, if
-        ``padding > 0``, and then ``B`` coin tosses, if ``flip``. An image is cropped first and mirrored afterwards.
+        The generator supplies ``(2, count)`` vertical and horizontal offsets of the crop, if ``padding > 0``, and then
+        ``count`` coin tosses, if ``flip``.
+
+        Args:
+            count: Number of images.
+            generator: The source of randomness.
+
+        Returns:
+            int64 tensor of shape ``(3, count)``: vertical and horizontal offset in pixels, in ``-padding .. padding``,
+            and 1 for an image to mirror.
+        """
+        draws = torch.zeros(3, count, dtype=torch.int64, device=generator.device)
+        if self.padding:
+            span = 2 * self.padding + 1
+            draws[:2] = torch.randint(span, (2, count), generator=generator, device=generator.device) - self.padding
+        if self.flip:
+            draws[2] = torch.randint(2, (count,), generator=generator, device=generator.device)
+        return draws
+
+    def train(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Augment and normalise a batch: every image is cropped first and mirrored afterwards.
 
         Args:
             images: 8-bit images of shape ``(B, C, H, W)``.
-            generator: The source of randomness, on the device of ``images``.
+            draws: Crop and flip of each image, ``(3, B)``, from `draw`.
 
         Returns:
             Normalised images of type float32 and of the same shape and device.
@@ -110,17 +129,11 @@ class BatchTransform:
             ValueError: The images are not 8-bit, or their channels do not match ``mean``.
         """
         batch, channels, height, width = images.shape
-        rows = torch.arange(height, device=images.device).expand(batch, -1)
+        vertical, horizontal, mirrored = draws.to(images.device)[..., None]
         columns = torch.arange(width, device=images.device).expand(batch, -1)
-        shift = images.new_zeros(2, batch, 1, dtype=torch.int64)
-        if self.padding:
-            span = 2 * self.padding + 1
-            shift = torch.randint(span, (2, batch, 1), generator=generator, device=images.device) - self.padding
-        if self.flip:
-            mirrored = torch.randint(2, (batch, 1), generator=generator, device=images.device).bool()
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        rows = (rows + shift[0]).clamp(0, height - 1)
-        columns = (columns + shift[1]).clamp(0, width - 1)
+        columns = torch.where(mirrored.bool(), columns.flip(1), columns)
+        rows = (torch.arange(height, device=images.device) + vertical).clamp(0, height - 1)
+        columns = (columns + horizontal).clamp(0, width - 1)
         pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
         return self.eval(images.flatten(2).gather(2, pixels).view_as(images))
 

@@ -1,0 +1,64 @@
+"""Trains in each of the processes that launched it, for `test_processes`: ``one_of_two.py IMAGES OUT``."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from timm_ebl.config import TrainConfig
+from timm_ebl.loader import build_eval_loader, build_train_loader
+from timm_ebl.loop import evaluate, train_epoch
+from timm_ebl.progress import Progress
+from timm_ebl.task import RuleTask
+from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
+
+RULES = ("tbp", "rbp", "c-ep")
+BATCH = 12
+
+
+def trained(accelerator, config):
+    """Weights before and after two epochs of batches of 12, shared out to the processes, and metrics."""
+    set_seed(config.seed)
+    data = load_splits(config)
+    model, transform = build_model(config, data.train), build_transform(data.train)
+    task = RuleTask(model, build_rule(config), device=accelerator.device, verbose=False)
+    task, optimizer = accelerator.prepare(task, build_optimizer(config, model))
+    loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    progress, metrics = Progress(), []
+    for epoch in (1, 2):
+        progress.epoch = epoch
+        progress.restart_epoch()
+        metrics.append(train_epoch(accelerator, task, loader, optimizer, transform, progress, warm_start=True))
+    test = evaluate(accelerator, model, build_eval_loader(data.test, 4, accelerator), transform)
+    return {"before": before, "weights": model.state_dict(), "metrics": metrics, "test": test}
+
+
+def results(accelerator, images):
+    """What every rule comes to, and the number of processes."""
+    config = TrainConfig(
+        dataset=str(images),
+        batch_size=BATCH // accelerator.num_processes,
+        model_kwargs={"widths": [4, 4, 4, 4], "gains": 0.8},
+        opt="momentum",
+        lr=(0.02,),
+    )
+    found = {rule: trained(accelerator, replace(config, algo=rule)) for rule in RULES}
+    return {"processes": accelerator.num_processes, **found}
+
+
+def main():
+    images, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    found = results(accelerator, images)
+    if accelerator.is_main_process:
+        torch.save(found, Path(out))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,288 @@
+"""Derivatives of an equilibrium for any loss, by equilibrium propagation or by backpropagation.
+
+`equilibrium` relaxes a network as its forward pass. Its backward pass receives ``f = dC/ds``, the gradient of whatever
+loss was put on the layers, and a `Backward` turns it into the gradient of the parameters and of the input. Nothing of
+the relaxation is recorded for it, but for the free state.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from .energy import State
+from .minimize import Minimizer
+from .network import EnergyModel
+from .perturbation import Forced
+from .relaxation import Relaxation
+
+__all__ = [
+    "Backward",
+    "EquilibriumBackward",
+    "RecurrentBackward",
+    "TruncatedBackward",
+    "adjoint",
+    "create_backward",
+    "equilibrium",
+    "list_backwards",
+    "unroll",
+]
+
+
+@dataclass(frozen=True)
+class Backward(ABC):
+    """A way to differentiate an equilibrium.
+
+    Attributes:
+        second: Minimiser of what follows the free phase: the two forced phases, the sweeps that truncated
+            backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
+    """
+
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.0)  # noqa: RUF009 (frozen)
+
+    @abstractmethod
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        """A scalar with the gradient of ``sum_l <f_l, s_l>`` at the free state, the forces held constant.
+
+        Args:
+            model: The network.
+            free: Its free phase.
+            forces: Gradient of the loss in each layer ``(s_1, .., o)``; ``None`` where it is zero.
+
+        Returns:
+            The scalar, to be differentiated by autograd in the parameters and in the input of the free phase.
+        """
+
+
+@dataclass(frozen=True)
+class EquilibriumBackward(Backward):
+    """Centred equilibrium propagation along the loss's gradient (Equation 6, for the linear part of the loss).
+
+    With ``f`` scaled to ``|f| = 1`` for each sample, and ``s_b`` the minimum of ``E(theta, x, s) + b <f, s>``:
+
+        gradient = |f| (dE(s_beta) - dE(s_-beta)) / (2 beta)
+
+    in the parameters and the input alike, whatever the loss and its scale. It differs from the true gradient by
+    ``O(beta^2)`` (Theorem 3). A Hopfield network's energy is quadratic between the bounds of its units, given the
+    routes: with held routes and converged phases it is the true gradient, for any beta that moves no unit across a
+    bound. A sample without a gradient contributes nothing.
+
+    Attributes:
+        beta: Strength of the force.
+        hold_routes: Keep the free state's pooling routes in the forced phases. Not in the paper: it keeps the energy
+            smooth in beta.
+
+    Raises:
+        ValueError: beta is not a positive number.
+    """
+
+    beta: float = 0.5
+    hold_routes: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
+            raise ValueError(f"beta is a positive number, not {self.beta!r}.")
+
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        norm = _norm(forces)
+        step = self.beta / norm.where(norm != 0, 1)
+        steps = [None if f is None else f * step.view(-1, *[1] * (f.ndim - 1)) for f in forces]
+        both = free.repeat(2)
+        forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
+        pair = model.relax(both.input, both, forced, self.second, self.hold_routes)
+        energies = model.energy(both.input, pair).chunk(2)
+        return (norm * (energies[1] - energies[0])).sum() / (2 * self.beta)
+
+
+@dataclass(frozen=True)
+class TruncatedBackward(Backward):
+    """Backpropagation through the last sweeps from the free state (paper, Table 1).
+
+    Its memory grows with the number of sweeps.
+    """
+
+    second: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        return _inner(forces, unroll(model, free.input, free.state, self.second))
+
+
+@dataclass(frozen=True)
+class RecurrentBackward(Backward):
+    """Implicit differentiation at the free state (Almeida, 1987; Pineda, 1987): see `adjoint`."""
+
+    second: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
+
+    def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        swept, adjoints = adjoint(model, free.input, free.state, forces, self.second)
+        return _inner(adjoints, swept)
+
+
+_BACKWARDS: dict[str, type[Backward]] = {
+    "ep": EquilibriumBackward,
+    "tbp": TruncatedBackward,
+    "rbp": RecurrentBackward,
+}
+
+
+def list_backwards() -> list[str]:
+    """Names of the ways to differentiate an equilibrium."""
+    return list(_BACKWARDS)
+
+
+def create_backward(name: str, **options: object) -> Backward:
+    """A way to differentiate an equilibrium, by name.
+
+    Args:
+        name: ``ep``, ``tbp`` or ``rbp``.
+        **options: Fields of the method: ``second`` for all, ``beta`` and ``hold_routes`` for ``ep``.
+
+    Raises:
+        ValueError: The name or an option is unknown, or a value is out of range.
+    """
+    if name not in _BACKWARDS:
+        raise ValueError(f"Unknown backward {name!r}: choose one of {', '.join(_BACKWARDS)}.")
+    allowed = [f.name for f in fields(_BACKWARDS[name])]
+    unknown = [option for option in options if option not in allowed]
+    if unknown:
+        raise ValueError(f"Backward {name!r} has no option {unknown[0]!r}: its options are {', '.join(allowed)}.")
+    return _BACKWARDS[name](**options)
+
+
+def unroll(model: EnergyModel, x: Tensor, state: State, minimizer: Minimizer) -> State:
+    """The state after the minimiser's sweeps, differentiable through all of them."""
+    for _ in range(minimizer.sweeps):
+        state = model.sweep(x, state, minimizer)
+    return state
+
+
+def adjoint(
+    model: EnergyModel, x: Tensor, state: State, forces: Sequence[Tensor | None], minimizer: Minimizer
+) -> tuple[State, State]:
+    """One sweep from a fixed point, and the adjoint state there (Almeida, 1987; Pineda, 1987).
+
+    With ``F`` the sweep and ``v_1 = f``, the steps ``v_{t+1} = (dF/ds)^T v_t + f`` converge to the adjoint state; the
+    gradient of ``<f, s>`` is ``(dF/dtheta)^T v_T``.
+
+    Args:
+        model: The network.
+        x: Input ``(B, ..)``.
+        state: The fixed point.
+        forces: ``f``, for each layer; ``None`` where it is zero.
+        minimizer: Order and over-relaxation of the sweep; as many adjoint steps as it has sweeps.
+
+    Returns:
+        ``F(state)``, differentiable in the parameters and in `x`, and ``v_T``.
+    """
+    with torch.enable_grad():
+        leaves = tuple(layer.detach().requires_grad_() for layer in state)
+        swept = model.sweep(x, leaves, minimizer)
+    forces = tuple(torch.zeros_like(s) if f is None else f.to(s.dtype) for f, s in zip(forces, swept, strict=True))
+    adjoints = forces
+    for _ in range(minimizer.sweeps - 1):
+        pulled = torch.autograd.grad(swept, leaves, adjoints, retain_graph=True, materialize_grads=True)
+        adjoints = tuple(p + f for p, f in zip(pulled, forces, strict=True))
+    return swept, adjoints
+
+
+def equilibrium(model: EnergyModel, x: Tensor, backward: Backward, layers: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+    """Layers of the free state as a function of the input and the parameters of a network, with its derivatives.
+
+    Args:
+        model: The network, an `nn.Module`.
+        x: Input ``(B, ..)``.
+        backward: How to differentiate.
+        layers: Which layers of ``(s_1, .., o)``, by index. The output layer is the one that minimises the energy given
+            the others.
+
+    Returns:
+        The layers. Without gradients (`torch.no_grad`, or nothing that asks for one) nothing is kept for a backward
+        pass.
+    """
+    parameters = tuple(model.parameters())
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
+        return _Equilibrium.apply(model, backward, tuple(layers), x, *parameters)
+    free = model.relax(x)
+    return tuple(_layer(free, index) for index in layers)
+
+
+class _Equilibrium(torch.autograd.Function):
+    """``apply(model, backward, layers, x, *parameters)`` returns the layers; their gradient is left to `backward`."""
+
+    @staticmethod
+    def forward(
+        ctx, model: nn.Module, backward: Backward, layers: tuple[int, ...], x: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.model, ctx.method, ctx.layers = model, backward, layers
+        ctx.free = free = model.relax(x.detach())
+        ctx.autocast = _present_autocast(x.device.type)
+        ctx.save_for_backward(x, *parameters)
+        ctx.set_materialize_grads(False)
+        # Copies: whoever changes a result in place leaves the state alone that the backward pass starts from.
+        return tuple(_layer(free, index).clone() for index in layers)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(gradient is None for gradient in gradients):
+            return None, None, None, *(None for _ in ctx.needs_input_grad[3:])
+        x, *parameters = ctx.saved_tensors
+        model, needed = ctx.model, ctx.needs_input_grad[3:]
+        if any(now is not then for now, then in zip(model.parameters(), parameters, strict=True)):
+            raise RuntimeError("The parameters of the model were replaced between its forward and its backward pass.")
+        with torch.enable_grad(), ctx.autocast:
+            # The record goes as soon as it is used; a second pass through a retained graph relaxes anew.
+            free, ctx.free = ctx.free or model.relax(x.detach()), None
+            leaves = [free.input.requires_grad_(needed[0]), *parameters]
+            forces, scale = _as_forces(ctx.layers, gradients, len(free.state))
+            scalar = ctx.method(model, free, forces)
+            del free
+        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(scalar, wanted, materialize_grads=True))
+        return None, None, None, *(next(found).mul_(scale) if need else None for need in needed)
+
+
+def _as_forces(
+    layers: tuple[int, ...], gradients: Sequence[Tensor | None], count: int
+) -> tuple[list[Tensor | None], Tensor]:
+    """Gradients by layer, the largest of any sample scaled to norm 1, and that norm: 16 bits hold whatever scale."""
+    forces: list[Tensor | None] = [None] * count
+    for index, gradient in zip(layers, gradients, strict=True):
+        if gradient is not None:
+            wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            forces[index] = wide if forces[index] is None else forces[index] + wide
+    norm = _norm(forces)
+    scale = norm.amax() if norm.numel() else norm.new_ones(())
+    divisor = scale.where(scale != 0, 1)
+    return [None if f is None else f / divisor for f in forces], scale
+
+
+def _layer(free: Relaxation, index: int) -> Tensor:
+    last = index in (-1, len(free.state) - 1)
+    return free.drives[-1].value if last and free.drives else free.state[index]
+
+
+def _norm(forces: Sequence[Tensor | None]) -> Tensor:
+    """Norm of the forces on each sample, ``(B,)``."""
+    return torch.stack([torch.linalg.vector_norm(f.flatten(1), dim=1) for f in forces if f is not None]).norm(dim=0)
+
+
+def _inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:
+    """``sum_l <f_l, s_l>``."""
+    products = [(f.to(s.dtype) * s).sum() for f, s in zip(forces, layers, strict=True) if f is not None]
+    return torch.stack(products).sum()
+
+
+def _present_autocast(device: str) -> AbstractContextManager:
+    """The automatic mixed precision in force, to be entered again later."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), torch.is_autocast_cache_enabled()
+    )

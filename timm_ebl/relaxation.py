@@ -1,0 +1,93 @@
+"""The record of a relaxation: where it ended, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .energy import Drive, State
+
+__all__ = ["Relaxation", "Stamp", "stamp"]
+
+Stamp = tuple[tuple[Tensor, int], ...]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """Where a relaxation ended, and how.
+
+    Attributes:
+        input: The input ``x`` that was relaxed, ``(B, ..)``.
+        state: The layers ``(s_1, .., o)``.
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; with the held routes, if any.
+        residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
+        sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
+        tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
+        drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
+        stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
+        omega: Over-relaxation of the last sweep: 1 if a growing residual made it fall back.
+        prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
+    """
+
+    input: Tensor
+    state: State
+    energy: Tensor
+    residual: Tensor
+    sweeps: int
+    tolerance: float | None = None
+    drives: tuple[Drive, ...] = field(default=(), repr=False)
+    stamp: Stamp = field(default=(), repr=False)
+    omega: float = 1.0
+    prepared: tuple[Any, ...] = field(default=(), repr=False)
+
+    @property
+    def output(self) -> Tensor:
+        """The output layer ``(B, M)``."""
+        return self.state[-1]
+
+    @property
+    def converged(self) -> Tensor:
+        """Whether each sample's residual is within the tolerance, ``(B,)``; 1e-3 if none was asked for."""
+        return self.residual <= (1e-3 if self.tolerance is None else self.tolerance)
+
+    def repeat(self, times: int) -> Relaxation:
+        """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
+        return self if times == 1 else Relaxation.cat([self] * times)
+
+    @classmethod
+    def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
+        """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
+        first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
+        return cls(
+            input=inputs,
+            state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
+            energy=torch.cat([r.energy for r in relaxations]),
+            residual=torch.cat([r.residual for r in relaxations]),
+            sweeps=max(r.sweeps for r in relaxations),
+            tolerance=first.tolerance,
+            drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
+            stamp=stamp([inputs]) + first.stamp[1:],
+            omega=min(r.omega for r in relaxations),
+            prepared=first.prepared,
+        )
+
+    def select(self, samples: Tensor, x: Tensor) -> Relaxation:
+        """The relaxation of some samples of the batch, by their indices, whose input is ``x``."""
+        return replace(
+            self,
+            input=x,
+            state=tuple(layer[samples] for layer in self.state),
+            energy=self.energy[samples],
+            residual=self.residual[samples],
+            drives=tuple(drive.select(samples) for drive in self.drives),
+            stamp=stamp([x]) + self.stamp[1:],
+        )
+
+
+def stamp(tensors: Iterable[Tensor]) -> Stamp:
+    """The tensors, each with a number that grows whenever it is written to in place (but not through ``.data``)."""
+    return tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)

@@ -1,0 +1,120 @@
+"""A relaxation under way.
+
+One sweep updates every layer once, group by group. The layers of a group are updated together, each to the exact
+minimum of the energy given the others (`timm_ebl.energy`), so a sweep costs one forward and one transposed
+convolution for each interaction whatever the order is: a drive is kept until the layer below it changes, and its
+pooling route serves the feedback as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .energy import Drive, Interaction, State, energy_from_drives
+from .order import Groups
+from .perturbation import FREE, Perturbation
+from .relaxation import Relaxation, Stamp, stamp
+
+__all__ = ["Walk"]
+
+
+class Walk:
+    """A relaxation under way: the present state, and every drive that is still that of the state.
+
+    Args:
+        interactions: The interactions, from the input upwards.
+        x: Input ``(B, C, H, W)``.
+        state: The layers ``(s_1, .., o)``.
+        perturbation: What is done to the output layer.
+        drives: The drives of `state`, where known.
+        routes: Pooling routes to hold throughout, one for each layer; by default they follow the state.
+        prepared: What the interactions prepared for an earlier walk with the same parameters.
+    """
+
+    def __init__(
+        self,
+        interactions: Sequence[Interaction],
+        x: Tensor,
+        state: State,
+        perturbation: Perturbation = FREE,
+        drives: Sequence[Drive] = (),
+        routes: Sequence[Tensor | None] = (),
+        prepared: Sequence[Any] = (),
+    ) -> None:
+        self.interactions = interactions
+        self.x = x
+        self.state = list(state)
+        below = (x, *self.state[:-1])
+        self.prepared = tuple(prepared) or tuple(
+            interaction.prepare(lower.shape) for interaction, lower in zip(interactions, below, strict=True)
+        )
+        self.perturbation = perturbation
+        self.routes = tuple(routes) or (None,) * len(self.state)
+        self._drives: list[Drive | None] = list(drives) or [None] * len(self.state)
+
+    def drive(self, layer: int) -> Drive:
+        """The drive into a layer from the present state of the one below."""
+        drive = self._drives[layer]
+        if drive is None:
+            below = self.state[layer - 1] if layer else self.x
+            drive = self._drives[layer] = self.interactions[layer].drive(
+                below, self.routes[layer], self.prepared[layer]
+            )
+        return drive
+
+    def minimum(self, layer: int) -> Tensor:
+        """The exact minimum of the energy over one layer, the others fixed."""
+        drive = self.drive(layer).value
+        if layer == len(self.state) - 1:
+            return self.perturbation.output(drive)
+        above, route = self.state[layer + 1], self.drive(layer + 1).route
+        feedback = self.interactions[layer + 1].feedback(
+            above, route, self.state[layer].shape, self.prepared[layer + 1]
+        )
+        return self.perturbation.hidden(layer, feedback.add_(drive)).clamp_(0, 1)
+
+    def sweep(self, groups: Groups, omega: float = 1.0) -> None:
+        """Update every layer once; the output layer is never over-relaxed."""
+        for group in groups:
+            updates = [(layer, self.minimum(layer)) for layer in group]
+            for layer, minimum in updates:
+                if omega != 1 and layer < len(self.state) - 1:
+                    minimum.lerp_(self.state[layer].to(minimum.dtype), 1 - omega).clamp_(0, 1)
+                self.set(layer, minimum)
+
+    def set(self, layer: int, value: Tensor) -> None:
+        """Replace one layer of the state."""
+        self.state[layer] = value
+        if layer + 1 < len(self.state):
+            self._drives[layer + 1] = None
+
+    def stamp(self) -> Stamp:
+        """What the drives are computed from."""
+        return stamp([self.x, *(p for interaction in self.interactions for p in interaction.parameters())])
+
+    def drives(self) -> tuple[Drive, ...]:
+        """The drives of the present state."""
+        return tuple(self.drive(layer) for layer in range(len(self.state)))
+
+    def select(self, samples: Tensor) -> Walk:
+        """The walk of some samples of the batch, given by a mask."""
+        return Walk(
+            self.interactions,
+            self.x[samples],
+            tuple(layer[samples] for layer in self.state),
+            self.perturbation.select(samples),
+            [None if drive is None else drive.select(samples) for drive in self._drives],
+            [None if route is None else route[samples] for route in self.routes],
+            self.prepared,
+        )
+
+    def record(self, residual: Tensor, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
+        """The walk so far as a relaxation."""
+        drives, state = self.drives(), tuple(self.state)
+        energy = energy_from_drives(state, [drive.value for drive in drives])
+        return Relaxation(
+            self.x, state, energy, residual, sweeps, tolerance, drives, self.stamp(), omega, self.prepared
+        )
