@@ -258,8 +258,8 @@ def _ask(call: Callable[[], Result], repo_id: str) -> Result:
         raise HubError(f"{repo_id} cannot be published: {explain(error, repo_id)}{again}.") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command of this module."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of this module's commands."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -280,7 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command of this module."""
+    options = build_parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
