@@ -19,7 +19,8 @@ from timm_ebl.data import load_dataset
 from timm_ebl.hub import main, verify
 from timm_ebl.package import package
 from timm_ebl.paper import TABLE_1, paper_error
-from timm_ebl.release import Release, ReleaseError, same_error
+from timm_ebl.recipes import write_overview
+from timm_ebl.release import RECIPES, Release, ReleaseError, same_error
 from timm_ebl.training import build_transform
 
 
@@ -99,6 +100,20 @@ def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_pa
     (run / "summary.json").write_text(json.dumps(summary))
     _, weights, _ = packaged(tmp_path, run)
     assert all(torch.equal(value, tensors[name]) for name, value in load_file(weights / "model.safetensors").items())
+
+
+def test_a_new_checkpoint_is_found_at_once(tmp_path, run, monkeypatch):
+    name, weights, _ = packaged(tmp_path, run, tag="new")
+    monkeypatch.setattr("timm_ebl.weights.SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr("timm_ebl.release.SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr("timm_ebl.release.RECIPES", tmp_path / "records")
+    assert name == "dchn_tiny_cifar10.new"
+    assert (
+        Release.open(name) == Release.open("dchn_tiny_cifar10") == Release(name, weights, tmp_path / "records" / name)
+    )
+    shutil.copy(RECIPES / "table2_cifar10.yaml", tmp_path / "records")
+    shutil.copy(RECIPES / "table2_cifar100.yaml", tmp_path / "records")
+    assert f"[`{name}`]({name})" in write_overview(tmp_path / "records").read_text()
 
 
 def test_other_seeds_give_the_spread(tmp_path, run, images):

@@ -104,8 +104,9 @@ class Release:
                 if not (weights / name).is_file():
                     raise ReleaseError(f"{folder} is no checkpoint: it has no {name}.")
             return cls(folder.resolve().name, weights, folder)
-        if timm.is_model(text.partition(".")[0]) and timm.is_model_pretrained(text):
-            name = ".".join(filter(None, (text.partition(".")[0], timm.get_pretrained_cfg(text).tag)))
+        tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
+        if tagged:
+            name = tagged[0]
             return cls(name, SHIPPED / name, RECIPES / name if (RECIPES / name).is_dir() else None)
         text = text.removeprefix("hf-hub:")
         if text.count("/") == 1 and not text.startswith((".", "/", "~")):
