@@ -22,12 +22,14 @@ from timm.scheduler import CosineLRScheduler
 from timm_ebl.checkpoint import Checkpoints, Interrupted, StopSignals, checkpoint_bytes, on_main
 from timm_ebl.config import ConfigError, TrainConfig, parse_config
 from timm_ebl.data import DataError
+from timm_ebl.hub import HubError, check_access, publish
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
-from timm_ebl.run import OutputError, RunFolder, versions
+from timm_ebl.published import CheckpointError
+from timm_ebl.run import OutputError, RunFolder, device_name, versions
 from timm_ebl.task import RuleTask
 from timm_ebl.tracking import check_trackers, start_trackers
 from timm_ebl.training import (
@@ -51,6 +53,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     set_threads(accelerator, config.threads)
     keep_freed_memory()
 
+    if config.push_to_hub and accelerator.is_main_process:
+        check_access(config.push_to_hub, config.model)
     data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)
@@ -89,6 +93,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         "dataset": data.train.name,
         "epochs": config.epochs,
         "seed": config.seed,
+        "device": device_name(accelerator.device),
+        "mixed_precision": accelerator.mixed_precision,
         "versions": versions(),
     }
     lock = folder.locked() if accelerator.is_main_process else nullcontext()
@@ -180,6 +186,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, the best on the held-out part, "
                 f"in {summary['seconds']:.0f} s; results in {folder.path}"
             )
+            if config.push_to_hub:
+                publish(folder.path, config.push_to_hub, test=data.test)
     accelerator.end_training()
 
 
@@ -195,7 +203,7 @@ def main() -> None:
     }
     try:
         train(replace(config, **launched), accelerator)
-    except (ConfigError, DataError, OutputError) as error:
+    except (CheckpointError, ConfigError, DataError, HubError, OutputError) as error:
         message, status = f"error: {error}", 1
     except Diverged as error:
         message, status = f"diverged: {error}. The last checkpoint is good.", EXIT_DIVERGED

@@ -2,11 +2,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import datasets
+import huggingface_hub.constants
 import pytest
 import torch
 from dense import DenseHopfield
+from hub_server import TOKEN, Hub
 
-from timm_ebl import DCHN
+from timm_ebl import DCHN, connection
 
 
 @pytest.fixture
@@ -43,3 +46,26 @@ def dense():
     assert hidden.min() > 0.01
     assert hidden.max() < 0.99
     return model, x
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty Hub on this machine, which the clients take for the real one; with a token, and without old caches."""
+    with Hub() as hub:
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        for name, value in {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_DATASETS_CACHE": tmp_path / "datasets",
+        }.items():
+            monkeypatch.setattr(datasets.config, name, value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(connection, "PAUSES", (0.01, 0.01))
+        yield hub

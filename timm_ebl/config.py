@@ -118,6 +118,7 @@ class TrainConfig:
     keep_checkpoints: int = _aside(2, "checkpoints to keep", int)
     watch_every: int = _aside(50, "batches between two looks at states and weights", int)
     log_with: tuple[str, ...] | None = _aside(None, f"trackers: {', '.join(TRACKERS)}", str, True)
+    push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
 
     def __post_init__(self) -> None:
         options = _named(rule_options, self.algo)

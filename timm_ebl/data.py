@@ -7,8 +7,7 @@ layout; a sample of Fashion-MNIST is part of the package; any other set is a loc
 from __future__ import annotations
 
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +16,11 @@ import torch
 from pyarrow.parquet import read_table
 from torch import Tensor
 
+from .source import DataError, read_folder, read_hub
 from .spec import DATASETS, EMBEDDED, DatasetSpec
 from .transforms import decode_images
 
 __all__ = ["DataError", "ImageDataset", "collate", "list_datasets", "load_dataset"]
-
-
-class DataError(ValueError):
-    """A data set cannot be loaded or used as asked; the message says why and what can be done."""
 
 
 def list_datasets() -> list[str]:
@@ -156,9 +152,9 @@ def load_dataset(
     if name == EMBEDDED:
         splits = {file.stem: datasets.Dataset(read_table(file)) for file in folder.glob("*.parquet")}
     elif folder is not None:
-        splits = _read_folder(folder, config or spec.config, split)
+        splits = read_folder(folder, config or spec.config, split)
     else:
-        splits = _read_hub(spec.hub_id, config or spec.config, revision=revision, token=token)
+        splits = read_hub(spec.hub_id, config or spec.config, revision, token)
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
     data, source = splits[split], f"the {split} split of {name}"
@@ -188,44 +184,6 @@ def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | Non
         )
     spec = spec or next((known for known in DATASETS.values() if known.hub_id == name), DatasetSpec(name))
     return spec, None if root is None else Path(root, spec.hub_id).expanduser()
-
-
-def _read_folder(folder: Path, config: str | None, split: str) -> Mapping[str, datasets.Dataset | None]:
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}.")
-    configs = sorted({file.parent.name for file in folder.glob(f"*/{split}*.parquet")})
-    if config is None and len(configs) > 1:
-        raise DataError(f"{folder} has several configurations, {', '.join(configs)}; choose one by config=.")
-    if config is not None and (folder / config).is_dir():
-        folder, config = folder / config, None
-    try:
-        return _prepare(str(folder.resolve()), config)
-    except Exception as error:  # the readers of the file formats raise errors of many types
-        raise DataError(f"cannot read {folder}: {_reason(error)}") from error
-
-
-def _read_hub(hub_id: str, config: str | None, **access: str | None) -> Mapping[str, datasets.Dataset | None]:
-    try:
-        return _prepare(hub_id, config, **access)
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
-        raise DataError(f"cannot load {hub_id} from the Hugging Face Hub: {_reason(error)}") from error
-    except Exception as error:  # the failures of the HTTP libraries below have no common type
-        raise DataError(
-            f"cannot reach {hub_id} on the Hugging Face Hub at {datasets.config.HF_ENDPOINT} ({_reason(error)}); use a "
-            "local folder (--dataset PATH), copies in the Hub's layout (--data-root PATH) or the embedded sample "
-            f"(--dataset {EMBEDDED}) instead."
-        ) from error
-
-
-def _prepare(path: str, config: str | None, **access: str | None) -> Mapping[str, datasets.Dataset | None]:
-    """Return all splits, ``None`` for an empty one, which `datasets.load_dataset` would not stand."""
-    builder = datasets.load_dataset_builder(path, config, **access)
-    builder.download_and_prepare()
-    return {name: builder.as_dataset(name) if size.num_examples else None for name, size in builder.info.splits.items()}
-
-
-def _reason(error: Exception) -> str:
-    return textwrap.shorten(str(error.__cause__ or error), 300)
 
 
 def _find_column(kind: str, features: datasets.Features, chosen: str | None, source: str) -> str:

@@ -29,6 +29,7 @@ from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS
 from .tracing import Traced, graph_equilibrium, is_symbolic
+from .weights import build_with_weights, list_shipped, source_of
 
 __all__ = ["DCHN", "Pooling"]
 
@@ -327,7 +328,9 @@ def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
         if kwargs.get("num_classes", classes) == classes:
             # timm drops what it holds to be the classifier, but the states feel the read-out's feedback.
             kwargs["pretrained_cfg_overlay"] = {**overlay, "classifier": None}
-    return build_model_with_cfg(DCHN, variant, pretrained, feature_cfg=features, **kwargs)
+    if pretrained:
+        return build_with_weights(DCHN, variant, feature_cfg=features, **kwargs)
+    return build_model_with_cfg(DCHN, variant, False, feature_cfg=features, **kwargs)
 
 
 def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
@@ -349,13 +352,14 @@ def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
-        for size in ("", "small_", "tiny_")
-        for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
-    }
-)
+_CFGS = {
+    f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
+    for size in ("", "small_", "tiny_")
+    for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
+}
+_SHIPPED = {name: _CFGS[name.partition(".")[0]] | source_of(name) for name in list_shipped()}
+_UNTRAINED = _CFGS.keys() - {name.partition(".")[0] for name in _SHIPPED}
+default_cfgs = generate_default_cfgs(_SHIPPED | {name: _CFGS[name] for name in sorted(_UNTRAINED)})
 
 # The paper's gains leave the states of a narrow network almost at zero, from where it learns nothing for an epoch.
 _BASE = {"widths": (128, 256, 512, 512)}

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from timm.models import save_for_hf
 from torch import nn
@@ -28,7 +29,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LEFTOVER", "OutputError", "RunFolder", "versions", "write_whole", "writing"]
+__all__ = ["LEFTOVER", "OutputError", "RunFolder", "device_name", "versions", "write_whole", "writing"]
 
 LEFTOVER = ".tmp-"
 """Start of the name of what is being written. What still has it when a run is taken up again is removed."""
@@ -75,6 +76,14 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     packages = ("timm-ebl", "torch", "timm", "accelerate", "datasets")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words: the name of a GPU, or the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,243 @@
+"""From a run to a checkpoint: what is measured, stored and said; what is refused."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from published_runs import write_images, write_run
+from safetensors.torch import load_file, save_file
+
+from timm_ebl.card import card_error, render_card
+from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.data import load_dataset
+from timm_ebl.hub import main, verify
+from timm_ebl.package import package
+from timm_ebl.paper import TABLE_1, paper_error
+from timm_ebl.published import Checkpoint, CheckpointError, same_error
+from timm_ebl.training import build_transform
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "noise")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    return write_run(tmp_path_factory.mktemp("run") / "run", images)
+
+
+@pytest.fixture
+def run(tmp_path, finished):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def packaged(tmp_path, run, *others, **options):
+    (tmp_path / "records").mkdir(exist_ok=True)
+    name = package(
+        Checkpoint.open(run),
+        others=[Checkpoint.open(other) for other in others],
+        weights=tmp_path / "weights",
+        records=tmp_path / "records",
+        **options,
+    )
+    return name, tmp_path / "weights" / name, tmp_path / "records" / name
+
+
+def test_a_run_becomes_weights_and_records(tmp_path, run):
+    name, weights, records = packaged(tmp_path, run)
+    assert name == "dchn_tiny_cifar10.c_ep"
+    assert sorted(path.name for path in weights.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in records.iterdir()) == [
+        "README.md",
+        "args.yaml",
+        "curves.png",
+        "metrics.jsonl",
+        "summary.json",
+    ]
+    assert (records / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert parse_config(["--config", str(records / "args.yaml")]).epochs == 2
+
+
+def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
+    _, weights, records = packaged(tmp_path, run)
+    test = load_dataset(str(images), "test")
+    model = timm.create_model(f"local-dir:{weights}", pretrained=True).eval()
+    outputs = model(build_transform(load_dataset(str(images), "train")).eval(test.images))
+    error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
+    evaluation = json.loads((weights / "config.json").read_text())["evaluation"]
+    assert evaluation["error"] == json.loads((records / "summary.json").read_text())["test_error"] == error
+    assert card_error(records / "README.md") == pytest.approx(error, abs=1e-3)
+    assert evaluation["images"] == 12
+
+
+def test_no_path_of_the_machine_is_left(tmp_path, run):
+    _, weights, records = packaged(tmp_path, run)
+    for path in (*weights.glob("*.json"), *records.glob("*.[jmy]*")):
+        assert str(tmp_path) not in path.read_text(), path
+
+
+def test_weights_are_stored_in_16_bits_where_that_changes_no_prediction(tmp_path, run):
+    _, weights, _ = packaged(tmp_path, run)
+    assert {value.dtype for value in load_file(weights / "model.safetensors").values()} == {torch.float16}
+
+
+def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_path, run, images):
+    tensors = load_file(run / "model.safetensors")
+    tensors["head.weight"].zero_()
+    tensors["head.bias"] = torch.tensor([1.0, 1.00001, 0.0])  # the same number in 16 bits
+    save_file(tensors, run / "model.safetensors")
+    test = load_dataset(str(images), "test")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["test_error"] = float((test.labels != 1).double().mean() * 100)
+    (run / "summary.json").write_text(json.dumps(summary))
+    _, weights, _ = packaged(tmp_path, run)
+    assert all(torch.equal(value, tensors[name]) for name, value in load_file(weights / "model.safetensors").items())
+
+
+def test_other_seeds_give_the_spread(tmp_path, run, images):
+    others = [write_run(tmp_path / str(seed), images, seed) for seed in (1, 2)]
+    errors = [json.loads((path / "summary.json").read_text())["test_error"] for path in (run, *others)]
+    _, _, records = packaged(tmp_path, run, *others)
+    mean, deviation = (float(f(torch.tensor(errors, dtype=torch.float64))) for f in (torch.mean, torch.std))
+    card = (records / "README.md").read_text()
+    assert f"mean of 3 seeds {mean:.2f} ± {deviation:.2f} %" in card
+    assert "| seeds | 0 (these weights), 1, 2 |" in card
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run, images: write_run(run.parent / "b", images, 1, test_error=99.0), ["summary.json says 99.00 %"]),
+        (lambda run, images: write_run(run.parent / "b", images, 1, diverged=True), ["diverged"]),
+        (lambda run, images: (run / "curves.png").unlink(), ["curves.png", "no finished run"]),
+        (lambda run, images: (run / "summary.json").write_text("{"), ["summary.json cannot be read"]),
+        (lambda run, images: (run / "args.yaml").write_text("epoch: 3"), ["args.yaml", "'epoch'"]),
+        (lambda run, images: (run / "config.json").unlink(), ["config.json"]),
+        (lambda run, images: (run / "config.json").write_text("[]"), ["config.json", "architecture"]),
+    ],
+)
+def test_a_run_that_is_not_what_it_says_is_refused(tmp_path, run, images, spoil, words):
+    spoiled = spoil(run, images)
+    with pytest.raises(CheckpointError) as refusal:
+        packaged(tmp_path, spoiled if isinstance(spoiled, type(run)) else run)
+    assert all(word in str(refusal.value) for word in words), refusal.value
+    assert not (tmp_path / "weights").exists()
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path, run, images):
+    other = write_run(tmp_path / "other", images, 1)
+    settings = yaml.safe_load((other / "args.yaml").read_text())
+    (other / "args.yaml").write_text(yaml.safe_dump(settings | {"epochs": 9}))
+    with pytest.raises(CheckpointError, match="only the seed may differ"):
+        packaged(tmp_path, run, other)
+    with pytest.raises(CheckpointError, match="has the seed 0 of another run"):
+        packaged(tmp_path, run, write_run(tmp_path / "twin", images, 0))
+
+
+def test_verify_finds_a_wrong_figure_wherever_it_is(tmp_path, run, images):
+    _, weights, records = packaged(tmp_path, run)
+    for path in records.iterdir():
+        path.rename(weights / path.name)
+    found = verify(weights, dataset=str(images))
+    assert found.error == json.loads((weights / "summary.json").read_text())["test_error"]
+    card, config = ((weights / file).read_text() for file in ("README.md", "config.json"))
+    wrong = re.sub(r"(type: error_rate\n      value:) [\d.]+", r"\1 1.5", card)
+    (weights / "README.md").write_text(wrong)
+    with pytest.raises(CheckpointError, match=r"README.md says 1.50 %"):
+        verify(weights, dataset=str(images))
+    (weights / "README.md").write_text("no metadata")
+    with pytest.raises(CheckpointError, match=r"README.md reports no test error"):
+        verify(weights, dataset=str(images))
+    (weights / "README.md").write_text(card)
+    (weights / "config.json").write_text(re.sub(r'"error": [\d.]+', '"error": 1.5', config))
+    with pytest.raises(CheckpointError, match=r"config.json says 1.50 %"):
+        verify(weights, dataset=str(images))
+
+
+def test_verify_does_not_compare_what_was_measured_on_other_images(tmp_path, run, images):
+    _, weights, _ = packaged(tmp_path, run)
+    test = load_dataset(str(images), "test")
+    for other in (test.subset(range(6)), replace(test, labels=test.labels.flip(0))):
+        with pytest.raises(CheckpointError, match="cannot be compared"):
+            verify(weights, test=other)
+
+
+def test_verify_from_the_command_line(tmp_path, run, images, capsys):
+    main(["verify", str(run), "--dataset", str(images)])
+    assert re.search(r"[\d.]+ % test error on 12 images", capsys.readouterr().out)
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"test_error": 99.0}))
+    with pytest.raises(SystemExit, match=r"error: .*summary.json says 99.00 %"):
+        main(["verify", str(run), "--dataset", str(images)])
+    with pytest.raises(SystemExit, match="neither a folder nor an id"):
+        main(["verify", "dchn_none"])
+
+
+def test_errors_may_differ_by_rounding_alone():
+    assert same_error(10.0, 10.05, 10_000)
+    assert not same_error(10.0, 10.06, 10_000)
+    assert same_error(10.0, 10.2, 1000)
+    assert not same_error(10.0, 10.3, 1000)
+
+
+SUMMARY = {
+    "algo": "c-ep",
+    "dataset": "cifar10",
+    "epochs": 30,
+    "best_epoch": 29,
+    "seed": 4,
+    "held_out_error": 24.0,
+    "seconds": 7380.0,
+    "versions": {"torch": "2"},
+}
+CONFIG = {
+    "architecture": "dchn_small_cifar10",
+    "model_args": {"sweeps": 8, "order": "asynchronous", "omega": 1.5, "start": "feedforward"},
+    "pretrained_cfg": {"input_size": [3, 32, 32]},
+    "evaluation": {"config": None, "revision": "abc", "images": 5000, "error": 25.0},
+}
+
+
+def test_a_card_says_what_a_stranger_needs():
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
+    summary = SUMMARY | {"note": "Its images were stored as JPEG."}
+    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, summary, CONFIG)
+    for words in (
+        "**25.00 %** (standard error 0.61 over 5,000 images)",
+        "| held-out error | 24.00 % |",
+        "| seeds | 4, the only one run |",
+        "widths 32-64-128-128, 245,962 parameters",
+        "10.4 % (widths 128-256-512-512, 100 epochs)",
+        "`c-ep`, beta 0.25",
+        "8 sweeps, asynchronous, omega 1.5",
+        "2 h 3 min",
+        'timm.create_model("hf-hub:me/net", pretrained=True)',
+        'load_dataset("cifar10", "test")',
+        "10% of the training split was held out",
+        "the published one has 10,000",
+        "Its images were stored as JPEG.",
+        "Apache License 2.0",
+        "@article{laborieux2021scaling",
+        "type: uoft-cs/cifar10",
+        "config: plain_text",
+        "revision: abc",
+        "license: apache-2.0",
+        "library_name: timm",
+    ):
+        assert words in card, words
+
+
+def test_the_papers_figures():
+    assert paper_error("c-ep", "cifar10") == 10.40
+    assert paper_error("c-ep", "svhn") == 3.51
+    assert paper_error("n-ep", "cifar10") == 11.9
+    assert paper_error("c-ep", "fashion-mnist-sample") is None
+    assert all(len(row) == 5 for row in TABLE_1.values())
+    assert set(TABLE_1) == {"tbp", "rbp", "cl", "p-ep", "n-ep", "c-ep", "p-cpl", "n-cpl", "c-cpl"}

@@ -1,0 +1,181 @@
+"""From the folder of a run to a checkpoint that can be shipped or published: measured, described and small."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .card import render_card
+from .config import TrainConfig
+from .data import ImageDataset
+from .published import CARD, RECIPES, RECORDS, Checkpoint, CheckpointError, Evaluation, predict, same_error
+from .run import write_whole
+from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
+
+__all__ = ["package", "stage"]
+
+_MACHINE = ("data_root", "output_dir", "push_to_hub")
+"""Settings that belong to the machine of the run, and to no recipe for others."""
+
+
+def package(
+    run: Checkpoint,
+    tag: str | None = None,
+    others: Sequence[Checkpoint] = (),
+    note: str | None = None,
+    data_root: str | Path | None = None,
+    weights: Path = SHIPPED,
+    records: Path = RECIPES,
+) -> str:
+    """Make a run part of the package: its weights as package data, its record beside the recipes.
+
+    Args:
+        run: The run.
+        tag: What follows the model's name; by default the rule's name with underscores.
+        others: Runs of the same recipe with other seeds, whose errors the card reports as well.
+        note: A sentence for the card's limits.
+        data_root: Folder with copies of Hub data sets.
+        weights: Folder of the package's weights.
+        records: Folder of the records.
+
+    Returns:
+        The checkpoint's name, ``<model>.<tag>``.
+
+    Raises:
+        CheckpointError: The run is not what its summary says, or has not ended.
+        DataError: Its test split cannot be loaded.
+    """
+    if not records.is_dir():
+        raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
+    name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
+    with tempfile.TemporaryDirectory() as folder:
+        stage(run, Path(folder), name, name, run.test_split(data_root), others, note, compact=True)
+        for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):
+            target.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                write_whole(target / file, lambda path, file=file: shutil.copyfile(Path(folder, file), path))
+    return name
+
+
+def stage(
+    run: Checkpoint,
+    target: Path,
+    name: str,
+    model: str,
+    test: ImageDataset,
+    others: Sequence[Checkpoint] = (),
+    note: str | None = None,
+    compact: bool = False,
+) -> Evaluation:
+    """Write a checkpoint's files into a folder: weights, configuration, card and records.
+
+    The error is measured again, from the file that is written.
+
+    Args:
+        run: The run.
+        target: An empty folder.
+        name: Name of the checkpoint.
+        model: What the card loads it by.
+        test: The test split.
+        others: Runs of the same recipe with other seeds.
+        note: A sentence for the card's limits.
+        compact: Store the weights in 16 bits if that changes no prediction for the test split, else as they are.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        CheckpointError: The run is not what its summary says, or has not ended.
+    """
+    for file in RECORDS:
+        if not run.record(file).is_file():
+            raise CheckpointError(f"{run.weights} is no finished run: it has no {file}.")
+    if run.summary.get("diverged"):
+        raise CheckpointError(f"The run {run.weights} diverged: there is nothing to publish.")
+    _check_others(run, others)
+    shutil.copyfile(run.weights / CONFIG, target / CONFIG)
+    shutil.copyfile(run.weights / WEIGHTS, target / WEIGHTS)
+    outputs = predict(target, test)
+    if compact:
+        outputs = _round_weights(target, test, outputs)
+    measured = replace(run.evaluate(outputs, test), dataset=_portable(run.recipe.dataset))
+    _check_summary(run, measured)
+
+    summary: dict[str, Any] = {**run.summary, "dataset": _portable(run.summary["dataset"])}
+    summary |= {"test_error": measured.error, "test_images": measured.images}
+    if others:
+        summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
+    if note:
+        summary["note"] = note
+    config = {**run.config, "evaluation": asdict(measured)}
+    config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
+    recipe = replace(run.recipe, **_portable_settings(run))
+    texts = {
+        CONFIG: json.dumps(config, indent=2) + "\n",
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+        "args.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        CARD: render_card(name, model, recipe, summary, config),
+    }
+    for file, text in texts.items():
+        (target / file).write_text(text, encoding="utf-8")
+    for file in ("metrics.jsonl", "curves.png"):
+        shutil.copyfile(run.record(file), target / file)
+    return measured
+
+
+def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
+    """Round the weights in a folder to 16 bits if they predict the same; return the outputs of what is there then."""
+    exact = read_weights(folder / WEIGHTS)
+    half = {key: value.half() for key, value in exact.items()}
+    if all(bool(value.isfinite().all()) for value in half.values()):
+        save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
+        rounded = predict(folder, test)
+        if torch.equal(rounded.argmax(1), outputs.argmax(1)):
+            return rounded
+        save_file(exact, folder / WEIGHTS, metadata={"format": "pt"})
+    return outputs
+
+
+def _portable(dataset: str | None) -> str | None:
+    """The name of a data set without the folders of this machine."""
+    return Path(dataset).name if dataset and Path(dataset).expanduser().is_dir() else dataset
+
+
+def _portable_settings(run: Checkpoint) -> dict[str, Any]:
+    return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset)}
+
+
+def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
+    """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
+    claimed = run.summary["test_error"]
+    precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
+    allowed = precision != "no" and abs(measured.error - claimed) <= 0.5
+    if not allowed and not same_error(measured.error, claimed, measured.images):
+        raise CheckpointError(
+            f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but "
+            f"its summary.json says {claimed:.2f} %: these are other weights, or other data."
+        )
+
+
+def _check_others(run: Checkpoint, others: Sequence[Checkpoint]) -> None:
+    def recipe(checkpoint: Checkpoint) -> TrainConfig:
+        return replace(checkpoint.recipe, **_portable_settings(checkpoint), seed=0)
+
+    seeds = [run.summary["seed"]]
+    for other in others:
+        if recipe(other) != recipe(run):
+            raise CheckpointError(f"{other.weights} has another recipe than {run.weights}: only the seed may differ.")
+        if other.summary["seed"] in seeds:
+            raise CheckpointError(f"{other.weights} has the seed {other.summary['seed']} of another run.")
+        seeds.append(other.summary["seed"])

@@ -1,0 +1,241 @@
+"""A trained model with its record: what it was trained by, what it reached, and on which data that was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from .card import card_error
+from .config import ConfigError, TrainConfig, read_recipe
+from .connection import explain, retry
+from .data import ImageDataset, load_dataset
+from .transforms import BatchTransform
+from .weights import CONFIG, SHIPPED, WEIGHTS, WeightsError, list_shipped, read_config
+
+__all__ = ["CARD", "RECORDS", "Checkpoint", "CheckpointError", "Evaluation", "predict", "same_error"]
+
+RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
+CARD = "README.md"
+RECIPES = Path(__file__).parents[1] / "hub_configs"
+"""Where a clone of the repository keeps the records of the shipped checkpoints."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not what it is said to be, or lacks a part; the message says which."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An error and the test split that it was measured on.
+
+    Attributes:
+        dataset: Name, folder or Hub id of the data set; ``None`` for the embedded sample.
+        config: Its configuration.
+        revision: Its revision on the Hub.
+        image_column: Column of the images.
+        label_column: Column of the labels.
+        images: Number of test images.
+        error: Share of them that the model gets wrong, in %.
+        split_sha256: `fingerprint` of the split; ``None`` where none was taken.
+    """
+
+    dataset: str | None
+    config: str | None
+    revision: str | None
+    image_column: str | None
+    label_column: str | None
+    images: int
+    error: float
+    split_sha256: str | None = None
+
+    def load(self, image_size: int, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
+        """The test split, from the folder ``dataset`` if one is given.
+
+        Raises:
+            DataError: It cannot be loaded.
+        """
+        return load_dataset(
+            dataset or self.dataset,
+            "test",
+            config=self.config,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            revision=None if dataset or root else self.revision,
+            image_size=image_size,
+            root=root,
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a checkpoint.
+
+    Attributes:
+        name: How it is called in messages.
+        weights: Folder of ``model.safetensors`` and ``config.json``.
+        records: Folder of the recipe, the metrics, the summary, the curves and the card; ``None`` if they are not here.
+    """
+
+    name: str
+    weights: Path
+    records: Path | None
+
+    @classmethod
+    def open(cls, source: str | Path) -> Checkpoint:
+        """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        folder, text = Path(source).expanduser(), str(source)
+        if folder.is_dir():
+            shipped = SHIPPED / folder.resolve().name
+            weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped
+            for name in (WEIGHTS, CONFIG):
+                if not (weights / name).is_file():
+                    raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
+            return cls(folder.resolve().name, weights, folder)
+        if timm.is_model(text.partition(".")[0]) and timm.is_model_pretrained(text):
+            name = ".".join(filter(None, (text.partition(".")[0], timm.get_pretrained_cfg(text).tag)))
+            return cls(name, SHIPPED / name, RECIPES / name if (RECIPES / name).is_dir() else None)
+        text = text.removeprefix("hf-hub:")
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+            return cls(text, *[_download(text)] * 2)
+        known = ", ".join(list_shipped())
+        raise CheckpointError(
+            f"{text} is neither a folder nor an id owner/name on the Hub nor one of the shipped models: {known}."
+        )
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether it has been measured and described, not only trained."""
+        return "evaluation" in self.config
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Timm's ``config.json``."""
+        try:
+            return read_config(self.weights / CONFIG)
+        except WeightsError as error:
+            raise CheckpointError(str(error)) from None
+
+    @cached_property
+    def recipe(self) -> TrainConfig:
+        """The resolved settings of the run."""
+        try:
+            return TrainConfig(**read_recipe(self.record("args.yaml")))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The result of the run."""
+        path = self.record("summary.json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}).") from None
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The error that it claims: that of its ``config.json``, or, before it is packaged, of the run's summary."""
+        try:
+            if self.is_packaged:
+                return Evaluation(**self.config["evaluation"])
+            keys = {"config": "dataset_config", "revision": "dataset_revision"}
+            names = ("dataset", "config", "revision", "image_column", "label_column")
+            where = {name: getattr(self.recipe, keys.get(name, name)) for name in names}
+            return Evaluation(**where, images=self.summary["test_images"], error=self.summary["test_error"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.name} does not say what was measured on which data ({error}).") from None
+
+    def claims(self) -> dict[str, float]:
+        """The errors (%) that its files report, by file."""
+        claims = {CONFIG if self.is_packaged else "summary.json": self.evaluation.error}
+        if self.records is not None and (self.records / CARD).is_file():
+            try:
+                claims[CARD] = card_error(self.records / CARD)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
+        return claims
+
+    def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
+        """The split that it is measured on (`Evaluation.load`)."""
+        return self.evaluation.load(self.config["pretrained_cfg"]["input_size"][-1], root, dataset)
+
+    def measure(self, test: ImageDataset) -> Evaluation:
+        """Its evaluation, measured anew.
+
+        Raises:
+            CheckpointError: The weights cannot be used.
+        """
+        return self.evaluate(predict(self.weights, test), test)
+
+    def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
+        """The evaluation of outputs ``(N, M)`` for the test split."""
+        error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
+        measured = {"images": len(test), "error": error, "split_sha256": fingerprint(test)}
+        return Evaluation(**{**asdict(self.evaluation), **measured})
+
+    def record(self, name: str) -> Path:
+        """Path of one of its records.
+
+        Raises:
+            CheckpointError: The records are not here.
+        """
+        if self.records is None:
+            raise CheckpointError(f"The records of {self.name} are not installed: they are in a clone of timm_ebl.")
+        return self.records / name
+
+
+def _download(repo_id: str) -> Path:
+    name, _, revision = repo_id.partition("@")
+    files = [WEIGHTS, CONFIG, CARD, *RECORDS]
+    try:
+        folder = Path(retry(lambda: snapshot_download(name, revision=revision or None, allow_patterns=files)))
+    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
+        raise CheckpointError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{repo_id} is no checkpoint: it has no {WEIGHTS} or no {CONFIG}.")
+    return folder
+
+
+@torch.no_grad()
+def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
+    """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
+
+    Raises:
+        CheckpointError: The weights cannot be used.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from None
+    transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
+    return torch.cat([model(transform.eval(images.to(device))).cpu() for images in data.images.split(batch_size)])
+
+
+def fingerprint(data: ImageDataset) -> str:
+    """SHA-256 of a split: shape, pixels and labels."""
+    digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
+    digest.update(data.images.contiguous().numpy())
+    digest.update(data.labels.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def same_error(first: float, second: float, images: int) -> bool:
+    """Whether two errors (%) differ by no more than rounding does from machine to machine.
+
+    Other kernels flip a few of the closest decisions: two images, or one in 2,000, are allowed to differ.
+    """
+    return abs(first - second) / 100 * images <= max(2, images / 2000) + 1e-6
