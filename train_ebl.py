@@ -206,7 +206,7 @@ def main() -> None:
     except (CheckpointError, ConfigError, DataError, HubError, OutputError) as error:
         message, status = f"error: {error}", 1
     except Diverged as error:
-        message, status = f"diverged: {error}. The last checkpoint is good.", EXIT_DIVERGED
+        message, status = f"diverged: {error}; what was saved before is kept", EXIT_DIVERGED
     except Interrupted as stop:
         message, status = str(stop), 128 + stop.signal
     else:

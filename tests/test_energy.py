@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import twin
 
 from timm_ebl import Minimizer, Nudged
-from timm_ebl.energy import ConvInteraction, DenseInteraction, EmptyInteraction
+from timm_ebl.energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 
 
 def interactions():
@@ -15,6 +15,8 @@ def interactions():
         "convolution": (ConvInteraction(2, 3, **double), (4, 2, 8, 8)),
         "odd image": (ConvInteraction(2, 3, **double), (4, 2, 7, 9)),
         "large kernel and window": (ConvInteraction(2, 3, kernel_size=5, pool=3, **double), (4, 2, 11, 11)),
+        "average pooling": (AveragePooled(2, 3, **double), (4, 2, 8, 8)),
+        "average pooling, odd image": (AveragePooled(2, 3, kernel_size=5, pool=3, **double), (4, 2, 10, 11)),
         "dense": (DenseInteraction(12, 5, **double), (4, 3, 2, 2)),
         "empty": (EmptyInteraction(), (4, 3, 2, 2)),
     }

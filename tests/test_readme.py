@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import subprocess
+import sys
+import types
 from pathlib import Path
 
 import timm
+import torch
 
 import timm_ebl
 from timm_ebl.config import parse_config
@@ -17,13 +21,55 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_examples_run_one_after_the_other(capsys):
-    namespace = {}
+def test_the_python_examples_run_one_after_the_other(capsys, monkeypatch):
+    readme = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", readme)
+    monkeypatch.setattr(timm_ebl.rules, "_RULES", dict(timm_ebl.rules._RULES))
     for block in blocks("python"):
-        exec(block, namespace)
-    assert namespace["output"].shape == (8, 10)
-    assert all(parameter.grad is not None for parameter in namespace["model"].parameters())
+        exec(block, readme.__dict__)
+    assert readme.output.shape == (8, 10)
+    assert all(parameter.grad is not None for parameter in readme.model.parameters())
     assert "up_and_down" in timm_ebl.list_orders()
+    assert "ce-ep" in timm_ebl.list_rules()
+    assert readme.backbone.feature_info.reduction() == [2, 4, 8]
+    own = timm.create_model("dchn_shallow")
+    torch.nn.functional.cross_entropy(own(readme.images), readme.labels).backward()
+    assert all(parameter.grad.any() for parameter in own.parameters())
+
+
+def test_the_new_rule_descends_the_cross_entropy(make_dchn, batch):
+    model, (x, y) = make_dchn(seed=3, gains=0.5, bias_gain=1.5), batch
+    readme = {"timm_ebl": timm_ebl, "__name__": "readme"}
+    exec(
+        next(block for block in blocks("python") if "ContrastiveRule" in block).split("timm_ebl.register_rule")[0],
+        readme,
+    )
+    rule = readme["CrossEntropyPropagation"](beta=0.1)
+    found = torch.autograd.grad(rule(model, x, y).loss, list(model.parameters()))
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9
+
+
+def test_every_line_about_timm_names_a_test():
+    tests = "".join((ROOT / "tests" / name).read_text() for name in ("test_timm.py", "test_backward.py"))
+    table = README.split("## With timm")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        (name,) = re.findall(r"`(test_\w+)` \|$", row)
+        assert f"def {name}(" in tests
+
+
+def test_timms_scripts_start_with_the_plugin(tmp_path):
+    """A script that knows timm alone finds the models when the README's command starts it."""
+    (command,) = [line for block in blocks("bash") for line in block.splitlines() if "SCRIPT" in line]
+    script = tmp_path / "validate.py"
+    script.write_text("import sys, timm; print(sys.argv, timm.is_model('dchn_mnist'), __name__)")
+    words = [sys.executable, *shlex.split(command)[1:]]
+    words[words.index("SCRIPT") :] = [str(script), "--model", "dchn_mnist"]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.split("\n")[0] == f"['{script}', '--model', 'dchn_mnist'] True __main__"
 
 
 def test_every_training_command_has_known_options():

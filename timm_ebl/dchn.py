@@ -60,6 +60,7 @@ class DCHN(HopfieldNetwork):
         img_size: Height and width of the input in pixels (one number for a square).
         global_pool: ``"flatten"``, as the read-out is dense; without classes also ``""``, which leaves the last hidden
             layer a map.
+        drop_rate: Present for timm's sake, whose scripts pass it to every model; a DCHN has no dropout, so it is 0.
         gains: Initial gain of each interaction, read-out last, or one for all: weights start in
             ``U(+-gain / sqrt(fan_in))``.
         bias_gain: The same for the biases.
@@ -87,6 +88,7 @@ class DCHN(HopfieldNetwork):
         in_chans: int = 3,
         img_size: int | tuple[int, int] = 32,
         global_pool: str = "flatten",
+        drop_rate: float = 0.0,
         gains: float | Sequence[float] = 0.5,
         bias_gain: float = 0.5,
         kernel_size: int = 3,
@@ -107,6 +109,8 @@ class DCHN(HopfieldNetwork):
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
         if in_chans < 1 or num_classes < 0:
             raise ValueError(f"in_chans is at least 1 and num_classes at least 0; got {in_chans} and {num_classes}.")
+        if drop_rate:
+            raise ValueError(f"A DCHN has no dropout; got drop_rate={drop_rate!r}.")
         if not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
         self.num_classes, self.in_chans = num_classes, in_chans

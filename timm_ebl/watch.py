@@ -13,10 +13,10 @@ from .progress import Progress
 
 __all__ = ["Diverged", "LayerReport", "Watch", "report_layers", "require_finite"]
 
-_DEAD = 0.999
-_SATURATED = 0.99
-_RISE = 5.0
-_SETTLED = 1e-2
+_DEAD = 0.999  # share of the units at one end
+_SATURATED = 0.99  # share of the units at either end; in runs that learn it is below 0.95
+_RISE = 5.0  # times the lowest residual
+_SETTLED = 0.1  # residual that is no cause for a warning; runs that learn stay below 0.05
 
 
 class Diverged(Exception):
@@ -107,7 +107,7 @@ class Watch:
                 hint = f"a lower --lr or {gains} initial gains (--model-kwargs gains=X) may help."
                 found.append((f"dead {name}", f"{name} is dead, all its units are at {end}: {hint}"))
             elif hidden and free <= 1 - _SATURATED:
-                hint = "a lower --lr or a larger --weight-decay may help."
+                hint = "a lower --lr, more --free-sweeps or another --algo may help."
                 found.append((f"saturated {name}", f"{name} is saturated, {free:.1%} of its units can move: {hint}"))
         return found
 
