@@ -219,7 +219,8 @@ class TestRefusals:
         self.refused(["HF_HUB_OFFLINE"])
 
 
-def test_only_what_may_pass_is_tried_again():
+def test_only_what_may_pass_is_tried_again(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     tries = []
 
     def fail(error):

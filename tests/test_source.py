@@ -117,7 +117,7 @@ def test_what_the_hub_does_not_have(hub, repo):
         load_dataset("svhn")
     with pytest.raises(DataError, match="uoft-cs/cifar10 has no such revision"):
         labels(revision="v9")
-    with pytest.raises(DataError, match="BuilderConfig 'none' not found. Available: .'plain_text'"):
+    with pytest.raises(DataError, match=r"BuilderConfig 'none' not found. Available: .'plain_text'"):
         labels(config="none")
 
 

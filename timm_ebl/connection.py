@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["PAUSES", "explain", "is_transient", "retry"]
+__all__ = ["PAUSES", "explain", "is_busy", "is_transient", "retry"]
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between one try and the next."""
@@ -45,23 +45,33 @@ def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.split(".")[0] in _HTTP_LIBRARIES
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later: a 5xx, a rate limit or a connection that broke."""
-    final = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
-    if any(isinstance(e, final) for e in _causes(error)):
-        return False
+def is_busy(error: BaseException) -> bool:
+    """Whether the Hub answered that it cannot answer now: a 5xx or a rate limit."""
     status = _status(error)
-    if status is not None:
-        return status in (408, 429) or status >= 500
+    return status is not None and (status in (408, 429) or status >= 500)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later: the Hub is busy, or the connection broke."""
+    final = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
+    if constants.HF_HUB_OFFLINE or any(isinstance(e, final) for e in _causes(error)):
+        return False
+    if _status(error) is not None:
+        return is_busy(error)
     return any(_is_broken_connection(e) for e in _causes(error))
 
 
-def retry(call: Callable[[], Result], pauses: tuple[float, ...] | None = None) -> Result:
+def retry(
+    call: Callable[[], Result],
+    pauses: tuple[float, ...] | None = None,
+    when: Callable[[BaseException], bool] = is_transient,
+) -> Result:
     """The result of a request that is safe to repeat, tried again after a pause while its failure is transient.
 
     Args:
         call: Makes the request.
         pauses: Seconds between the tries; as many tries as pauses, and one. By default `PAUSES`.
+        when: Which failures are worth another try.
 
     Raises:
         Exception: What the last try, or the first one that failed for good, raised.
@@ -70,7 +80,7 @@ def retry(call: Callable[[], Result], pauses: tuple[float, ...] | None = None) -
         try:
             return call()
         except Exception as error:
-            if not is_transient(error):
+            if not when(error):
                 raise
         time.sleep(pause)
     return call()
@@ -94,7 +104,7 @@ def explain(error: BaseException, repo_id: str, endpoint: str | None = None) -> 
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if caused_by(LocalTokenNotFoundError):
         return f"there is no access token for {endpoint}: {login}"
-    if caused_by(OfflineModeIsEnabled) or (caused_by(LocalEntryNotFoundError) and constants.is_offline_mode()):
+    if caused_by(OfflineModeIsEnabled) or (caused_by(LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE):
         return f"{repo_id} is not in the cache, and HF_HUB_OFFLINE forbids the network: unset it, or fill the cache"
     if caused_by(GatedRepoError):
         return f"{repo_id} is gated: accept its conditions on {endpoint}/{repo_id}"

@@ -30,6 +30,7 @@ from .connection import explain, is_transient, retry
 from .data import DataError, ImageDataset
 from .package import package, stage
 from .published import CARD, RECORDS, Checkpoint, CheckpointError, Evaluation, same_error
+from .recipes import write_overview
 from .weights import CONFIG, WEIGHTS, WeightsError, read_config
 
 __all__ = ["HubError", "check_access", "main", "publish", "verify"]
@@ -286,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "package":
             run, *others = map(Checkpoint.open, options.runs)
             name = package(run, options.tag, others, options.note, options.data_root)
-            print(f"packaged {name}")
+            print(f"packaged {name}; overview in {write_overview()}")
         elif options.command == "publish":
             access = {"private": options.private, "dry_run": options.dry_run}
             publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)

@@ -13,7 +13,7 @@ from datasets.packaged_modules.cache.cache import Cache
 from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 
-from .connection import explain, retry
+from .connection import explain, is_busy, retry
 from .spec import EMBEDDED
 
 __all__ = ["DataError", "read_folder", "read_hub"]
@@ -65,7 +65,9 @@ def read_hub(
         DataError: The set cannot be loaded; the message says why, where from, and what can be used instead.
     """
     try:
-        builder = retry(lambda: datasets.load_dataset_builder(hub_id, config, revision=revision, token=token))
+        builder = retry(
+            lambda: datasets.load_dataset_builder(hub_id, config, revision=revision, token=token), when=is_busy
+        )
         if isinstance(builder, Cache) and revision is not None:
             builder = _choose_copy(builder, hub_id, revision)
         elif not Path(builder.cache_dir).is_dir():
@@ -109,11 +111,11 @@ def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) 
         endpoint = datasets.config.HF_ENDPOINT
         path = Path(retry(lambda: hf_hub_download(hub_id, name, endpoint=endpoint, **options)))  # noqa: B023
         stored = path.resolve()  # the cache names large files by their SHA-256
-        if re.fullmatch("[0-9a-f]{64}", stored.name):
-            if hashlib.sha256(stored.read_bytes()).hexdigest() != stored.name:
-                stored.unlink()
-                path.unlink(missing_ok=True)
-                raise DataError(f"{name} of {hub_id} arrived damaged and was removed from the cache: try again.")
+        is_named = re.fullmatch("[0-9a-f]{64}", stored.name)
+        if is_named and hashlib.sha256(stored.read_bytes()).hexdigest() != stored.name:
+            stored.unlink()
+            path.unlink(missing_ok=True)
+            raise DataError(f"{name} of {hub_id} arrived damaged and was removed from the cache: try again.")
 
 
 def _diagnose(error: Exception, hub_id: str, revision: str | None, token: str | None) -> str:
