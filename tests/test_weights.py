@@ -16,7 +16,7 @@ from hub_server import Fault, Repo
 from published_runs import write_images, write_run
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import card, checkpoint
+from timm_ebl import card, published
 from timm_ebl.hub import verify
 from timm_ebl.published import RECIPES, Checkpoint
 from timm_ebl.weights import SHIPPED, WeightsError, list_shipped, source_of
@@ -245,7 +245,7 @@ class TestShipped:
         assert shipped.summary["test_error"] == shipped.evaluation.error
         assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
         text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
-        assert (RECIPES / name / checkpoint.CARD).read_text() == text
+        assert (RECIPES / name / published.CARD).read_text() == text
         assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 
     @pytest.mark.parametrize("name", list_shipped())
