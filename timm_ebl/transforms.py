@@ -46,7 +46,8 @@ def decode_images(files: Iterable[bytes | str | None], count: int, size: int) ->
         uint8 tensor of shape ``(count, C, size, size)``: one channel if all images are grey, else RGB.
 
     Raises:
-        ValueError: An image is damaged, missing, or has more than 8 bits per channel; the message gives its row and file.
+        ValueError: An image is damaged, missing, or has more than 8 bits per channel; the message gives its row and
+            file.
     """
     pixels = np.zeros((count, 1, size, size), dtype=np.uint8)
     for row, file in enumerate(files):
