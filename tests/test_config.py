@@ -103,7 +103,16 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(arguments, words, capsy
 
 def test_what_decides_a_result_leaves_out_where_and_how_it_is_kept():
     config = TrainConfig()
-    aside = {"output_dir", "resume", "force", "checkpoint_minutes", "keep_checkpoints", "watch_every", "log_with"}
+    aside = {
+        "output_dir",
+        "push_to_hub",
+        "resume",
+        "force",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "watch_every",
+        "log_with",
+    }
     assert set(config.to_dict()) - set(config.decisive()) == aside
 
 
