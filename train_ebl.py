@@ -28,7 +28,7 @@ from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
-from timm_ebl.release import ReleaseError
+from timm_ebl.published import CheckpointError
 from timm_ebl.run import OutputError, RunFolder, device_name, versions
 from timm_ebl.task import RuleTask
 from timm_ebl.tracking import check_trackers, start_trackers
@@ -186,8 +186,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, the best on the held-out part, "
                 f"in {summary['seconds']:.0f} s; results in {folder.path}"
             )
-    if config.push_to_hub and accelerator.is_main_process:
-        publish(folder.path, config.push_to_hub, test=data.test)
+            if config.push_to_hub:
+                publish(folder.path, config.push_to_hub, test=data.test)
     accelerator.end_training()
 
 
@@ -203,7 +203,7 @@ def main() -> None:
     }
     try:
         train(replace(config, **launched), accelerator)
-    except (ConfigError, DataError, HubError, OutputError, ReleaseError) as error:
+    except (CheckpointError, ConfigError, DataError, HubError, OutputError) as error:
         message, status = f"error: {error}", 1
     except Diverged as error:
         message, status = f"diverged: {error}; what was saved before is kept", EXIT_DIVERGED

@@ -82,6 +82,12 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--holdout", "0"], ["--holdout", "above 0"]),
         (["--lr", "-1"], ["lr", "-1"]),
         (["--mixed-precision", "fp8"], ["--mixed-precision", "bf16"]),
+        (["--resume"], ["--resume", "--output-dir"]),
+        (["--force"], ["--force", "--resume"]),
+        (["--log-with", "paper"], ["--log-with", "tensorboard", "wandb", "all"]),
+        (["--checkpoint-minutes", "0"], ["--checkpoint-minutes", "above 0"]),
+        (["--keep-checkpoints", "0"], ["--keep-checkpoints", "at least 1"]),
+        (["--grad-accum-steps", "0"], ["--grad-accum-steps", "at least 1"]),
         (["--nonsense", "1"], ["--nonsense", "--algo"]),
         (["--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
         (["--model-kwargs", "sweeps"], ["model_kwargs", "KEY=VALUE"]),
@@ -93,6 +99,21 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(arguments, words, capsy
     assert refusal.value.code == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
+
+
+def test_what_decides_a_result_leaves_out_where_and_how_it_is_kept():
+    config = TrainConfig()
+    aside = {
+        "output_dir",
+        "push_to_hub",
+        "resume",
+        "force",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+        "watch_every",
+        "log_with",
+    }
+    assert set(config.to_dict()) - set(config.decisive()) == aside
 
 
 @pytest.mark.parametrize(

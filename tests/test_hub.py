@@ -14,8 +14,8 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from finished import write_images, write_run
 from hub_server import TOKEN, Fault, Repo
+from published_runs import write_images, write_run
 
 from timm_ebl.card import card_error
 from timm_ebl.config import TrainConfig
@@ -23,7 +23,7 @@ from timm_ebl.connection import is_transient, retry
 from timm_ebl.data import load_dataset
 from timm_ebl.hub import HubError, build_parser, check_access, main, publish, verify
 from timm_ebl.package import package
-from timm_ebl.release import Release, ReleaseError
+from timm_ebl.published import Checkpoint, CheckpointError
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,7 +120,7 @@ def test_what_arrives_damaged_is_noticed(hub, run, test_images):
 
 def test_a_packaged_checkpoint_is_published_only_if_its_figure_holds(hub, tmp_path, run, images, test_images):
     (tmp_path / "records").mkdir()
-    name = package(Release.open(run), weights=tmp_path / "all", records=tmp_path / "records")
+    name = package(Checkpoint.open(run), weights=tmp_path / "all", records=tmp_path / "records")
     folder = tmp_path / "all" / name
     for path in (tmp_path / "records" / name).iterdir():
         path.rename(folder / path.name)
@@ -132,14 +132,14 @@ def test_a_packaged_checkpoint_is_published_only_if_its_figure_holds(hub, tmp_pa
 
     card = (folder / "README.md").read_text()
     (folder / "README.md").write_text(re.sub(r"(type: error_rate\n      value:) [\d.]+", r"\1 0.5", card))
-    with pytest.raises(ReleaseError, match=r"README.md says 0.50 %"):
+    with pytest.raises(CheckpointError, match=r"README.md says 0.50 %"):
         publish(folder, "me/other", dataset=str(images))
     assert ("models", "me/other") not in hub.repos
 
 
 def test_weights_that_are_not_those_of_the_summary_are_not_published(hub, images, tmp_path, test_images):
     run = write_run(tmp_path / "wrong", images, test_error=99.0)
-    with pytest.raises(ReleaseError, match=r"summary.json says 99.00 %"):
+    with pytest.raises(CheckpointError, match=r"summary.json says 99.00 %"):
         publish(run, "me/net", test=test_images)
     assert not hub.repos
 

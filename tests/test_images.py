@@ -56,6 +56,12 @@ class TestDecoding:
     def test_every_result_has_the_size(self, size: tuple[int, int]) -> None:
         assert fit_image(Image.new("RGB", size), 32).size == (32, 32)
 
+    def test_a_truncated_file_is_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "cut.png"
+        file.write_bytes(images(1)[0]["bytes"][:200])
+        with pytest.raises(ValueError, match=rf"the image in row 0 \({file}\) cannot be decoded"):
+            decode_images([str(file)], 1, 32)
+
     def test_other_image_size(self) -> None:
         assert load_dataset(None, "test", image_size=28).images.shape == (1000, 1, 28, 28)
 

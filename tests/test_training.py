@@ -3,18 +3,22 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from pictures import toy
 from PIL import Image
-from runs import SCRIPT, SMALL, write_images
+from runs import SCRIPT, SMALL, arguments, results, train, train_ebl, write_images
 
 import timm_ebl
-from timm_ebl.config import TrainConfig, parse_config
-from timm_ebl.data import load_dataset
+from timm_ebl import training
+from timm_ebl.config import ConfigError, TrainConfig, parse_config
+from timm_ebl.data import DataError, load_dataset
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.progress import Progress
@@ -212,3 +216,91 @@ def test_the_readmes_command_learns_fashion_mnist(algo, tmp_path):
     out = tmp_path / "run"
     assert run("--algo", algo, "--epochs", 3, "--output-dir", out).returncode == 0
     assert json.loads((out / "summary.json").read_text())["test_error"] < 50
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(folder, tmp_path):
+    for name, options in (("whole", ["--batch-size", 18]), ("parts", ["--batch-size", 9, "--grad-accum-steps", 2])):
+        train(*arguments(folder, tmp_path / name, "--algo", "tbp", "--opt", "momentum", *options))
+    whole, parts = results(tmp_path / "whole"), results(tmp_path / "parts")
+    for name, weight in whole[0].items():
+        torch.testing.assert_close(parts[0][name], weight, rtol=1e-4, atol=1e-6)
+    for first, second in zip(whole[1], parts[1], strict=True):
+        assert first == pytest.approx(second, rel=1e-4)
+
+
+def test_too_small_a_data_set_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"A step takes 60 images .* there are 54 to train on.*--batch-size"):
+        train(*arguments(folder, tmp_path / "run", "--batch-size", 30, "--grad-accum-steps", 2))
+
+
+def test_batches_follow_from_the_seed_and_the_epoch_alone(folder):
+    data = load_splits(TrainConfig(dataset=str(folder))).train
+    state = torch.random.get_rng_state()
+
+    def rows(seed, epoch):
+        loader = build_train_loader(data, 12, seed, Accelerator(cpu=True))
+        loader.set_epoch(epoch)
+        return [batch[2].tolist() for batch in loader]
+
+    assert rows(0, 1) == rows(0, 1)
+    assert len({str(rows(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
+    assert [len(batch) for batch in rows(0, 1)] == [12] * 4
+    assert len({row for batch in rows(0, 1) for row in batch}) == 48
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def fabricate(monkeypatch, **classes):
+    """Has every data set loaded with these classes, ten images of each, in place of the one asked for."""
+    found = {split: replace(toy(10, len(names)), classes=tuple(names)) for split, names in classes.items()}
+    monkeypatch.setattr(training, "load_dataset", lambda name, split, **_: found[split])
+
+
+@pytest.mark.parametrize(
+    ("train_classes", "test_classes", "words"),
+    [
+        (("left", "right"), ("left", "right", "dark"), ["has the class 'dark'", "only left, right"]),
+        (("left", "right"), ("left", "dark"), ["differ", "left, right", "left, dark"]),
+        (("dark",), ("dark",), ["one class only"]),
+    ],
+)
+def test_splits_that_do_not_go_together_are_refused(monkeypatch, train_classes, test_classes, words):
+    fabricate(monkeypatch, train=train_classes, test=test_classes)
+    with pytest.raises(DataError) as refusal:
+        load_splits(TrainConfig())
+    assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+def test_a_test_split_may_lack_the_last_classes(monkeypatch):
+    fabricate(monkeypatch, train=("0", "1", "2"), test=("0", "1"))
+    assert load_splits(TrainConfig()).test.classes == ("0", "1")
+
+
+def test_a_class_without_training_images_is_warned_of(folder, tmp_path, capsys):
+    copy = write_images(tmp_path / "images")
+    (copy / "train" / "right").rename(tmp_path / "gone")
+    train(*arguments(copy, tmp_path / "run"))
+    assert "warning: the class 'right' has no image to train on." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_run_has_the_metrics_of_a_plain_one(folder, tmp_path):
+    """Traced by dynamo, as ``accelerate launch --dynamo_backend eager`` does; code generation needs a compiler."""
+    command = arguments(folder, tmp_path / "plain", "--epochs", 1)
+    train(*command)
+    AcceleratorState._reset_state(True)
+    config = train_ebl.parse_config([*command, "--output-dir", str(tmp_path / "compiled")])
+    accelerator = Accelerator(cpu=True, dynamo_backend="eager")
+    train_ebl.train(replace(config, mixed_precision="no"), accelerator)
+    AcceleratorState._reset_state(True)
+    plain, compiled = (results(tmp_path / name)[1][0] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_run_in_bfloat16_keeps_float32_weights(folder, tmp_path):
+    AcceleratorState._reset_state(True)
+    config = train_ebl.parse_config(arguments(folder, tmp_path / "run"))
+    train_ebl.train(replace(config, mixed_precision="bf16"), Accelerator(cpu=True, mixed_precision="bf16"))
+    AcceleratorState._reset_state(True)
+    weights, metrics, _ = results(tmp_path / "run")
+    assert all(weight.dtype == torch.float32 and bool(weight.isfinite().all()) for weight in weights.values())
+    assert all(epoch["residual"] < 0.5 for epoch in metrics)

@@ -12,13 +12,13 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from finished import write_images, write_run
 from hub_server import Fault, Repo
+from published_runs import write_images, write_run
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import card, release
+from timm_ebl import card, published
 from timm_ebl.hub import verify
-from timm_ebl.release import RECIPES, Release
+from timm_ebl.published import RECIPES, Checkpoint
 from timm_ebl.weights import SHIPPED, WeightsError, list_shipped, source_of
 
 ROOT = Path(__file__).parents[1]
@@ -237,21 +237,21 @@ class TestShipped:
 
     @pytest.mark.parametrize("name", list_shipped())
     def test_weights_and_record_belong_together(self, name):
-        shipped = Release.open(name)
-        assert shipped == Release(name, SHIPPED / name, RECIPES / name)
+        shipped = Checkpoint.open(name)
+        assert shipped == Checkpoint(name, SHIPPED / name, RECIPES / name)
         content = (SHIPPED / name / "model.safetensors").read_bytes()
         assert shipped.config["sha256"] == hashlib.sha256(content).hexdigest()
         assert shipped.config["architecture"] == name.partition(".")[0]
         assert shipped.summary["test_error"] == shipped.evaluation.error
         assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
         text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
-        assert (RECIPES / name / release.CARD).read_text() == text
+        assert (RECIPES / name / published.CARD).read_text() == text
         assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 
     @pytest.mark.parametrize("name", list_shipped())
     def test_it_loads_by_name_and_tells_its_minimiser(self, name):
         model = timm.create_model(name, pretrained=True)
-        saved = Release.open(name).config["model_args"]
+        saved = Checkpoint.open(name).config["model_args"]
         assert {key: getattr(model.minimizer, key) for key in ("sweeps", "order", "omega")} == {
             key: saved[key] for key in ("sweeps", "order", "omega")
         }

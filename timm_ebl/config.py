@@ -112,13 +112,13 @@ class TrainConfig:
     mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
     threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
     output_dir: str | None = _aside(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
-    push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
     resume: bool = _aside(False, "go on from the last checkpoint in --output-dir, if there is one", bool)
     force: bool = _aside(False, "with --resume: go on even under other settings than the run's", bool)
     checkpoint_minutes: float = _aside(10.0, "minutes between two checkpoints, beside those of every epoch", float)
     keep_checkpoints: int = _aside(2, "checkpoints to keep", int)
     watch_every: int = _aside(50, "batches between two looks at states and weights", int)
     log_with: tuple[str, ...] | None = _aside(None, f"trackers: {', '.join(TRACKERS)}", str, True)
+    push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
 
     def __post_init__(self) -> None:
         options = _named(rule_options, self.algo)

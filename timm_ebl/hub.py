@@ -29,8 +29,8 @@ from .config import ConfigError
 from .connection import explain, is_transient, retry
 from .data import DataError, ImageDataset
 from .package import package, stage
+from .published import CARD, RECORDS, Checkpoint, CheckpointError, Evaluation, same_error
 from .recipes import write_overview
-from .release import CARD, RECORDS, Evaluation, Release, ReleaseError, same_error
 from .weights import CONFIG, WEIGHTS, WeightsError, read_config
 
 __all__ = ["HubError", "check_access", "main", "publish", "verify"]
@@ -91,12 +91,12 @@ def publish(
         The address of the commit; that of the repository if nothing was sent.
 
     Raises:
-        ReleaseError: The checkpoint is incomplete, or its measured error is not what its files say.
+        CheckpointError: The checkpoint is incomplete, or its measured error is not what its files say.
         DataError: The test split cannot be loaded.
         HubError: No token, no permission, a name that is taken, no network.
     """
     api = HfApi()
-    checkpoint = Release.open(source)
+    checkpoint = Checkpoint.open(source)
     if not dry_run:
         check_access(repo_id, checkpoint.config["architecture"])
     test = test or checkpoint.test_split(data_root, dataset)
@@ -167,25 +167,25 @@ def verify(
         What was measured.
 
     Raises:
-        ReleaseError: The figures differ, or the data are not those that the checkpoint was measured on.
+        CheckpointError: The figures differ, or the data are not those that the checkpoint was measured on.
         DataError: The test split cannot be loaded.
     """
-    checkpoint = Release.open(source)
+    checkpoint = Checkpoint.open(source)
     measured = checkpoint.measure(test or checkpoint.test_split(data_root, dataset))
     claimed = checkpoint.evaluation
     found = f"{checkpoint.name} has {measured.error:.2f} % test error on {measured.images:,} images"
     if claimed.images != measured.images or claimed.split_sha256 not in (None, measured.split_sha256):
-        raise ReleaseError(
+        raise CheckpointError(
             f"{found}, which are not the {claimed.images:,} images on which it had {claimed.error:.2f} %: the figures "
             "cannot be compared; give the same copy of the data by --data-root or --dataset."
         )
     for file, error in checkpoint.claims().items():
         if not same_error(error, measured.error, measured.images):
-            raise ReleaseError(f"{found}, but its {file} says {error:.2f} %.")
+            raise CheckpointError(f"{found}, but its {file} says {error:.2f} %.")
     return measured
 
 
-def _prepare(checkpoint: Release, folder: Path, repo_id: str, test: ImageDataset) -> None:
+def _prepare(checkpoint: Checkpoint, folder: Path, repo_id: str, test: ImageDataset) -> None:
     """Fill a folder with what is to be published, after measuring it."""
     if not checkpoint.is_packaged:
         stage(checkpoint, folder, repo_id.partition("/")[2], f"hf-hub:{repo_id}", test)
@@ -247,7 +247,7 @@ def _compare(folder: Path, remote: ModelInfo | None) -> list[Change]:
 def _commit(api: HfApi, repo_id: str, folder: Path):
     """One commit of all files; the client leaves out those that the Hub has."""
     operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-    return api.create_commit(repo_id, operations, commit_message="Release, card and records of timm_ebl")
+    return api.create_commit(repo_id, operations, commit_message="Checkpoint, card and records of timm_ebl")
 
 
 def _ask(call: Callable[[], Result], repo_id: str) -> Result:
@@ -290,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     try:
         if options.command == "package":
-            run, *others = map(Release.open, options.runs)
+            run, *others = map(Checkpoint.open, options.runs)
             name = package(run, options.tag, others, options.note, options.data_root)
             print(f"packaged {name}; overview in {write_overview()}")
         elif options.command == "publish":
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(
                 f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says"
             )
-    except (ReleaseError, ConfigError, DataError, HubError, WeightsError) as error:
+    except (CheckpointError, ConfigError, DataError, HubError, WeightsError) as error:
         sys.exit(f"error: {error}")
 
 

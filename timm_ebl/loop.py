@@ -18,7 +18,7 @@ from .rules import squared_error
 from .transforms import BatchTransform
 from .watch import Diverged
 
-__all__ = ["evaluate", "train_epoch"]
+__all__ = ["add_metrics", "evaluate", "train_epoch"]
 
 
 def nothing(*_: object) -> None:
@@ -81,13 +81,7 @@ def train_epoch(
             progress.step += 1
             progress.state = result["state"] if warm_start and good else None
             if good:
-                output = result["output"]
-                progress.averages.add(
-                    error=_wrong(output, labels),
-                    cost=_cost(output, labels),
-                    energy=result["energy"],
-                    residual=result["residual"],
-                )
+                add_metrics(progress.averages, result, labels)
             else:
                 progress.skipped += 1
             if progress.step % 10 == 1 and progress.averages.images and not bar.disable:
@@ -98,6 +92,17 @@ def train_epoch(
     if not progress.averages.images:
         raise Diverged(f"no batch of epoch {progress.epoch} has a finite gradient")
     return progress.averages.reduced(accelerator)
+
+
+def add_metrics(averages: Averages, result: dict[str, Tensor], labels: Tensor) -> None:
+    """Add what a `timm_ebl.task.RuleTask` reports of a batch: ``error``, ``cost``, ``energy`` and ``residual``."""
+    output = result["output"]
+    averages.add(
+        error=_wrong(output, labels),
+        cost=_cost(output, labels),
+        energy=result["energy"],
+        residual=result["residual"],
+    )
 
 
 def has_finite_gradients(task: nn.Module, accelerator: Accelerator) -> bool:

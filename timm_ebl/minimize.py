@@ -94,7 +94,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         minimizer: Order, over-relaxation and end of the walk.
     """
     groups, tolerance, omega = minimizer.groups(len(walk.state)), minimizer.tolerance, minimizer.omega
-    x, samples = walk.x, torch.arange(len(walk.x), device=walk.x.device)
+    x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
     gone: list[tuple[Tensor, Relaxation]] = []
     first = math.inf
     for sweep in range(1, minimizer.sweeps + 1):

@@ -19,7 +19,7 @@ from torch import Tensor
 from .card import render_card
 from .config import TrainConfig
 from .data import ImageDataset
-from .release import CARD, RECIPES, RECORDS, Evaluation, Release, ReleaseError, predict, same_error
+from .published import CARD, RECIPES, RECORDS, Checkpoint, CheckpointError, Evaluation, predict, same_error
 from .run import write_whole
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
 
@@ -30,9 +30,9 @@ _MACHINE = ("data_root", "output_dir", "push_to_hub")
 
 
 def package(
-    run: Release,
+    run: Checkpoint,
     tag: str | None = None,
-    others: Sequence[Release] = (),
+    others: Sequence[Checkpoint] = (),
     note: str | None = None,
     data_root: str | Path | None = None,
     weights: Path = SHIPPED,
@@ -53,11 +53,11 @@ def package(
         The checkpoint's name, ``<model>.<tag>``.
 
     Raises:
-        ReleaseError: The run is not what its summary says, or has not ended.
+        CheckpointError: The run is not what its summary says, or has not ended.
         DataError: Its test split cannot be loaded.
     """
     if not records.is_dir():
-        raise ReleaseError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
+        raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
     name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
     with tempfile.TemporaryDirectory() as folder:
         stage(run, Path(folder), name, name, run.test_split(data_root), others, note, compact=True)
@@ -69,12 +69,12 @@ def package(
 
 
 def stage(
-    run: Release,
+    run: Checkpoint,
     target: Path,
     name: str,
     model: str,
     test: ImageDataset,
-    others: Sequence[Release] = (),
+    others: Sequence[Checkpoint] = (),
     note: str | None = None,
     compact: bool = False,
 ) -> Evaluation:
@@ -96,14 +96,14 @@ def stage(
         What was measured.
 
     Raises:
-        ReleaseError: The run is not what its summary says, or has not ended.
+        CheckpointError: The run is not what its summary says, or has not ended.
     """
     for file in RECORDS:
         if not run.record(file).is_file():
-            raise ReleaseError(f"{run.weights} is no finished run: it has no {file}.")
+            raise CheckpointError(f"{run.weights} is no finished run: it has no {file}.")
     status = run.summary.get("status", "completed")
     if status != "completed":
-        raise ReleaseError(f"The run {run.weights} {status}: there is nothing to publish.")
+        raise CheckpointError(f"The run {run.weights} {status}: there is nothing to publish.")
     _check_others(run, others)
     shutil.copyfile(run.weights / CONFIG, target / CONFIG)
     shutil.copyfile(run.weights / WEIGHTS, target / WEIGHTS)
@@ -153,30 +153,30 @@ def _portable(dataset: str | None) -> str | None:
     return Path(dataset).name if dataset and Path(dataset).expanduser().is_dir() else dataset
 
 
-def _portable_settings(run: Release) -> dict[str, Any]:
+def _portable_settings(run: Checkpoint) -> dict[str, Any]:
     return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset)}
 
 
-def _check_summary(run: Release, measured: Evaluation) -> None:
+def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
     """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
     claimed = run.summary["test_error"]
     precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
     allowed = precision != "no" and abs(measured.error - claimed) <= 0.5
     if not allowed and not same_error(measured.error, claimed, measured.images):
-        raise ReleaseError(
+        raise CheckpointError(
             f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but "
             f"its summary.json says {claimed:.2f} %: these are other weights, or other data."
         )
 
 
-def _check_others(run: Release, others: Sequence[Release]) -> None:
-    def recipe(checkpoint: Release) -> TrainConfig:
+def _check_others(run: Checkpoint, others: Sequence[Checkpoint]) -> None:
+    def recipe(checkpoint: Checkpoint) -> TrainConfig:
         return replace(checkpoint.recipe, **_portable_settings(checkpoint), seed=0)
 
     seeds = [run.summary["seed"]]
     for other in others:
         if recipe(other) != recipe(run):
-            raise ReleaseError(f"{other.weights} has another recipe than {run.weights}: only the seed may differ.")
+            raise CheckpointError(f"{other.weights} has another recipe than {run.weights}: only the seed may differ.")
         if other.summary["seed"] in seeds:
-            raise ReleaseError(f"{other.weights} has the seed {other.summary['seed']} of another run.")
+            raise CheckpointError(f"{other.weights} has the seed {other.summary['seed']} of another run.")
         seeds.append(other.summary["seed"])

@@ -29,7 +29,7 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .config import ConfigError, TrainConfig, read_recipe
-from .data import DataError, ImageDataset
+from .data import DataError
 from .network import HopfieldNetwork
 from .run import OutputError, write_whole
 from .training import build_transform, load_splits
@@ -45,7 +45,7 @@ __all__ = [
     "trace_relaxation",
 ]
 
-_STYLES = tuple((line, marker) for line in ("-", "--", ":", "-.") for marker in ("o", "s", "^", "D", "v"))
+_STYLES = tuple(zip(("-", "--", ":", "-.") * 5, ("o", "s", "^", "D", "v") * 4, strict=True))
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -132,10 +132,10 @@ def plot_relaxation(path: Path, trace: Trace, used: int) -> None:
     figure = _figure(9, 3.6)
     panels = figure.subplots(1, 2)
     sweeps = range(1, len(trace.energy) + 1)
-    above = trace.energy - trace.energy.amin(0)
+    above = (trace.energy - trace.energy.amin(0)).clamp(min=1e-7 * float(trace.energy.abs().max()))
     for axes, values in zip(panels, (above, trace.residual), strict=True):
-        axes.plot(sweeps, values.clamp(min=1e-7), color="0.75", lw=0.8)
-        axes.plot(sweeps, values.median(1).values.clamp(min=1e-7), "ko-", ms=3, label="median")
+        axes.plot(sweeps, values, color="0.75", lw=0.8)
+        axes.plot(sweeps, values.median(1).values, "ko-", ms=3, label="median")
         axes.plot([], [], color="0.75", label=f"each of {values.shape[1]} images")
         axes.axvline(used, color="k", ls=":", label=f"sweeps used: {used}")
         axes.set(xlabel="sweep", yscale="log")
@@ -146,9 +146,8 @@ def plot_relaxation(path: Path, trace: Trace, used: int) -> None:
     _save(figure, path)
 
 
-def _grid(axes: Axes, pictures: Tensor, limit: int = 64, **style: Any) -> Any:
+def _grid(axes: Axes, pictures: Tensor, **style: Any) -> Any:
     """Draw pictures ``(N, H, W)`` or ``(N, H, W, 3)`` side by side in one image, with white between."""
-    pictures = pictures[:limit]
     columns = math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     _, height, width, *colours = pictures.shape
@@ -170,21 +169,19 @@ def plot_filters(path: Path, weight: Tensor) -> None:
     """
     figure = _figure(5, 5)
     axes = figure.subplots()
-    weight = weight.detach().float().cpu()
+    weight = weight.detach().float().cpu()[:256]
     bound = float(weight.abs().max())
     if weight.shape[1] == 3:
-        _grid(axes, (weight / (2 * bound) + 0.5).permute(0, 2, 3, 1), 256)
+        _grid(axes, (weight / (2 * bound) + 0.5).permute(0, 2, 3, 1))
         axes.set_title(f"First filters; red, green, blue from {-bound:.2f} to {bound:.2f}, grey is 0")
     else:
-        image = _grid(axes, weight.mean(1), 256, cmap="gray", vmin=-bound, vmax=bound)
+        image = _grid(axes, weight.mean(1), cmap="gray", vmin=-bound, vmax=bound)
         figure.colorbar(image, ax=axes, label="weight", shrink=0.8)
         axes.set_title("First filters")
     _save(figure, path)
 
 
-def plot_states(
-    path: Path, image: Tensor, state: Sequence[Tensor], classes: Sequence[str], label: int, limit: int = 64
-) -> None:
+def plot_states(path: Path, image: Tensor, state: Sequence[Tensor], classes: Sequence[str], label: int) -> None:
     """Draw an image and its free state, layer by layer.
 
     Args:
@@ -193,7 +190,6 @@ def plot_states(
         state: Its layers, each with a batch of one.
         classes: Names of the output units.
         label: The image's class.
-        limit: Channels to draw of each layer.
     """
     hidden, output = [layer[0].float().cpu() for layer in state[:-1]], state[-1][0].float().cpu()
     figure = _figure(3 * (len(hidden) + 2), 3.4)
@@ -202,12 +198,11 @@ def plot_states(
     first.set_axis_off()
     first.set_title(f"image: {classes[label]}")
     for number, (axes, layer) in enumerate(zip(middle, hidden, strict=True), 1):
-        drawn = _grid(axes, layer, limit, cmap="gray", vmin=0, vmax=1)
-        shown = f"{min(limit, len(layer))} of {len(layer)}" if len(layer) > limit else f"{len(layer)}"
-        axes.set_title(f"layer {number}: {shown} channels")
+        drawn = _grid(axes, layer[:64], cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"layer {number}: {len(layer)} channels" + ", 64 shown" * (len(layer) > 64))
     figure.colorbar(drawn, ax=middle, label="unit, from 0 to 1", location="bottom", shrink=0.4, aspect=40)
     top = output.topk(min(10, len(output))).indices.sort().values
-    last.barh(range(len(top)), output[top], color="0.5", edgecolor="k")
+    last.barh(range(len(top)), output[top].tolist(), color="0.5", edgecolor="k")
     last.set(yticks=range(len(top)), yticklabels=[classes[index] for index in top], xlabel="output (target: 1)")
     last.invert_yaxis()
     last.set_title("output layer")
@@ -260,7 +255,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
     config = TrainConfig(**read_recipe(run.path / "args.yaml"))
     data = load_splits(config)
-    held_out: ImageDataset = data.held_out.subset(range(min(images, len(data.held_out))))
+    held_out = data.held_out.subset(range(min(images, len(data.held_out))))
     model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
     minimizer = {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
     model.minimizer = replace(model.minimizer, **minimizer)

@@ -32,7 +32,8 @@ class Products:
             and self.weight.dtype == torch.float32
             and torch.backends.mkldnn.is_available()
             and torch._C._get_mkldnn_enabled()
-            and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+            and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         )
 
     @cached_property

@@ -18,7 +18,7 @@ from .config import TrainConfig, read_recipe
 from .energy import ConvInteraction
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
-from .release import RECIPES, Release
+from .published import RECIPES, Checkpoint
 from .rules import ContrastiveRule
 from .run import write_whole
 from .training import build_rule
@@ -122,7 +122,7 @@ def _long_rows(recipes: dict[str, TrainConfig], rate: float) -> str:
 def _checkpoint_rows() -> str:
     rows = []
     for name in list_shipped():
-        shipped = Release.open(name)
+        shipped = Checkpoint.open(name)
         paper = paper_error(shipped.summary["algo"], shipped.summary["dataset"])
         rows.append(
             f"| [`{name}`]({name}) | {shipped.evaluation.error:.2f} % | {shipped.evaluation.images:,} | "

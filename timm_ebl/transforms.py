@@ -46,17 +46,19 @@ def decode_images(files: Iterable[bytes | str | None], count: int, size: int) ->
         uint8 tensor of shape ``(count, C, size, size)``: one channel if all images are grey, else RGB.
 
     Raises:
-        ValueError: An image is damaged, missing, or has more than 8 bits per channel; the message gives its row.
+        ValueError: An image is damaged, missing, or has more than 8 bits per channel; the message gives its row and
+            file.
     """
     pixels = np.zeros((count, 1, size, size), dtype=np.uint8)
     for row, file in enumerate(files):
+        name = f"row {row} ({file})" if isinstance(file, str) else f"row {row}"
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 image.load()
         except Exception as error:  # a damaged file makes Pillow raise errors of many types
-            raise ValueError(f"the image in row {row} cannot be decoded ({type(error).__name__}).") from error
+            raise ValueError(f"the image in {name} cannot be decoded ({type(error).__name__}).") from error
         if image.mode[0] in "IF":
-            raise ValueError(f"the image in row {row} has more than 8 bits per channel.")
+            raise ValueError(f"the image in {name} has more than 8 bits per channel.")
         if image.mode not in ("1", "L") and pixels.shape[1] == 1:
             pixels = np.repeat(pixels, 3, axis=1)
         image = fit_image(image.convert("L" if pixels.shape[1] == 1 else "RGB"), size)

@@ -1,4 +1,4 @@
-"""A trained model with its record: what trained it, what it reached, and on which data that was measured."""
+"""A trained model with its record: what it was trained by, what it reached, and on which data that was measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .data import ImageDataset, load_dataset
 from .transforms import BatchTransform
 from .weights import CONFIG, SHIPPED, WEIGHTS, WeightsError, list_shipped, read_config
 
-__all__ = ["CARD", "RECORDS", "Evaluation", "Release", "ReleaseError", "predict", "same_error"]
+__all__ = ["CARD", "RECORDS", "Checkpoint", "CheckpointError", "Evaluation", "predict", "same_error"]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
 CARD = "README.md"
@@ -29,7 +29,7 @@ RECIPES = Path(__file__).parents[1] / "hub_configs"
 """Where a clone of the repository keeps the records of the shipped checkpoints."""
 
 
-class ReleaseError(ValueError):
+class CheckpointError(ValueError):
     """A checkpoint that is not what it is said to be, or lacks a part; the message says which."""
 
 
@@ -76,7 +76,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Release:
+class Checkpoint:
     """The files of a checkpoint.
 
     Attributes:
@@ -90,11 +90,11 @@ class Release:
     records: Path | None
 
     @classmethod
-    def open(cls, source: str | Path) -> Release:
+    def open(cls, source: str | Path) -> Checkpoint:
         """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
 
         Raises:
-            ReleaseError: There is none.
+            CheckpointError: There is none.
         """
         folder, text = Path(source).expanduser(), str(source)
         if folder.is_dir():
@@ -102,7 +102,7 @@ class Release:
             weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped
             for name in (WEIGHTS, CONFIG):
                 if not (weights / name).is_file():
-                    raise ReleaseError(f"{folder} is no checkpoint: it has no {name}.")
+                    raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
             return cls(folder.resolve().name, weights, folder)
         tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
         if tagged:
@@ -112,7 +112,7 @@ class Release:
         if text.count("/") == 1 and not text.startswith((".", "/", "~")):
             return cls(text, *[_download(text)] * 2)
         known = ", ".join(list_shipped())
-        raise ReleaseError(
+        raise CheckpointError(
             f"{text} is neither a folder nor an id owner/name on the Hub nor one of the shipped models: {known}."
         )
 
@@ -127,7 +127,7 @@ class Release:
         try:
             return read_config(self.weights / CONFIG)
         except WeightsError as error:
-            raise ReleaseError(str(error)) from None
+            raise CheckpointError(str(error)) from None
 
     @cached_property
     def recipe(self) -> TrainConfig:
@@ -135,7 +135,7 @@ class Release:
         try:
             return TrainConfig(**read_recipe(self.record("args.yaml")))
         except ConfigError as error:
-            raise ReleaseError(str(error)) from None
+            raise CheckpointError(str(error)) from None
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Release:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ReleaseError(f"{path} cannot be read ({error}).") from None
+            raise CheckpointError(f"{path} cannot be read ({error}).") from None
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -157,7 +157,7 @@ class Release:
             where = {name: getattr(self.recipe, keys.get(name, name)) for name in names}
             return Evaluation(**where, images=self.summary["test_images"], error=self.summary["test_error"])
         except (KeyError, TypeError) as error:
-            raise ReleaseError(f"{self.name} does not say what was measured on which data ({error}).") from None
+            raise CheckpointError(f"{self.name} does not say what was measured on which data ({error}).") from None
 
     def claims(self) -> dict[str, float]:
         """The errors (%) that its files report, by file."""
@@ -166,7 +166,7 @@ class Release:
             try:
                 claims[CARD] = card_error(self.records / CARD)
             except ValueError as error:
-                raise ReleaseError(str(error)) from None
+                raise CheckpointError(str(error)) from None
         return claims
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
@@ -177,7 +177,7 @@ class Release:
         """Its evaluation, measured anew.
 
         Raises:
-            ReleaseError: The weights cannot be used.
+            CheckpointError: The weights cannot be used.
         """
         return self.evaluate(predict(self.weights, test), test)
 
@@ -191,10 +191,10 @@ class Release:
         """Path of one of its records.
 
         Raises:
-            ReleaseError: The records are not here.
+            CheckpointError: The records are not here.
         """
         if self.records is None:
-            raise ReleaseError(f"The records of {self.name} are not installed: they are in a clone of timm_ebl.")
+            raise CheckpointError(f"The records of {self.name} are not installed: they are in a clone of timm_ebl.")
         return self.records / name
 
 
@@ -204,9 +204,9 @@ def _download(repo_id: str) -> Path:
     try:
         folder = Path(retry(lambda: snapshot_download(name, revision=revision or None, allow_patterns=files)))
     except Exception as error:  # the client's errors and those of the HTTP library below have no common type
-        raise ReleaseError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
+        raise CheckpointError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise ReleaseError(f"{repo_id} is no checkpoint: it has no {WEIGHTS} or no {CONFIG}.")
+        raise CheckpointError(f"{repo_id} is no checkpoint: it has no {WEIGHTS} or no {CONFIG}.")
     return folder
 
 
@@ -215,13 +215,13 @@ def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
     """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
 
     Raises:
-        ReleaseError: The weights cannot be used.
+        CheckpointError: The weights cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
     except WeightsError as error:
-        raise ReleaseError(str(error)) from None
+        raise CheckpointError(str(error)) from None
     transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
     return torch.cat([model(transform.eval(images.to(device))).cpu() for images in data.images.split(batch_size)])
 

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import yaml
-from finished import write_images, write_run
+from published_runs import write_images, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl.card import card_error, render_card
@@ -19,8 +19,8 @@ from timm_ebl.data import load_dataset
 from timm_ebl.hub import main, verify
 from timm_ebl.package import package
 from timm_ebl.paper import TABLE_1, paper_error
+from timm_ebl.published import RECIPES, Checkpoint, CheckpointError, same_error
 from timm_ebl.recipes import write_overview
-from timm_ebl.release import RECIPES, Release, ReleaseError, same_error
 from timm_ebl.training import build_transform
 
 
@@ -42,8 +42,8 @@ def run(tmp_path, finished):
 def packaged(tmp_path, run, *others, **options):
     (tmp_path / "records").mkdir(exist_ok=True)
     name = package(
-        Release.open(run),
-        others=[Release.open(other) for other in others],
+        Checkpoint.open(run),
+        others=[Checkpoint.open(other) for other in others],
         weights=tmp_path / "weights",
         records=tmp_path / "records",
         **options,
@@ -102,18 +102,16 @@ def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_pa
     assert all(torch.equal(value, tensors[name]) for name, value in load_file(weights / "model.safetensors").items())
 
 
-def test_a_new_checkpoint_is_found_at_once(tmp_path, run, monkeypatch):
-    name, weights, _ = packaged(tmp_path, run, tag="new")
-    monkeypatch.setattr("timm_ebl.weights.SHIPPED", tmp_path / "weights")
-    monkeypatch.setattr("timm_ebl.release.SHIPPED", tmp_path / "weights")
-    monkeypatch.setattr("timm_ebl.release.RECIPES", tmp_path / "records")
+def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, monkeypatch):
+    name, weights, records = packaged(tmp_path, run, tag="new")
+    monkeypatch.setattr("timm_ebl.weights.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.published.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.published.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
-    assert (
-        Release.open(name) == Release.open("dchn_tiny_cifar10") == Release(name, weights, tmp_path / "records" / name)
-    )
-    shutil.copy(RECIPES / "table2_cifar10.yaml", tmp_path / "records")
-    shutil.copy(RECIPES / "table2_cifar100.yaml", tmp_path / "records")
-    assert f"[`{name}`]({name})" in write_overview(tmp_path / "records").read_text()
+    assert Checkpoint.open(name) == Checkpoint.open("dchn_tiny_cifar10") == Checkpoint(name, weights, records)
+    for recipe in RECIPES.glob("*.yaml"):
+        shutil.copy(recipe, records.parent)
+    assert f"[`{name}`]({name})" in write_overview(records.parent).read_text()
 
 
 def test_other_seeds_give_the_spread(tmp_path, run, images):
@@ -140,7 +138,7 @@ def test_other_seeds_give_the_spread(tmp_path, run, images):
 )
 def test_a_run_that_is_not_what_it_says_is_refused(tmp_path, run, images, spoil, words):
     spoiled = spoil(run, images)
-    with pytest.raises(ReleaseError) as refusal:
+    with pytest.raises(CheckpointError) as refusal:
         packaged(tmp_path, spoiled if isinstance(spoiled, type(run)) else run)
     assert all(word in str(refusal.value) for word in words), refusal.value
     assert not (tmp_path / "weights").exists()
@@ -150,9 +148,9 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, run, images):
     other = write_run(tmp_path / "other", images, 1)
     settings = yaml.safe_load((other / "args.yaml").read_text())
     (other / "args.yaml").write_text(yaml.safe_dump(settings | {"epochs": 9}))
-    with pytest.raises(ReleaseError, match="only the seed may differ"):
+    with pytest.raises(CheckpointError, match="only the seed may differ"):
         packaged(tmp_path, run, other)
-    with pytest.raises(ReleaseError, match="has the seed 0 of another run"):
+    with pytest.raises(CheckpointError, match="has the seed 0 of another run"):
         packaged(tmp_path, run, write_run(tmp_path / "twin", images, 0))
 
 
@@ -165,14 +163,14 @@ def test_verify_finds_a_wrong_figure_wherever_it_is(tmp_path, run, images):
     card, config = ((weights / file).read_text() for file in ("README.md", "config.json"))
     wrong = re.sub(r"(type: error_rate\n      value:) [\d.]+", r"\1 1.5", card)
     (weights / "README.md").write_text(wrong)
-    with pytest.raises(ReleaseError, match=r"README.md says 1.50 %"):
+    with pytest.raises(CheckpointError, match=r"README.md says 1.50 %"):
         verify(weights, dataset=str(images))
     (weights / "README.md").write_text("no metadata")
-    with pytest.raises(ReleaseError, match=r"README.md reports no test error"):
+    with pytest.raises(CheckpointError, match=r"README.md reports no test error"):
         verify(weights, dataset=str(images))
     (weights / "README.md").write_text(card)
     (weights / "config.json").write_text(re.sub(r'"error": [\d.]+', '"error": 1.5', config))
-    with pytest.raises(ReleaseError, match=r"config.json says 1.50 %"):
+    with pytest.raises(CheckpointError, match=r"config.json says 1.50 %"):
         verify(weights, dataset=str(images))
 
 
@@ -180,7 +178,7 @@ def test_verify_does_not_compare_what_was_measured_on_other_images(tmp_path, run
     _, weights, _ = packaged(tmp_path, run)
     test = load_dataset(str(images), "test")
     for other in (test.subset(range(6)), replace(test, labels=test.labels.flip(0))):
-        with pytest.raises(ReleaseError, match="cannot be compared"):
+        with pytest.raises(CheckpointError, match="cannot be compared"):
             verify(weights, test=other)
 
 
