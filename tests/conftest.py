@@ -58,6 +58,7 @@ def hub(tmp_path, monkeypatch):
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
         for name, value in {
