@@ -1,4 +1,6 @@
 import os
+import shutil
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from dense import DenseHopfield
 from hub_server import TOKEN, Hub
+from published_runs import write_images, write_run
 
 from timm_ebl import DCHN, connection
 
@@ -70,3 +73,20 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setattr(connection, "PAUSES", (0.01, 0.01))
         yield hub
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "noise")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    """The folder of a run that has ended, for all tests of a module to read."""
+    return write_run(tmp_path_factory.mktemp("run") / "run", images)
+
+
+@pytest.fixture
+def run(tmp_path, finished):
+    """A copy of that run, for a test to change."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

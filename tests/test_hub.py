@@ -4,7 +4,6 @@ import json
 import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from hub_server import TOKEN, Fault, Repo
-from published_runs import write_images, write_run
+from published_runs import write_run
 
 from timm_ebl.card import card_error
 from timm_ebl.config import TrainConfig
@@ -26,21 +25,6 @@ from timm_ebl.package import package
 from timm_ebl.published import Checkpoint, CheckpointError
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "noise")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, images):
-    return write_run(tmp_path_factory.mktemp("run") / "run", images)
-
-
-@pytest.fixture
-def run(tmp_path, finished):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")

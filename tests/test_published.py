@@ -4,13 +4,12 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 import yaml
-from published_runs import write_images, write_run
+from published_runs import write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl.card import card_error, render_card
@@ -22,21 +21,6 @@ from timm_ebl.paper import TABLE_1, paper_error
 from timm_ebl.published import RECIPES, Checkpoint, CheckpointError, same_error
 from timm_ebl.recipes import write_overview
 from timm_ebl.training import build_transform
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images") / "noise")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, images):
-    return write_run(tmp_path_factory.mktemp("run") / "run", images)
-
-
-@pytest.fixture
-def run(tmp_path, finished):
-    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def packaged(tmp_path, run, *others, **options):

@@ -13,7 +13,6 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, Repo
-from published_runs import write_images, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl import card, published
@@ -22,12 +21,6 @@ from timm_ebl.published import RECIPES, Checkpoint
 from timm_ebl.weights import SHIPPED, WeightsError, list_shipped, source_of
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    root = tmp_path_factory.mktemp("run")
-    return write_run(root / "run", write_images(root / "noise"))
 
 
 @pytest.fixture
