@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.scheduler import CosineLRScheduler
 
-from timm_ebl.checkpoint import Checkpoints, Interrupted, StopSignals, checkpoint_bytes, on_main
+from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.config import ConfigError, TrainConfig, parse_config
 from timm_ebl.data import DataError
 from timm_ebl.hub import HubError, check_access, publish
@@ -30,6 +30,7 @@ from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
 from timm_ebl.published import CheckpointError
 from timm_ebl.run import OutputError, RunFolder, device_name, versions
+from timm_ebl.signals import Interrupted, StopSignals
 from timm_ebl.task import RuleTask
 from timm_ebl.tracking import check_trackers, start_trackers
 from timm_ebl.training import (

@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState
 from runs import arguments, results, train_ebl, write_images
 
 from timm_ebl import create_rule, list_rules
-from timm_ebl.checkpoint import Checkpoints, Interrupted
+from timm_ebl.checkpoint import Checkpoints
+from timm_ebl.signals import Interrupted
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,12 +13,10 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,59 +29,13 @@ from torch.optim import Optimizer
 from .config import ConfigError
 from .progress import Progress
 from .run import LEFTOVER, writing
+from .signals import Interrupted, StopSignals
 from .watch import require_finite
 
-__all__ = ["Checkpoints", "Interrupted", "StopSignals", "checkpoint_bytes", "on_main", "resume_command"]
+__all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
 
 _AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
 _Outcome = TypeVar("_Outcome")
-
-
-class Interrupted(Exception):
-    """A signal has stopped the run; its state is saved, and the message says how to go on.
-
-    Attributes:
-        signal: The number of the signal.
-    """
-
-    def __init__(self, number: int, progress: Progress, run: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after batch {progress.step} of epoch {progress.epoch}, which is "
-            f"saved; go on by: {resume_command(run)}"
-        )
-        self.signal = number
-
-
-def resume_command(run: Path) -> str:
-    """The command that takes a run up again; ``accelerate launch`` needs the options that it had."""
-    return f"accelerate launch train_ebl.py --config {run / 'args.yaml'} --output-dir {run} --resume"
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGINT while it is entered, in place of what they do; the second one of them does it.
-
-    Attributes:
-        received: The signal that came, if any.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        """Take the signals over."""
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Give them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for known, handler in self._before.items():
-            signal.signal(known, handler)
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], _Outcome]) -> _Outcome:
