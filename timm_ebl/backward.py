@@ -21,6 +21,7 @@ from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Forced
 from .relaxation import Relaxation
+from .values import is_number
 
 __all__ = [
     "Backward",
@@ -86,7 +87,7 @@ class EquilibriumBackward(Backward):
     hold_routes: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
+        if not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number, not {self.beta!r}.")
 
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:

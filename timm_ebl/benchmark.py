@@ -71,8 +71,8 @@ class Procedure(NamedTuple):
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -86,12 +86,17 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
     """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
-    total, sample = 0, x.shape[1:]
-    for index, interaction in enumerate(model.interactions):
+    return 4 * sum(layer_products(model, x)[1:])
+
+
+def layer_products(model: HopfieldNetwork, x: Tensor) -> list[int]:
+    """Multiplications of each interaction's drive, for one image."""
+    sample, found = x.shape[1:], []
+    for interaction in model.interactions:
         positions = sample[1:].numel() if isinstance(interaction, ConvInteraction) else 1
-        total += 4 * interaction.weight.numel() * positions * (index > 0)
+        found.append(interaction.weight.numel() * positions)
         sample = interaction.shape(sample)
-    return total
+    return found
 
 
 def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:

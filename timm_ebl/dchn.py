@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -29,20 +28,17 @@ from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS
 from .tracing import Traced, graph_equilibrium, is_symbolic
+from .values import Choice
 from .weights import build_with_weights, list_shipped, source_of
 
 __all__ = ["DCHN", "Pooling"]
 
 
-class Pooling(str, Enum):
+class Pooling(Choice):
     """How a convolution is pooled."""
 
     MAX = "max"
     AVERAGE = "average"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Pooling:
-        raise ValueError(f"Unknown pooling {value!r}: choose one of {', '.join(cls)}.")
 
     @property
     def interaction(self) -> type[ConvInteraction]:

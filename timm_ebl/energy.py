@@ -165,9 +165,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
 
     def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
         """Every value at the position that pooling chose, zeros elsewhere: the adjoint of pooling, faster as such."""
-        size = (*upper.shape[:2], *lower[2:])
-        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
-        window = (self.pool, self.pool)
+        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
         return torch.ops.aten.max_pool2d_with_indices_backward(
             upper, like, window, window, (0, 0), (1, 1), False, route
         )
@@ -198,10 +196,14 @@ class AveragePooled(ConvInteraction):
         return Drive(F.avg_pool2d(products.up(lower.contiguous(memory_format=torch.channels_last)), self.pool))
 
     def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
-        size = (*upper.shape[:2], *lower[2:])
-        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
-        window = (self.pool, self.pool)
+        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
         return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
+
+
+def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
+    """An empty tensor of the shape, layout and type that the upper layer has before pooling."""
+    size = (*upper.shape[:2], *lower[2:])
+    return torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
 
 
 class DenseInteraction(nn.Linear, _Uniform):

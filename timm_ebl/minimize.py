@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
 from .order import Groups, get_order
 from .relaxation import Relaxation
+from .values import Choice, is_number
 from .walk import Walk
 
 __all__ = ["PAPER", "Minimizer", "Start", "minimize", "relative_change"]
@@ -23,21 +23,13 @@ LEAVING_PART = 0.25
 """Part of the batch that has to be done before it leaves: taking a batch apart costs about a sweep."""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-class Start(str, Enum):
+class Start(Choice):
     """Where a relaxation starts when no state is given."""
 
     ZERO = "zero"
     """Every layer at zero, as the paper evaluates."""
     FEEDFORWARD = "feedforward"
     """One bottom-up pass without feedback; its drives are used by the first sweep, so that it costs next to nothing."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> Start:
-        raise ValueError(f"Unknown start {value!r}: choose one of {', '.join(cls)}.")
 
 
 @dataclass(frozen=True)
@@ -70,9 +62,9 @@ class Minimizer:
         get_order(self.order)
         if type(self.sweeps) is not int or self.sweeps < 1:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
-        if self.tolerance is not None and not (_is_number(self.tolerance) and 0 < self.tolerance < math.inf):
+        if self.tolerance is not None and not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
             raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
-        if not (_is_number(self.omega) and 0 < self.omega < 2):
+        if not (is_number(self.omega) and 0 < self.omega < 2):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
         object.__setattr__(self, "start", Start(self.start))
 

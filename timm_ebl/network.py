@@ -13,7 +13,7 @@ from .energy import EnergyAtState, Interaction, State, energy_from_drives
 from .minimize import Minimizer, Start, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
-from .walk import Walk
+from .walk import Walk, stamp_of
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
 
@@ -120,7 +120,8 @@ class HopfieldNetwork(nn.Module, ABC):
         """
         self.check_input(x)
         minimizer = minimizer or self.minimizer
-        if hold_routes and not self._knows_drives(x, start):
+        known = self._knows_drives(x, start)
+        if hold_routes and not known:
             raise ValueError(
                 "Routes can only be held from a relaxation of this input: pass that as start, and its input as x."
             )
@@ -130,7 +131,7 @@ class HopfieldNetwork(nn.Module, ABC):
         layers = as_layers(start)
         self._check_state(x, layers)
         layers = (*layers[:-1], perturbation.start(layers[-1]))
-        drives, prepared = (start.drives, start.prepared) if self._knows_drives(x, start) else ((), ())
+        drives, prepared = (start.drives, start.prepared) if known else ((), ())
         routes = [drive.route for drive in drives] if hold_routes else ()
         return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes, prepared), minimizer)
 
@@ -159,7 +160,7 @@ class HopfieldNetwork(nn.Module, ABC):
         """Whether a state is a relaxation whose drives are those of this input under the present parameters."""
         if not isinstance(state, Relaxation) or not state.drives:
             return False
-        present = Walk(self.interactions, x, state.state).stamp()
+        present = stamp_of(self.interactions, x)
         return len(present) == len(state.stamp) and all(
             now is then and version == old for (now, version), (then, old) in zip(present, state.stamp, strict=True)
         )

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -20,26 +19,19 @@ from accelerate import Accelerator
 
 import timm_ebl  # noqa: F401 (registers the models)
 
-from .checkpoint import Checkpoints, StopSignals
+from .benchmark import seconds
+from .checkpoint import Checkpoints
 from .config import TrainConfig
 from .loop import add_metrics, nothing
 from .memory import keep_freed_memory
 from .progress import Progress
 from .rules import create_rule
+from .signals import StopSignals
 from .task import RuleTask
 from .training import build_optimizer
 from .watch import Watch
 
 __all__ = ["main", "measure"]
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of a call."""
-    begin = time.perf_counter()
-    call()
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
-    return time.perf_counter() - begin
 
 
 def measure(name: str, batch_size: int, repeats: int, epoch_images: int, folder: Path) -> dict[str, float]:

@@ -32,7 +32,7 @@ from .config import ConfigError, TrainConfig, read_recipe
 from .data import DataError
 from .network import HopfieldNetwork
 from .run import OutputError, write_whole
-from .training import build_transform, load_splits
+from .training import build_transform, free_phase, load_splits
 
 __all__ = [
     "Trace",
@@ -235,6 +235,7 @@ def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]
 
 class _Run(NamedTuple):
     path: Path
+    config: TrainConfig
     epochs: list[dict[str, float]]
     summary: dict[str, Any]
 
@@ -248,17 +249,16 @@ def _read_run(path: Path) -> _Run:
         raise ConfigError(f"{path} is not the folder of a run with an epoch done: {error}") from None
     config = TrainConfig(**read_recipe(path / "args.yaml"))
     plain = {"model": config.model or "DCHN", "algo": config.algo, "dataset": config.dataset, "seed": config.seed}
-    return _Run(path, epochs, plain | summary)
+    return _Run(path, config, epochs, plain | summary)
 
 
 def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
-    config = TrainConfig(**read_recipe(run.path / "args.yaml"))
+    config = run.config
     data = load_splits(config)
     held_out = data.held_out.subset(range(min(images, len(data.held_out))))
     model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
-    minimizer = {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
-    model.minimizer = replace(model.minimizer, **minimizer)
+    model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(data.train).eval(held_out.images)
     state, label = model.relax(x[:1]).state, int(held_out.labels[0])
     figures: dict[str, Callable[[Path], None]] = {

@@ -13,9 +13,8 @@ from pathlib import Path
 import timm
 import torch
 
-from .benchmark import sweep_flops
+from .benchmark import layer_products, sweep_flops
 from .config import TrainConfig, read_recipe
-from .energy import ConvInteraction
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
 from .published import RECIPES, Checkpoint
@@ -34,16 +33,6 @@ PLAIN_CONVOLUTIONS = 3 / 2
 feedback that follows its pooling routes; the transposed convolution once, as we do."""
 
 
-def layer_products(model: HopfieldNetwork) -> list[int]:
-    """Multiplications of each interaction's drive, for one image."""
-    sample, found = torch.Size([model.in_chans, *model.img_size]), []
-    for interaction in model.interactions:
-        positions = sample[1:].numel() if isinstance(interaction, ConvInteraction) else 1
-        found.append(interaction.weight.numel() * positions)
-        sample = interaction.shape(sample)
-    return found
-
-
 def step_flops(model: HopfieldNetwork, recipe: TrainConfig) -> int:
     """Floating-point operations of a training step for one image: sweeps, the input's drive, the contrast's gradient.
 
@@ -56,8 +45,8 @@ def step_flops(model: HopfieldNetwork, recipe: TrainConfig) -> int:
         raise ValueError(f"The operations of {recipe.algo!r} are not counted: choose a rule that contrasts two states.")
     perturbed = 2 if recipe.algo.startswith("c-") else 1
     sweeps = rule.free.sweeps + perturbed * rule.second.sweeps
-    products = layer_products(model)
     sample = torch.empty(1, model.in_chans, *model.img_size)
+    products = layer_products(model, sample)
     return sweeps * sweep_flops(model, sample) + 2 * products[0] + 2 * 2 * sum(products)
 
 

@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backward import adjoint, unroll
+from .backward import RecurrentBackward, unroll
 from .energy import State
 from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
+from .values import is_number
 
 __all__ = [
     "ContrastiveRule",
@@ -137,7 +138,7 @@ class ContrastiveRule(Rule):
     paired: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.beta, bool) or not isinstance(self.beta, (int, float)) or not 0 < self.beta < math.inf:
+        if not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
 
     @abstractmethod
@@ -214,8 +215,7 @@ class RecurrentBackprop(Rule):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         forces = [None] * (len(free.state) - 1) + [(free.output - target) / len(target)]
-        swept, adjoints = adjoint(model, x, free.state, forces, self.second)
-        projection = torch.stack([(s * v).sum() for s, v in zip(swept, adjoints, strict=True)]).sum()
+        projection = RecurrentBackward(self.second)(model, free, forces)
         cost = squared_error(free.output, target).mean()
         return RuleOutput(cost + projection - projection.detach(), free.output, free)
 

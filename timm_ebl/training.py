@@ -27,6 +27,7 @@ __all__ = [
     "build_rule",
     "build_transform",
     "empty_classes",
+    "free_phase",
     "load_splits",
     "set_threads",
 ]
@@ -107,6 +108,11 @@ def build_transform(train: ImageDataset) -> BatchTransform:
     return BatchTransform(mean, std, spec.padding, spec.flip)
 
 
+def free_phase(config: TrainConfig) -> dict[str, Any]:
+    """The configured fields of the free phase's `Minimizer`, which a DCHN takes as arguments too."""
+    return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
+
+
 def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     """The configured model, fitted to the channels and classes of the data.
 
@@ -117,10 +123,9 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     if not timm.is_model(name):
         known = ", ".join(timm.list_models("dchn*"))
         raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
-    minimizer = {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
     fitted = {"in_chans": train.images.shape[1], "num_classes": len(train.classes)}
     try:
-        model = timm.create_model(name, **(fitted | minimizer | dict(config.model_kwargs)))
+        model = timm.create_model(name, **(fitted | free_phase(config) | dict(config.model_kwargs)))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The model {name!r} cannot be built ({error}); models with an energy are timm.list_models('dchn*')."
@@ -151,14 +156,13 @@ def build_rule(config: TrainConfig) -> Rule:
         ConfigError: beta does not go with the rule.
     """
     default = create_rule(config.algo)
-    free = Minimizer(order=config.order, sweeps=config.free_sweeps, omega=config.omega, start=config.start)
     second = {"sweeps": config.nudged_sweeps}
     options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
         options |= {"hold_routes": config.hold_routes, "paired": config.paired}
     given = {name: value for name, value in second.items() if value is not None}
-    options |= {"free": free, "second": replace(default.second, **given)}
+    options |= {"free": Minimizer(**free_phase(config)), "second": replace(default.second, **given)}
     if config.beta is not None:
         options["beta"] = config.beta
     try:

@@ -18,7 +18,7 @@ from .order import Groups
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation, Stamp, stamp
 
-__all__ = ["Walk"]
+__all__ = ["Walk", "stamp_of"]
 
 
 class Walk:
@@ -91,10 +91,6 @@ class Walk:
         if layer + 1 < len(self.state):
             self._drives[layer + 1] = None
 
-    def stamp(self) -> Stamp:
-        """What the drives are computed from."""
-        return stamp([self.x, *(p for interaction in self.interactions for p in interaction.parameters())])
-
     def drives(self) -> tuple[Drive, ...]:
         """The drives of the present state."""
         return tuple(self.drive(layer) for layer in range(len(self.state)))
@@ -116,5 +112,19 @@ class Walk:
         drives, state = self.drives(), tuple(self.state)
         energy = energy_from_drives(state, [drive.value for drive in drives])
         return Relaxation(
-            self.x, state, energy, residual, sweeps, tolerance, drives, self.stamp(), omega, self.prepared
+            self.x,
+            state,
+            energy,
+            residual,
+            sweeps,
+            tolerance,
+            drives,
+            stamp_of(self.interactions, self.x),
+            omega,
+            self.prepared,
         )
+
+
+def stamp_of(interactions: Sequence[Interaction], x: Tensor) -> Stamp:
+    """What the drives of a walk are computed from: the input and the parameters, each with its version."""
+    return stamp([x, *(p for interaction in interactions for p in interaction.parameters())])
