@@ -194,7 +194,7 @@ class DCHN(HopfieldNetwork):
         """
         if pre_logits or not self.num_classes:
             return x.flatten(1) if self.global_pool else x
-        return self.head(x.flatten(1))
+        return self.head.drive(x).value
 
     def forward(self, x: Tensor) -> Tensor:
         """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.

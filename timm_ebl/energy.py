@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -96,13 +97,16 @@ class Interaction(ABC):
         """
 
     @abstractmethod
-    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
         """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in every parameter, in the order of ``parameters()``.
 
         Args:
             lower: State of the lower layer, ``(B, *lower_shape)``.
             upper: State of the upper layer, ``(B, *upper_shape)``.
             route: The route of the drive at this lower state.
+            prepared: What `prepare` returned, if it was asked.
         """
 
     @abstractmethod
@@ -147,20 +151,26 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         return torch.Size([self.out_channels, *(side // self.pool for side in lower[1:])])
 
     def prepare(self, lower: torch.Size) -> Products:
-        """The two convolutions, with the weight laid out for them once."""
+        """The products of the convolution, with the weight laid out for them once."""
         return Products(self, lower)
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
         products = prepared or self.prepare(lower.shape)
-        unpooled = products.up(lower.contiguous(memory_format=torch.channels_last))
+        unpooled = products.up(lower)
+        if route is None and products.by_difference and products.is_rough:
+            # Of values that 16 bits cannot tell apart, rounding would choose another one for each copy.
+            route = F.max_pool2d(torch.lerp(*unpooled.chunk(2), 0.5), self.pool, return_indices=True)[1].repeat(
+                2, 1, 1, 1
+            )
         if route is None:
             return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
-        return Drive(unpooled.flatten(2).gather(2, route.flatten(2)).view_as(route), route)
+        return Drive(_gather(unpooled, route), route)
 
     def feedback(
         self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Products | None = None
     ) -> Tensor:
         products = prepared or self.prepare(lower)
+        upper = upper if products.by_difference else upper.to(products.dtype)
         return products.down(self._unpool(upper, route, lower))
 
     def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
@@ -170,22 +180,11 @@ class ConvInteraction(nn.Conv2d, _Uniform):
             upper, like, window, window, (0, 0), (1, 1), False, route
         )
 
-    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
-        routed = self._unpool(upper, route, lower.shape)
-        _, weight, _ = torch.ops.aten.convolution_backward(
-            routed,
-            lower.to(upper.dtype),
-            self.weight.to(upper.dtype),
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            (0, 0),
-            self.groups,
-            (False, True, False),
-        )
-        return weight, upper.sum((0, 2, 3))
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Products | None = None
+    ) -> tuple[Tensor | None, ...]:
+        products = prepared or self.prepare(lower.shape)
+        return products.gradient(lower, self._unpool(upper, route, lower.shape)), upper.sum((0, 2, 3))
 
 
 class AveragePooled(ConvInteraction):
@@ -193,11 +192,17 @@ class AveragePooled(ConvInteraction):
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
         products = prepared or self.prepare(lower.shape)
-        return Drive(F.avg_pool2d(products.up(lower.contiguous(memory_format=torch.channels_last)), self.pool))
+        return Drive(F.avg_pool2d(products.up(lower), self.pool))
 
     def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
         window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
         return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
+
+
+def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
+    """The values at the positions that pooling chose, channels last."""
+    values, positions = (maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in (unpooled, route))
+    return values.gather(1, positions).unflatten(1, route.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
@@ -207,19 +212,31 @@ def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
 
 
 class DenseInteraction(nn.Linear, _Uniform):
-    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
+    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3).
+
+    It is small, and computes in no fewer bits than its weight has, under autocast too.
+    """
 
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_features])
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
-        return Drive(self(lower.flatten(1)))
+        return Drive(self._product(lower.flatten(1), self.weight, self.bias))
 
     def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
-        return F.linear(upper, self.weight.t()).view(lower)
+        return self._product(upper, self.weight.t()).view(lower)
 
-    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
-        return upper.t() @ lower.flatten(1).to(upper.dtype), upper.sum(0)
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
+        return self._product(upper.t(), lower.flatten(1).t()), upper.sum(0)
+
+    def _product(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x matrix^T + bias`` in the widest type of the three."""
+        wide = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), self.weight.dtype)
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            return F.linear(x.to(wide), matrix.to(wide), None if bias is None else bias.to(wide))
 
 
 class EmptyInteraction(nn.Identity, Interaction):
@@ -234,7 +251,9 @@ class EmptyInteraction(nn.Identity, Interaction):
     def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
         return upper.new_zeros(lower)
 
-    def gradient(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor | None, ...]:
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
         return ()
 
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
@@ -259,8 +278,8 @@ class EnergyAtState(torch.autograd.Function):
     """An energy that is already known, made differentiable in the parameters and the input, at a fixed state.
 
     ``dE/dtheta_k = -d <s_k, drive_k(s_{k-1})> / dtheta_k`` needs the state and the pooling routes alone, so nothing is
-    computed forward again. ``apply(energy, interactions, layers, routes, x, *parameters)`` returns ``energy``; the
-    parameters are those of the interactions, in order.
+    computed forward again. ``apply(energy, interactions, prepared, layers, routes, x, *parameters)`` returns
+    ``energy``; the parameters are those of the interactions, in order.
     """
 
     @staticmethod
@@ -268,12 +287,13 @@ class EnergyAtState(torch.autograd.Function):
         ctx,
         energy: Tensor,
         interactions: Sequence[Interaction],
+        prepared: Sequence[Any],
         layers: State,
         routes: Sequence[Tensor | None],
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        ctx.interactions, ctx.routes = interactions, routes
+        ctx.interactions, ctx.prepared, ctx.routes = interactions, prepared, routes
         ctx.save_for_backward(x, *layers)
         return energy.clone()
 
@@ -281,14 +301,26 @@ class EnergyAtState(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
         x, *layers = ctx.saved_tensors
-        below = [x, *layers[:-1]]
-        scaled = [-scale.view(-1, *[1] * (s.ndim - 1)).to(s.dtype) * s for s in layers]
+        scaled = [-scale.view(-1, *[1] * (s.ndim - 1)) * s for s in layers]
+        first, *rest = zip([x, *layers[:-1]], scaled, ctx.routes, ctx.prepared, strict=True)
+        arguments = [_of_one_copy(*first), *rest]
         gradients = [
             gradient
-            for interaction, lower, upper, route in zip(ctx.interactions, below, scaled, ctx.routes, strict=True)
-            for gradient in interaction.gradient(lower, upper, route)
+            for interaction, each in zip(ctx.interactions, arguments, strict=True)
+            for gradient in interaction.gradient(*each)
         ]
         input_gradient = None
-        if ctx.needs_input_grad[4]:
-            input_gradient = ctx.interactions[0].feedback(scaled[0], ctx.routes[0], x.shape)
-        return None, None, None, None, input_gradient, *gradients
+        if ctx.needs_input_grad[5]:
+            input_gradient = ctx.interactions[0].feedback(scaled[0], ctx.routes[0], x.shape, ctx.prepared[0])
+        return None, None, None, None, None, input_gradient, *gradients
+
+
+def _of_one_copy(
+    x: Tensor, upper: Tensor, route: Tensor | None, prepared: Any
+) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    """What the first interaction's gradient is made from, its copies of one input and its route taken together."""
+    copies = 1 if prepared is None else prepared.copies
+    if copies == 1:
+        return x, upper, route, prepared
+    route = None if route is None else route.chunk(copies)[0]
+    return x.chunk(copies)[0], sum(upper.chunk(copies)), route, prepared.of_copies(1)

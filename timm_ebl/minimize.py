@@ -42,7 +42,8 @@ class Minimizer:
         order: Name of a registered order of update (`timm_ebl.order.list_orders`).
         sweeps: Number of sweeps; the most of them, if a tolerance is given.
         tolerance: Stop once the residual of every sample is at most this. ``None`` runs all sweeps, as the paper does.
-            The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter.
+            The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter, but
+            for the two states that a rule contrasts.
         omega: Over-relaxation ``s <- clip(s + omega (s_new - s), 0, 1)`` of the hidden layers, ``0 < omega < 2``. The
             paper has 1; the energy never rises for any of them under the asynchronous order. With a tolerance, a
             residual above that of the first look makes it fall back to 1 (`Relaxation.omega`).
@@ -104,7 +105,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
             break
         omega = 1.0 if grown else omega
         first = mean if sweep == SWEEPS_BETWEEN_LOOKS else first
-        if count >= LEAVING_PART * len(done):
+        if count >= LEAVING_PART * len(done) and not walk.holds_copies:
             gone.append((samples[done], walk.select(done).record(residual[done], sweep, omega, tolerance)))
             walk, samples = walk.select(~done), samples[~done]
     relaxation = walk.record(residual, sweep, omega, tolerance)

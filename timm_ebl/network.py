@@ -85,7 +85,9 @@ class HopfieldNetwork(nn.Module, ABC):
         if self._knows_drives(x, state):
             parameters = [p for interaction in self.interactions for p in interaction.parameters()]
             routes = [drive.route for drive in state.drives]
-            return EnergyAtState.apply(state.energy, self.interactions, state.state, routes, x, *parameters)
+            return EnergyAtState.apply(
+                state.energy, self.interactions, state.prepared, state.state, routes, x, *parameters
+            )
         layers = as_layers(state)
         below = (x, *layers[:-1])
         drives = [interaction.drive(lower).value for interaction, lower in zip(self.interactions, below, strict=True)]

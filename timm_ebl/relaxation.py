@@ -56,7 +56,14 @@ class Relaxation:
 
     def repeat(self, times: int) -> Relaxation:
         """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
-        return self if times == 1 else Relaxation.cat([self] * times)
+        return self if times == 1 else Relaxation.of_copies([self] * times)
+
+    @classmethod
+    def of_copies(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
+        """Several relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
+        count = len(relaxations)
+        prepared = tuple(part and part.of_copies(count * part.copies) for part in relaxations[0].prepared)
+        return replace(cls.cat(relaxations), prepared=prepared)
 
     @classmethod
     def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:

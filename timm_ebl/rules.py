@@ -158,7 +158,7 @@ class ContrastiveRule(Rule):
         )
         pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
         if len(multiples) == 1:
-            pair = Relaxation.cat([pair, free] if first else [free, pair])
+            pair = Relaxation.of_copies([pair, free] if first else [free, pair])
         # One call for both states, so that 16-bit gradients are subtracted before they are rounded.
         energies = model.energy(pair.input, pair).chunk(2)
         contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)

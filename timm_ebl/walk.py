@@ -55,6 +55,11 @@ class Walk:
         self.routes = tuple(routes) or (None,) * len(self.state)
         self._drives: list[Drive | None] = list(drives) or [None] * len(self.state)
 
+    @property
+    def holds_copies(self) -> bool:
+        """Whether the batch holds several copies of every sample, which stay together."""
+        return any(part is not None and part.copies > 1 for part in self.prepared)
+
     def drive(self, layer: int) -> Drive:
         """The drive into a layer from the present state of the one below."""
         drive = self._drives[layer]
