@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from timm_ebl import PAPER, Minimizer, Nudged, create_rule
-from timm_ebl.benchmark import gradients, layer_cosines, main, procedures, study, sweep_flops, true_gradient
+from timm_ebl.benchmark import main, procedures, study, sweep_flops
+from timm_ebl.gradients import gradients, layer_cosines, true_gradient
 from timm_ebl.memory import peak_memory
 from timm_ebl.plain import PlainProcedure
 

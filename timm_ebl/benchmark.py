@@ -15,49 +15,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import timm_ebl  # noqa: F401 (registers the models)
-
-from .data import load_dataset
 from .energy import ConvInteraction
+from .gradients import add_network_options, gradients, layer_cosines, load_network, true_gradient
 from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
 from .plain import PlainProcedure
 from .rules import ContrastiveRule, Rule, create_rule
-from .transforms import BatchTransform
 
-__all__ = ["layer_cosines", "main", "true_gradient"]
-
-
-def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
-    """The gradient of each interaction's weight after a step."""
-    model.zero_grad(set_to_none=True)
-    step()
-    found = [interaction.weight.grad.flatten().double() for interaction in model.interactions]
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def true_gradient(model: HopfieldNetwork, x: Tensor, y: Tensor, sweeps: int = 100) -> list[Tensor]:
-    """Gradient of the cost at a converged free state: backpropagation through many sweeps, in parts of the batch."""
-    free = Minimizer(sweeps=1000, tolerance=1e-5, omega=1.5, start=Start.ZERO)
-    rule = create_rule("tbp", free=free, second=Minimizer(sweeps=sweeps, omega=1.0))
-
-    def step() -> None:
-        for images, labels in zip(x.split(16), y.split(16), strict=True):
-            (rule(model, images, labels).loss * (len(images) / len(x))).backward()
-
-    return gradients(model, step)
-
-
-def layer_cosines(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
-    """Cosine of the angle between two gradients, for each interaction."""
-    return [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(found, expected, strict=True)]
+__all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
 
 class Procedure(NamedTuple):
@@ -222,13 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
-    parser.add_argument("--models", nargs="+", default=default, help="timm names, or local-dir:FOLDER of a trained run")
-    parser.add_argument("--batch-size", type=int, default=32, help="images (default: 32)")
-    parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
-    parser.add_argument("--data-root", help="folder with copies of Hub data sets")
+    add_network_options(parser, default, 32)
     parser.add_argument("--repeats", type=int, default=3, help="turns of all procedures (default: 3)")
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
     parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
     options = parser.parse_args(arguments)
@@ -240,15 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
     for name in options.models:
-        torch.manual_seed(0)
-        model = timm.create_model(name, pretrained=name.startswith("local-dir:")).to(device).eval()
-        x = torch.randn(options.batch_size, model.in_chans, *model.img_size)
-        y = torch.randint(model.num_classes, (len(x),))
-        if options.dataset:
-            images, y = load_dataset(options.dataset, "test", root=options.data_root).__getitems__(range(len(x)))
-            config = model.pretrained_cfg
-            x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
-        x, y = x.to(device), y.to(device)
+        model, x, y = load_network(name, options, device)
         print(f"\n{name}, {len(x)} images, milliseconds per image")
         if options.study:
             rows = study(model, x, y, options.beta)

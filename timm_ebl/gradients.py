@@ -1,0 +1,124 @@
+"""How near a gradient comes to another one: a rule's to the true one, 16 bits to 32.
+
+    python -m timm_ebl.gradients --models dchn_tiny_cifar10
+
+prints, for every rule and strength of its perturbation, the cosine between the gradient in 16 bits and in 32, for each
+interaction from the input upwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import timm_ebl  # noqa: F401 (registers the models)
+
+from .data import load_dataset
+from .minimize import Minimizer, Start
+from .network import HopfieldNetwork
+from .rules import create_rule, list_rules, rule_options
+from .transforms import BatchTransform
+
+__all__ = ["add_network_options", "gradients", "layer_cosines", "load_network", "main", "true_gradient"]
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BETAS = (0.1, 0.25)
+
+
+def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
+    """The gradient of each interaction's weight after a step."""
+    model.zero_grad(set_to_none=True)
+    step()
+    found = [interaction.weight.grad.flatten().double() for interaction in model.interactions]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def true_gradient(model: HopfieldNetwork, x: Tensor, y: Tensor, sweeps: int = 100) -> list[Tensor]:
+    """Gradient of the cost at a converged free state: backpropagation through many sweeps, in parts of the batch."""
+    free = Minimizer(sweeps=1000, tolerance=1e-5, omega=1.5, start=Start.ZERO)
+    rule = create_rule("tbp", free=free, second=Minimizer(sweeps=sweeps, omega=1.0))
+
+    def step() -> None:
+        for images, labels in zip(x.split(16), y.split(16), strict=True):
+            (rule(model, images, labels).loss * (len(images) / len(x))).backward()
+
+    return gradients(model, step)
+
+
+def layer_cosines(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Cosine of the angle between two gradients, for each interaction."""
+    return [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(found, expected, strict=True)]
+
+
+def rule_gradients(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, precision: torch.dtype | None = None, **options: object
+) -> list[Tensor]:
+    """The gradient of a rule by name, under autocast where a precision is given."""
+
+    def step() -> None:
+        with torch.autocast(x.device.type, precision or torch.bfloat16, enabled=precision is not None):
+            loss = create_rule(name, **options)(model, x, y).loss
+        loss.backward()
+
+    return gradients(model, step)
+
+
+def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], images: int) -> None:
+    """The options that `load_network` reads, and the number of threads."""
+    parser.add_argument(
+        "--models", nargs="+", default=models, help="timm names, or local-dir:FOLDER of a trained run (default: some)"
+    )
+    parser.add_argument("--batch-size", type=int, default=images, help=f"images (default: {images})")
+    parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
+    parser.add_argument("--data-root", help="folder with copies of Hub data sets")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+
+
+def load_network(
+    name: str, options: argparse.Namespace, device: torch.device
+) -> tuple[HopfieldNetwork, Tensor, Tensor]:
+    """A model by name, and a batch of test images of the data set with their labels, or of noise."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=name.startswith("local-dir:")).to(device).eval()
+    x = torch.randn(options.batch_size, model.in_chans, *model.img_size)
+    y = torch.randint(model.num_classes, (len(x),))
+    if options.dataset:
+        images, y = load_dataset(options.dataset, "test", root=options.data_root).__getitems__(range(len(x)))
+        config = model.pretrained_cfg
+        x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
+    return model, x.to(device), y.to(device)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare precisions from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add_network_options(parser, ["dchn_tiny_cifar10"], 32)
+    parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for model_name in options.models:
+        model, x, y = load_network(model_name, options, device)
+        print(f"\n{model_name}, {len(x)} images, {device.type}: cosine with the gradient in 32 bits, by interaction")
+        for name in options.rules:
+            for beta in BETAS if "beta" in rule_options(name) else (None,):
+                settings = {} if beta is None else {"beta": beta}
+                expected = rule_gradients(model, x, y, name, **settings)
+                row = f"{name:<6} {'' if beta is None else f'beta {beta:g}':<10}"
+                for title, precision in PRECISIONS.items():
+                    cosines = layer_cosines(rule_gradients(model, x, y, name, precision, **settings), expected)
+                    row += f"  {title} " + " ".join(f"{cosine:.3f}" for cosine in cosines)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
