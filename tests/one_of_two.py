@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from timm_ebl import list_rules
 from timm_ebl.config import TrainConfig
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
@@ -15,7 +16,7 @@ from timm_ebl.progress import Progress
 from timm_ebl.task import RuleTask
 from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
 
-RULES = ("tbp", "rbp", "c-ep")
+RULES = tuple(list_rules())
 BATCH = 12
 
 

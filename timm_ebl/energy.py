@@ -184,7 +184,8 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Products | None = None
     ) -> tuple[Tensor | None, ...]:
         products = prepared or self.prepare(lower.shape)
-        return products.gradient(lower, self._unpool(upper, route, lower.shape)), upper.sum((0, 2, 3))
+        bias = sum(upper.chunk(products.copies)).sum((0, 2, 3))
+        return products.gradient(lower, self._unpool(upper, route, lower.shape)), bias
 
 
 class AveragePooled(ConvInteraction):

@@ -95,6 +95,9 @@ class Products:
     def _narrow(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
 
+    def _narrow_bias(self, bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.to(self.dtype)
+
     def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """A tensor in the products' type and what it is to be multiplied by: float16 has no room for small numbers."""
         if self.dtype != torch.float16:
@@ -119,7 +122,7 @@ class Products:
     def _up(self) -> Callable[[Tensor, Tensor | None], Tensor]:
         if self.packs:
             return self._packed(self.weight, self.lower)
-        return lambda lower, bias: F.conv2d(lower, self._kernel, bias, padding=self.padding)
+        return lambda lower, bias: F.conv2d(lower, self._kernel, self._narrow_bias(bias), padding=self.padding)
 
     @cached_property
     def _down(self) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -141,8 +144,7 @@ class Products:
         convolve = torch.ops.mkldnn._convolution_pointwise
 
         def product(x: Tensor, bias: Tensor | None) -> Tensor:
-            bias = None if bias is None else bias.to(self.dtype)
-            return convolve(x, packed, bias, padding, ones, ones, 1, "none", [], "")
+            return convolve(x, packed, self._narrow_bias(bias), padding, ones, ones, 1, "none", [], "")
 
         return product
 
