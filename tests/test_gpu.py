@@ -13,6 +13,7 @@ from runs import arguments, results, train_ebl, write_images
 
 from timm_ebl import create_rule, list_rules
 from timm_ebl.checkpoint import Checkpoints
+from timm_ebl.gradients import layer_cosines, rule_gradients
 from timm_ebl.signals import Interrupted
 
 pytestmark = [
@@ -106,3 +107,14 @@ def test_every_rule_has_the_gradient_of_the_cpu(algo):
         create_rule(algo)(model, x.to(device), y.to(device)).loss.backward()
         found.append(torch.cat([p.grad.flatten().cpu() for p in model.parameters()]))
     assert float(torch.nn.functional.cosine_similarity(*found, dim=0)) > 0.99
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("algo", list_rules())
+def test_every_rules_gradient_in_16_bits_is_near_that_in_32(algo, precision):
+    torch.manual_seed(0)
+    model = timm.create_model("dchn_tiny_cifar10").cuda().eval()
+    x, y = torch.randn(16, 3, 32, 32, device="cuda"), torch.arange(16, device="cuda") % 10
+    exact, rough = (rule_gradients(model, x, y, algo, kind) for kind in (None, precision))
+    cosines = layer_cosines(rough, exact)
+    assert min(cosines) > (0.95 if precision == torch.float16 else 0.8)

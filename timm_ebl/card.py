@@ -160,7 +160,7 @@ def _training(recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimi
     rows = {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
         "free phase": _describe(rule.free) + (", from the last batch's state" if recipe.warm_start else ""),
-        "second phase": _describe(rule.second),
+        "second phase": _describe(rule.second) + (", pooling routes held" if recipe.hold_routes else ""),
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}",
         "batch": f"{recipe.batch_size} images on each process",

@@ -24,7 +24,15 @@ from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
 from .transforms import BatchTransform
 
-__all__ = ["add_network_options", "gradients", "layer_cosines", "load_network", "main", "true_gradient"]
+__all__ = [
+    "add_network_options",
+    "gradients",
+    "layer_cosines",
+    "load_network",
+    "main",
+    "rule_gradients",
+    "true_gradient",
+]
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BETAS = (0.1, 0.25)

@@ -98,16 +98,19 @@ class Products:
     def _narrow_bias(self, bias: Tensor | None) -> Tensor | None:
         return None if bias is None else bias.to(self.dtype)
 
-    def _scaled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """A tensor in the products' type and what it is to be multiplied by: float16 has no room for small numbers."""
+    def _scaled(self, x: Tensor, largest: float = 1.0) -> tuple[Tensor, Tensor | None]:
+        """A tensor in the products' type and what it is to be multiplied by.
+
+        float16 has room neither for small numbers nor for large sums: there, the largest entry becomes ``largest``.
+        """
         if self.dtype != torch.float16:
             return self._narrow(x), None
-        scale = x.abs().amax()
+        scale = x.abs().amax() / largest
         scale = scale.where(scale > 0, 1)
         return self._narrow(x / scale), scale
 
     def _scaled_gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
-        (lower, a), (upper, b) = self._scaled(lower), self._scaled(upper)
+        (lower, a), (upper, b) = self._scaled(lower, 0.125), self._scaled(upper)
         gradient = _wide(self._weight_gradient(lower, upper))
         return gradient if a is None else gradient * (a * b)
 

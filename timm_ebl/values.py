@@ -11,6 +11,9 @@ __all__ = ["Choice", "is_number"]
 class Choice(str, Enum):
     """Names to choose from; an unknown one raises a ValueError that lists them."""
 
+    def __str__(self) -> str:
+        return self.value
+
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
         raise ValueError(f"Unknown {cls.__name__.lower()} {value!r}: choose one of {', '.join(cls)}.")
