@@ -12,6 +12,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .energy import ConvInteraction
-from .gradients import add_network_options, gradients, layer_cosines, load_network, true_gradient
+from .gradients import PRECISIONS, add_network_options, gradients, layer_cosines, load_network, true_gradient
 from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
@@ -46,7 +48,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of a call."""
+    """Seconds of a call: of the wall clock, or, on a GPU, between two events of its stream."""
+    if device.type == "cuda":
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
+        call()
+        ended.record()
+        ended.synchronize()
+        return begun.elapsed_time(ended) / 1e3
     synchronize(device)
     begin = time.perf_counter()
     call()
@@ -139,23 +148,55 @@ def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Pro
     ]
 
 
-def rule_procedure(model: HopfieldNetwork, x: Tensor, y: Tensor, rule: Rule, name: str) -> Procedure:
-    """A rule on our engine as a row of the table."""
+def rule_procedure(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, rule: Rule, name: str, precision: str | None = None
+) -> Procedure:
+    """A rule on our engine as a row of the table, under autocast where a precision of `PRECISIONS` is given."""
     free = rule.free or model.minimizer
     contrastive = isinstance(rule, ContrastiveRule)
-    held = ", held" if contrastive and rule.hold_routes else ""
+    notes = [
+        *(["held"] if contrastive and rule.hold_routes else []),
+        *(["compiled"] if free.compiled else []),
+        *([precision] if precision else []),
+    ]
+
+    def autocast() -> AbstractContextManager:
+        return torch.autocast(x.device.type, PRECISIONS[precision]) if precision else nullcontext()
+
+    def infer() -> None:
+        with autocast():
+            model.relax(x, minimizer=free)
+
+    def step() -> None:
+        with autocast():
+            loss = rule(model, x, y).loss
+        loss.backward()
+
     return Procedure(
-        f"{name}, ours, {free.omega:g}/{rule.second.omega:g}{held}",
+        ", ".join([f"{name}, ours, {free.omega:g}/{rule.second.omega:g}", *notes]),
         f"{free.sweeps} + {'2 x ' if contrastive else ''}{rule.second.sweeps} {rule.second.order[:5]}.",
-        lambda: model.relax(x, minimizer=free),
-        lambda: rule(model, x, y).loss.backward(),
+        infer,
+        step,
     )
+
+
+def variants(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, precisions: Sequence[str], compiled: bool
+) -> list[Procedure]:
+    """The default setting of c-ep in other precisions, and compiled."""
+    plain = create_rule("c-ep", beta=beta)
+    rows = [rule_procedure(model, x, y, plain, "c-ep", precision) for precision in precisions]
+    if compiled:
+        free, second = (replace(phase, compiled=True) for phase in (model.minimizer, plain.second))
+        rule = replace(plain, free=free, second=second)
+        rows += [rule_procedure(model, x, y, rule, "c-ep", precision) for precision in (None, *precisions)]
+    return rows
 
 
 def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedure], repeats: int) -> None:
     """Print the table of one model; the ratios are to its first row."""
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
-    for row in rows[-1:]:
+    for row in rows:
         row.step()
     for _ in range(repeats):
         for (infer, step), row in zip(times, rows, strict=True):
@@ -163,7 +204,7 @@ def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedu
             step.append(seconds(row.step, x.device))
     expected = true_gradient(model, x, y)
     reference = None
-    columns = f"{'procedure':<24} {'sweeps':>16} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
+    columns = f"{'procedure':<34} {'sweeps':>16} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient, by interaction")
     for (infer, step), row in zip(times, rows, strict=True):
         free, whole = (statistics.median(t) / len(x) * 1e3 for t in (infer, step))
@@ -171,7 +212,7 @@ def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedu
         memory = peak_memory(row.step, x.device)
         cosines = layer_cosines(gradients(model, row.step), expected)
         print(
-            f"{row.name:<24} {row.sweeps:>16} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
+            f"{row.name:<34} {row.sweeps:>16} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}"
         )
@@ -196,6 +237,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="turns of all procedures (default: 3)")
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument(
+        "--precisions",
+        nargs="*",
+        choices=PRECISIONS,
+        default=list(PRECISIONS) if on_gpu else [],
+        help="time our c-ep in these as well (default: all on a GPU, none elsewhere)",
+    )
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=on_gpu,
+        help="time our c-ep compiled as well (default: on a GPU)",
+    )
     parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -212,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = study(model, x, y, options.beta)
         else:
             rows = procedures(model, x, y, options.beta, options.laborieux)
+            rows += variants(model, x, y, options.beta, options.precisions, options.compiled)
         measure(model, x, y, rows, options.repeats)
 
 

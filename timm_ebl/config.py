@@ -101,6 +101,7 @@ class TrainConfig:
     paired: bool = _flag(
         True, "sweep the free state of a one-sided rule as often as the perturbed one (not in the paper)"
     )
+    compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
     opt: str = _option("adam", "optimiser, by its name in timm.optim")
     lr: tuple[float, ...] = _option((2e-3,), "learning rate, or one for each interaction, read-out last", float, True)
     min_lr: float = _option(2e-6, "learning rate at the end of the cosine", float)

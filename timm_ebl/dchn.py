@@ -68,6 +68,7 @@ class DCHN(HopfieldNetwork):
         tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
         omega: Over-relaxation of the hidden layers, between 0 and 2.
         start: ``"zero"`` or ``"feedforward"``.
+        compiled: Whether sweeps are compiled (`timm_ebl.Minimizer`).
         backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
             `Backward`. It is an attribute too, free to be set.
         device: Device of the parameters.
@@ -95,6 +96,7 @@ class DCHN(HopfieldNetwork):
         tolerance: float | None = None,
         omega: float = 1.5,
         start: str | Start = Start.FEEDFORWARD,
+        compiled: bool = False,
         backward: str | Backward = "ep",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -114,7 +116,7 @@ class DCHN(HopfieldNetwork):
         self.img_size = _as_size(img_size)
         self.gains = _as_gains(gains, len(widths) + 1)
         self.bias_gain = bias_gain
-        self.minimizer = Minimizer(order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start)
+        self.minimizer = Minimizer(order, sweeps, tolerance, omega, start, compiled)
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(

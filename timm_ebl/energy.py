@@ -225,7 +225,8 @@ class DenseInteraction(nn.Linear, _Uniform):
         return Drive(self._product(lower.flatten(1), self.weight, self.bias))
 
     def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
-        return self._product(upper, self.weight.t()).view(lower)
+        feedback = self._product(upper, self.weight.t()).view(lower)
+        return feedback.contiguous(memory_format=torch.channels_last) if len(lower) == 4 else feedback
 
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None

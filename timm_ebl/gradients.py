@@ -25,6 +25,7 @@ from .rules import create_rule, list_rules, rule_options
 from .transforms import BatchTransform
 
 __all__ = [
+    "PRECISIONS",
     "add_network_options",
     "gradients",
     "layer_cosines",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class Minimizer:
             paper has 1; the energy never rises for any of them under the asynchronous order. With a tolerance, a
             residual above that of the first look makes it fall back to 1 (`Relaxation.omega`).
         start: Where to start if no state is given.
+        compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
+            batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
 
     Raises:
         ValueError: A field is out of range, or a name is unknown.
@@ -58,6 +61,7 @@ class Minimizer:
     tolerance: float | None = None
     omega: float = 1.5
     start: Start = Start.FEEDFORWARD
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         get_order(self.order)
@@ -86,6 +90,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         walk: Where to start.
         minimizer: Order, over-relaxation and end of the walk.
     """
+    step = compiled_sweep() if minimizer.compiled else Walk.sweep
     groups, tolerance, omega = minimizer.groups(len(walk.state)), minimizer.tolerance, minimizer.omega
     x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
     gone: list[tuple[Tensor, Relaxation]] = []
@@ -94,7 +99,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         last = sweep == minimizer.sweeps
         measured = last or (tolerance is not None and sweep % SWEEPS_BETWEEN_LOOKS == 0)
         before = tuple(walk.state) if measured else ()
-        walk.sweep(groups, omega)
+        step(walk, groups, omega)
         if measured:
             residual = relative_change(before, walk.state)
         if last or not measured:
@@ -113,6 +118,12 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         return relaxation
     order = torch.cat([*(indices for indices, _ in gone), samples]).argsort()
     return Relaxation.cat([*(part for _, part in gone), relaxation]).select(order, x)
+
+
+@cache
+def compiled_sweep() -> Callable[[Walk, Groups, float], None]:
+    """`Walk.sweep`, compiled."""
+    return torch.compile(Walk.sweep, dynamic=False)
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

@@ -29,18 +29,18 @@ class Products:
     """
 
     def __init__(self, convolution: nn.Conv2d, lower: torch.Size) -> None:
-        self.weight, self.bias, self.padding = convolution.weight, convolution.bias, convolution.padding
+        self.weight, self.bias, self.padding = convolution.weight, convolution.bias, [*convolution.padding]
         self.lower = [*lower]
         self.upper = [lower[0], convolution.out_channels, *lower[2:]]
         device = self.weight.device.type
         self.dtype = torch.get_autocast_dtype(device) if _has_autocast(device) else self.weight.dtype
+        self.kernel = self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
         self.packs = (
             device == "cpu"
             and torch.backends.mkldnn.is_available()
             and torch._C._get_mkldnn_enabled()
             and (self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and _has_bfloat16()))
-            and not torch.is_grad_enabled()
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and not (torch.is_grad_enabled() or torch.jit.is_tracing())
         )
         self.copies = 1
 
@@ -59,6 +59,10 @@ class Products:
     def is_rough(self) -> bool:
         """Whether the products are rounded to 16 bits."""
         return self.dtype in (torch.float16, torch.bfloat16)
+
+    @property
+    def _uses_packed(self) -> bool:
+        return self.packs and not torch.compiler.is_compiling()
 
     def up(self, lower: Tensor) -> Tensor:
         """The convolution of ``(B, C, H, W)`` with its bias."""
@@ -95,9 +99,6 @@ class Products:
     def _narrow(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
 
-    def _narrow_bias(self, bias: Tensor | None) -> Tensor | None:
-        return None if bias is None else bias.to(self.dtype)
-
     def _scaled(self, x: Tensor, largest: float = 1.0) -> tuple[Tensor, Tensor | None]:
         """A tensor in the products' type and what it is to be multiplied by.
 
@@ -121,35 +122,35 @@ class Products:
         backward = torch.ops.aten.convolution_backward
         return backward(upper, lower, kernel, None, ones, self.padding, ones, False, zeros, 1, needed)[1]
 
-    @cached_property
-    def _up(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        if self.packs:
-            return self._packed(self.weight, self.lower)
-        return lambda lower, bias: F.conv2d(lower, self._kernel, self._narrow_bias(bias), padding=self.padding)
+    def _up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
+        bias = None if bias is None else bias.to(self.dtype)
+        if self._uses_packed:
+            return self._convolve(lower, self._packed_up, bias)
+        return F.conv2d(lower, self.kernel, bias, padding=self.padding)
+
+    def _down(self, upper: Tensor, _: None) -> Tensor:
+        if self._uses_packed:
+            return self._convolve(upper, self._packed_down, None)
+        return F.conv_transpose2d(upper, self.kernel, padding=self.padding)
+
+    def _convolve(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+        convolve, ones = torch.ops.mkldnn._convolution_pointwise, [1, 1]
+        return convolve(x, packed, bias, self.padding, ones, ones, 1, "none", [], "")
 
     @cached_property
-    def _down(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """As a convolution with the kernel turned about where the weight is packed."""
-        if self.packs:
-            turned = self.weight.contiguous(memory_format=torch.channels_last).flip(2, 3).transpose(0, 1)
-            return self._packed(turned, self.upper)
-        return lambda upper, _: F.conv_transpose2d(upper, self._kernel, padding=self.padding)
+    def _packed_up(self) -> Tensor:
+        return self._pack(self.kernel, self.lower)
 
     @cached_property
-    def _kernel(self) -> Tensor:
-        return self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    def _packed_down(self) -> Tensor:
+        """The transposed convolution is one with the kernel turned about."""
+        return self._pack(self.kernel.flip(2, 3).transpose(0, 1), self.upper)
 
-    def _packed(self, weight: Tensor, shape: list[int]) -> Callable[[Tensor, Tensor | None], Tensor]:
-        padding, ones = list(self.padding), [1, 1]
-        packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-            weight.detach().to(self.dtype).contiguous().to_mkldnn(), padding, ones, ones, 1, shape
+    def _pack(self, kernel: Tensor, shape: list[int]) -> Tensor:
+        ones = [1, 1]
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(
+            kernel.contiguous().to_mkldnn(), self.padding, ones, ones, 1, shape
         )
-        convolve = torch.ops.mkldnn._convolution_pointwise
-
-        def product(x: Tensor, bias: Tensor | None) -> Tensor:
-            return convolve(x, packed, self._narrow_bias(bias), padding, ones, ones, 1, "none", [], "")
-
-        return product
 
 
 def _copies(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,6 +138,8 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         model.check_input(train.images[:1].float())
     except ValueError as error:
         raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
+    # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
+    model.minimizer = replace(model.minimizer, compiled=config.compiled)
     return model
 
 
@@ -156,13 +158,14 @@ def build_rule(config: TrainConfig) -> Rule:
         ConfigError: beta does not go with the rule.
     """
     default = create_rule(config.algo)
-    second = {"sweeps": config.nudged_sweeps}
+    second = {"sweeps": config.nudged_sweeps, "compiled": config.compiled}
     options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
         options |= {"hold_routes": config.hold_routes, "paired": config.paired}
     given = {name: value for name, value in second.items() if value is not None}
-    options |= {"free": Minimizer(**free_phase(config)), "second": replace(default.second, **given)}
+    free = Minimizer(**free_phase(config), compiled=config.compiled)
+    options |= {"free": free, "second": replace(default.second, **given)}
     if config.beta is not None:
         options["beta"] = config.beta
     try:
