@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import twin
 
 from timm_ebl import Minimizer, Nudged
-from timm_ebl.energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
+from timm_ebl.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 
 
 def interactions():

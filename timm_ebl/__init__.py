@@ -6,7 +6,8 @@ Importing the package registers the ``dchn_*`` models with timm.
 from ._version import __version__
 from .backward import Backward, create_backward, equilibrium, list_backwards
 from .dchn import DCHN
-from .energy import ConvInteraction, DenseInteraction, Interaction, State
+from .energy import State
+from .interaction import ConvInteraction, DenseInteraction, Interaction
 from .minimize import PAPER, Minimizer, Start
 from .network import EnergyModel, HopfieldNetwork
 from .order import list_orders, register_order

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .energy import ConvInteraction
 from .gradients import PRECISIONS, add_network_options, gradients, layer_cosines, load_network, true_gradient
+from .interaction import ConvInteraction
 from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork

@@ -23,7 +23,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from .backward import Backward, create_backward, equilibrium
-from .energy import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from .interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .spec import DATASETS

@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from .energy import EnergyAtState, Interaction, State, energy_from_drives
+from .energy import EnergyAtState, State, energy_from_drives
+from .interaction import Interaction
 from .minimize import Minimizer, Start, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
@@ -48,7 +49,7 @@ def as_layers(state: State | Relaxation) -> State:
 
 
 class HopfieldNetwork(nn.Module, ABC):
-    """A layered Hopfield network made of interactions (`timm_ebl.energy`).
+    """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
     A subclass sets `minimizer` and implements `interactions`.
     """

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .energy import ConvInteraction, Drive, State
+from .energy import State
+from .interaction import ConvInteraction, Drive
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .perturbation import FREE, Nudged, Perturbation

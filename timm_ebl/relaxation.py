@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .energy import Drive, State
+from .energy import State
+from .interaction import Drive
 
 __all__ = ["Relaxation", "Stamp", "stamp"]
 

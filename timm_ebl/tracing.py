@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from .backward import Backward, equilibrium
-from .energy import Interaction
+from .interaction import Interaction
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 

@@ -1,7 +1,7 @@
 """A relaxation under way.
 
 One sweep updates every layer once, group by group. The layers of a group are updated together, each to the exact
-minimum of the energy given the others (`timm_ebl.energy`), so a sweep costs one forward and one transposed
+minimum of the energy given the others (`timm_ebl.interaction`), so a sweep costs one forward and one transposed
 convolution for each interaction whatever the order is: a drive is kept until the layer below it changes, and its
 pooling route serves the feedback as well.
 """
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .energy import Drive, Interaction, State, energy_from_drives
+from .energy import State, energy_from_drives
+from .interaction import Drive, Interaction
 from .order import Groups
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation, Stamp, stamp

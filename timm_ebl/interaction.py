@@ -1,0 +1,258 @@
+"""Interactions between neighbouring layers (paper, Section 3).
+
+A layered Hopfield network has an input ``s_0 = x``, hidden layers ``s_1 .. s_{L-1}`` with units in ``[0, 1]`` and an
+output layer ``s_L = o`` with real units. Interaction ``k`` joins layer ``k - 1`` to layer ``k``:
+
+    E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>
+
+where ``drive_k`` is linear up to pooling and contains the bias of layer ``k``. Writing
+``feedback_k(s_k) = d <s_k, drive_k(s_{k-1})> / d s_{k-1}``, the energy is minimised over one layer, all others fixed
+and pooling linearised at its present argmax, by ``s_k = clip(drive_k(s_{k-1}) + feedback_{k+1}(s_{k+1}), 0, 1)``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .products import Products
+
+__all__ = [
+    "AveragePooled",
+    "ConvInteraction",
+    "DenseInteraction",
+    "Drive",
+    "EmptyInteraction",
+    "Interaction",
+]
+
+
+class Drive(NamedTuple):
+    """The bottom-up input to a layer, with what its top-down counterpart needs.
+
+    Attributes:
+        value: ``drive_k(s_{k-1})``, of the shape of ``s_k``.
+        route: For each unit of ``s_k`` the position that pooling chose below; ``None`` where nothing is pooled.
+    """
+
+    value: Tensor
+    route: Tensor | None = None
+
+    @classmethod
+    def cat(cls, drives: Sequence[Drive]) -> Drive:
+        """The drive into a layer of several batches, as that of one batch."""
+        return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*drives, strict=True)))
+
+    def select(self, samples: Tensor) -> Drive:
+        """The drive into a layer of some samples of the batch, given by their indices or a mask."""
+        return Drive(self.value[samples], None if self.route is None else self.route[samples])
+
+
+class Interaction(ABC):
+    """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy."""
+
+    @abstractmethod
+    def shape(self, lower: torch.Size) -> torch.Size:
+        """Shape of one sample of the upper layer, given that of the lower one."""
+
+    def prepare(self, lower: torch.Size) -> Any:
+        """What the many sweeps of a relaxation share, made once: the other methods take it as `prepared`.
+
+        It is ``None``, or an object that knows of copies as `timm_ebl.products.Products` does (``copies``,
+        ``of_copies``).
+
+        Args:
+            lower: Shape ``(B, *lower_shape)`` of the lower layer.
+        """
+        return None
+
+    @abstractmethod
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
+        """Bottom-up input ``drive(lower)``, bias included.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            route: Positions to use in place of those that pooling would choose now ("held routes").
+            prepared: What `prepare` returned, if it was asked.
+        """
+
+    @abstractmethod
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+        """Top-down input ``d <upper, drive(lower)> / d lower``, in a tensor of its own, which the caller may change.
+
+        Args:
+            upper: State of the upper layer, ``(B, *upper_shape)``.
+            route: The route of the drive at the present lower state.
+            lower: Shape ``(B, *lower_shape)`` of the result.
+            prepared: What `prepare` returned, if it was asked.
+        """
+
+    @abstractmethod
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
+        """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in every parameter, in the order of ``parameters()``.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            upper: State of the upper layer, ``(B, *upper_shape)``.
+            route: The route of the drive at this lower state.
+            prepared: What `prepare` returned, if it was asked.
+        """
+
+    @abstractmethod
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        """Draw weights from ``U(+-gain / sqrt(fan_in))`` and biases from ``U(+-bias_gain / sqrt(fan_in))``."""
+
+
+class _Uniform(Interaction):
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        fan_in = self.weight[0].numel()
+        with torch.no_grad():
+            for parameter, scale in ((self.weight, gain), (self.bias, bias_gain)):
+                if parameter is not None:
+                    bound = scale / fan_in**0.5
+                    parameter.uniform_(-bound, bound, generator=generator)
+
+
+class ConvInteraction(nn.Conv2d, _Uniform):
+    """Convolution followed by max pooling: ``drive(s) = P(w * s) + b`` (paper, Section 3).
+
+    Args:
+        in_channels: Channels of the lower layer.
+        out_channels: Channels of the upper layer.
+        kernel_size: Side of the kernel; the padding keeps the image size.
+        pool: Side and stride of the pooling window.
+        **kwargs: ``device`` and ``dtype`` of the parameters.
+
+    Raises:
+        ValueError: The kernel's side is even, or the window has no extent.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, pool: int = 2, **kwargs) -> None:
+        if kernel_size % 2 != 1 or pool < 1:
+            raise ValueError(f"kernel_size is odd and pool at least 1; got {kernel_size!r} and {pool!r}.")
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
+        self.pool = pool
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([self.out_channels, *(side // self.pool for side in lower[1:])])
+
+    def prepare(self, lower: torch.Size) -> Products:
+        """The products of the convolution, with the weight laid out for them once."""
+        return Products(self, lower)
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
+        products = prepared or self.prepare(lower.shape)
+        unpooled = products.up(lower)
+        if route is None and products.by_difference and products.is_rough:
+            # Of values that 16 bits cannot tell apart, rounding would choose another one for each copy.
+            _, route = F.max_pool2d(torch.lerp(*unpooled.chunk(2), 0.5), self.pool, return_indices=True)
+            route = route.repeat(2, 1, 1, 1)
+        if route is None:
+            return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
+        return Drive(_gather(unpooled, route), route)
+
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Products | None = None
+    ) -> Tensor:
+        products = prepared or self.prepare(lower)
+        upper = upper if products.by_difference else upper.to(products.dtype)
+        return products.down(self._unpool(upper, route, lower))
+
+    def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
+        """Every value at the position that pooling chose, zeros elsewhere: the adjoint of pooling, faster as such."""
+        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
+        return torch.ops.aten.max_pool2d_with_indices_backward(
+            upper, like, window, window, (0, 0), (1, 1), False, route
+        )
+
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Products | None = None
+    ) -> tuple[Tensor | None, ...]:
+        products = prepared or self.prepare(lower.shape)
+        bias = sum(upper.chunk(products.copies)).sum((0, 2, 3))
+        return products.gradient(lower, self._unpool(upper, route, lower.shape)), bias
+
+
+class AveragePooled(ConvInteraction):
+    """Convolution followed by average pooling, ``drive(s) = P(w * s) + b`` with a linear ``P``: there are no routes."""
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
+        products = prepared or self.prepare(lower.shape)
+        return Drive(F.avg_pool2d(products.up(lower), self.pool))
+
+    def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
+        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
+        return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
+
+
+def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
+    """The values at the positions that pooling chose, channels last."""
+    values, positions = (maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in (unpooled, route))
+    return values.gather(1, positions).unflatten(1, route.shape[2:]).permute(0, 3, 1, 2)
+
+
+def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
+    """An empty tensor of the shape, layout and type that the upper layer has before pooling."""
+    size = (*upper.shape[:2], *lower[2:])
+    return torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+
+
+class DenseInteraction(nn.Linear, _Uniform):
+    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3).
+
+    It is small, and computes in no fewer bits than its weight has, under autocast too.
+    """
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([self.out_features])
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
+        return Drive(self._product(lower.flatten(1), self.weight, self.bias))
+
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+        feedback = self._product(upper, self.weight.t()).view(lower)
+        return feedback.contiguous(memory_format=torch.channels_last) if len(lower) == 4 else feedback
+
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
+        return self._product(upper.t(), lower.flatten(1).t()), upper.sum(0)
+
+    def _product(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x matrix^T + bias`` in the widest type of the three."""
+        wide = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), self.weight.dtype)
+        device = x.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            return F.linear(x.to(wide), matrix.to(wide), None if bias is None else bias.to(wide))
+
+
+class EmptyInteraction(nn.Identity, Interaction):
+    """Joins a layer to an output layer of no units, for a network without a read-out."""
+
+    def shape(self, lower: torch.Size) -> torch.Size:
+        return torch.Size([0])
+
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
+        return Drive(lower.new_empty(lower.shape[0], 0))
+
+    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+        return upper.new_zeros(lower)
+
+    def gradient(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+    ) -> tuple[Tensor | None, ...]:
+        return ()
+
+    def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
+        pass
