@@ -116,7 +116,9 @@ class DCHN(HopfieldNetwork):
         self.img_size = _as_size(img_size)
         self.gains = _as_gains(gains, len(widths) + 1)
         self.bias_gain = bias_gain
-        self.minimizer = Minimizer(order, sweeps, tolerance, omega, start, compiled)
+        self.minimizer = Minimizer(
+            order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start, compiled=compiled
+        )
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(
