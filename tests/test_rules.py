@@ -60,7 +60,7 @@ def test_the_bias_of_equilibrium_propagation_has_its_order_in_beta(dense, make_d
 def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch):
     model, (x, y) = make_dchn(), batch
     beta, second = 0.2, Minimizer(sweeps=4)
-    rule = create_rule("c-ep", beta=beta, second=second)
+    rule = create_rule("c-ep", beta=beta, second=second, hold_routes=False)
     rule(model, x, y).loss.backward()
     free = model.relax(x)
     target = torch.eye(3, dtype=torch.float64)[y]
@@ -74,12 +74,13 @@ def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch
 # ------------------------------------------------------------------------------------------------- the slow twin
 
 
-def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired):
-    """``(state_1, state_2, denominator)`` of a contrastive rule, as the table of the paper's equations says."""
+def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, hold_routes):
+    """``(state_1, state_2, denominator, held)`` of a contrastive rule, as the table of the paper's equations says."""
     groups = ((0, 2, 4), (1, 3))
     free = twin.zero_state(params, x)
     for _ in range(free_sweeps):
         free = twin.sweep(params, x, free, groups)
+    held = free if hold_routes else None
 
     def perturbed(sign):
         clamp = None
@@ -88,25 +89,26 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired):
             clamp = (1 - sign * beta) * free[-1] + sign * beta * y
             state = (*free[:-1], clamp)
         for _ in range(second_sweeps):
-            state = twin.sweep(params, x, state, groups, beta=sign * beta, y=y, clamp=clamp)
+            state = twin.sweep(params, x, state, groups, beta=sign * beta, y=y, clamp=clamp, held=held)
         return state
 
     unperturbed = perturbed(0) if paired else free
     match name.split("-")[0]:
         case "cl" | "p":
-            return unperturbed, perturbed(1), beta
+            return unperturbed, perturbed(1), beta, held
         case "n":
-            return perturbed(-1), unperturbed, beta
+            return perturbed(-1), unperturbed, beta, held
         case "c":
-            return perturbed(-1), perturbed(1), 2 * beta
+            return perturbed(-1), perturbed(1), 2 * beta, held
 
 
+@pytest.mark.parametrize("hold_routes", [False, True])
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("name", CONTRASTIVE)
-def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired):
+def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired, hold_routes):
     model, (x, y) = make_dchn(), batch
     plain = Minimizer(sweeps=9, omega=1.0, start="zero")
-    options = {"free": plain, "second": Minimizer(sweeps=5, omega=1.0), "paired": paired}
+    options = {"free": plain, "second": Minimizer(sweeps=5, omega=1.0), "paired": paired, "hold_routes": hold_routes}
     beta = 1.0 if name == "cl" else 0.3
     if name != "cl":
         options["beta"] = beta
@@ -114,8 +116,9 @@ def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired):
 
     params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
     frozen = twin.parameters(model)
-    first, second, denominator = twin_states(frozen, x, torch.eye(3, dtype=torch.float64)[y], name, beta, 9, 5, paired)
-    contrast = (twin.energy(params, x, second) - twin.energy(params, x, first)).mean() / denominator
+    target = torch.eye(3, dtype=torch.float64)[y]
+    first, second, denominator, held = twin_states(frozen, x, target, name, beta, 9, 5, paired, hold_routes)
+    contrast = (twin.energy(params, x, second, held) - twin.energy(params, x, first, held)).mean() / denominator
     expected = torch.autograd.grad(contrast, [p for pair in params for p in pair])
     assert loss.item() == pytest.approx(contrast.item(), abs=1e-10)
     torch.testing.assert_close(gradient(model, loss), torch.cat([g.flatten() for g in expected]), atol=1e-10, rtol=1e-9)

@@ -15,32 +15,39 @@ def parameters(model):
     return [(m.weight.detach().double(), m.bias.detach().double()) for m in (*model.layers, model.head)]
 
 
-def drive(weight, bias, lower):
-    """``P(w * s) + b`` for a convolution, ``W s + b`` for the read-out."""
+def drive(weight, bias, lower, held=None):
+    """``P(w * s) + b`` for a convolution, ``W s + b`` for the read-out; on request pooled as a held lower layer is."""
     if weight.ndim == 2:
         return lower.flatten(1) @ weight.T + bias
-    return F.max_pool2d(F.conv2d(lower, weight, padding=1), 2) + bias.view(-1, 1, 1)
+    maps = F.conv2d(lower, weight, padding=1)
+    _, route = F.max_pool2d(maps if held is None else F.conv2d(held, weight, padding=1), 2, return_indices=True)
+    return maps.flatten(2).gather(2, route.flatten(2)).view(route.shape) + bias.view(-1, 1, 1)
 
 
-def energy(params, x, state):
-    """``E(theta, x, s)``, ``(B,)``."""
+def below(x, state):
+    """The layer below each layer of the state; of no state, none."""
+    return [None] * 5 if state is None else [x, *state[:-1]]
+
+
+def energy(params, x, state, held=None):
+    """``E(theta, x, s)``, ``(B,)``, on request with the pooling routes of a held state."""
     total = torch.zeros(x.shape[0], dtype=x.dtype)
-    for (weight, bias), lower, upper in zip(params, (x, *state[:-1]), state, strict=True):
+    for (weight, bias), lower, upper, kept in zip(params, below(x, state), state, below(x, held), strict=True):
         total = total + (upper**2).flatten(1).sum(1) / 2
-        total = total - (upper * drive(weight, bias, lower)).flatten(1).sum(1)
+        total = total - (upper * drive(weight, bias, lower, kept)).flatten(1).sum(1)
     return total
 
 
-def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None, differentiable=False):
+def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None, held=None, differentiable=False):
     """The block minimum of the perturbed energy over one layer, on request with a graph to the other layers."""
-    below = x if layer == 0 else state[layer - 1]
-    bottom_up = drive(*params[layer], below)
+    kept = below(x, held)
+    bottom_up = drive(*params[layer], below(x, state)[layer], kept[layer])
     if layer == len(state) - 1:
         if clamp is not None:
             return clamp
         return bottom_up if y is None else (bottom_up + beta * y) / (1 + beta)
     here = state[layer].clone().requires_grad_()
-    interaction = (state[layer + 1] * drive(*params[layer + 1], here)).sum()
+    interaction = (state[layer + 1] * drive(*params[layer + 1], here, kept[layer + 1])).sum()
     (top_down,) = torch.autograd.grad(interaction, here, create_graph=differentiable)
     return (bottom_up + top_down).clamp(0, 1)
 
@@ -59,19 +66,19 @@ def sweep(params, x, state, groups, omega=1.0, **perturbation):
 
 def zero_state(params, x):
     """Every layer at zero."""
-    state, below = [], x
+    state, lower = [], x
     for weight, bias in params:
-        below = torch.zeros_like(drive(weight, bias, below))
-        state.append(below)
+        lower = torch.zeros_like(drive(weight, bias, lower))
+        state.append(lower)
     return tuple(state)
 
 
 def feedforward_state(params, x):
     """Each layer from the one below, without feedback."""
-    state, below = [], x
+    state, lower = [], x
     for weight, bias in params:
-        below = drive(weight, bias, below)
+        lower = drive(weight, bias, lower)
         if weight.ndim > 2:
-            below = below.clamp(0, 1)
-        state.append(below)
+            lower = lower.clamp(0, 1)
+        state.append(lower)
     return tuple(state)

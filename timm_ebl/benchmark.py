@@ -33,10 +33,11 @@ __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
 
 class Procedure(NamedTuple):
-    """One row of the table: how to infer and how to take a step."""
+    """One row of the table: how to infer and how to take a step, and the free phase of both."""
 
     name: str
     sweeps: str
+    free: Minimizer
     infer: Callable[[], object]
     step: Callable[[], None]
 
@@ -117,6 +118,7 @@ def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, labori
         Procedure(
             f"c-ep, {name}",
             f"{procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
+            procedure.free,
             lambda p=procedure: p.infer(model, x),
             lambda p=procedure: p.step(model, x, y),
         )
@@ -124,7 +126,7 @@ def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, labori
     ]
     for name, options in (
         ("c-ep", {"beta": beta}),
-        ("c-ep", {"beta": beta, "hold_routes": True}),
+        ("c-ep", {"beta": beta, "hold_routes": False}),
         ("tbp", {}),
         ("rbp", {}),
     ):
@@ -138,13 +140,15 @@ def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Pro
     settings += [
         (Minimizer(sweeps=20, omega=1.5), Minimizer(sweeps=8, omega=1.0)),
         (Minimizer(sweeps=12, omega=1.4), Minimizer(sweeps=6, omega=1.4)),
-        (Minimizer(sweeps=8, omega=1.5), Minimizer(sweeps=4, order="backward", omega=1.0)),
+        (Minimizer(sweeps=8, omega=1.7), Minimizer(sweeps=4, order="backward", omega=1.0)),
     ]
-    settings += [(Minimizer(sweeps=n, omega=1.5), ContrastiveRule.second) for n in (20, 12, 8, 6, 4)]
+    settings += [
+        (Minimizer(sweeps=n, omega=omega), ContrastiveRule.second) for omega in (1.5, 1.7) for n in (12, 8, 6, 4)
+    ]
     return [
         rule_procedure(model, x, y, create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held), "c-ep")
         for free, second in settings
-        for held in (False, True)
+        for held in (True, False)
     ]
 
 
@@ -155,7 +159,7 @@ def rule_procedure(
     free = rule.free or model.minimizer
     contrastive = isinstance(rule, ContrastiveRule)
     notes = [
-        *(["held"] if contrastive and rule.hold_routes else []),
+        *(["unheld"] if contrastive and not rule.hold_routes else []),
         *(["compiled"] if free.compiled else []),
         *([precision] if precision else []),
     ]
@@ -175,6 +179,7 @@ def rule_procedure(
     return Procedure(
         ", ".join([f"{name}, ours, {free.omega:g}/{rule.second.omega:g}", *notes]),
         f"{free.sweeps} + {'2 x ' if contrastive else ''}{rule.second.sweeps} {rule.second.order[:5]}.",
+        free,
         infer,
         step,
     )
@@ -202,15 +207,18 @@ def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedu
         for (infer, step), row in zip(times, rows, strict=True):
             infer.append(seconds(row.infer, x.device))
             step.append(seconds(row.step, x.device))
-    expected = true_gradient(model, x, y)
+    true: dict[Minimizer, list[Tensor]] = {}
     reference = None
     columns = f"{'procedure':<34} {'sweeps':>16} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
-    print(f"{columns}  cosine with the true gradient, by interaction")
+    print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
     for (infer, step), row in zip(times, rows, strict=True):
         free, whole = (statistics.median(t) / len(x) * 1e3 for t in (infer, step))
         reference = reference or whole
         memory = peak_memory(row.step, x.device)
-        cosines = layer_cosines(gradients(model, row.step), expected)
+        equilibrium = replace(row.free, sweeps=1, compiled=False)
+        if equilibrium not in true:
+            true[equilibrium] = true_gradient(model, x, y, equilibrium)
+        cosines = layer_cosines(gradients(model, row.step), true[equilibrium])
         print(
             f"{row.name:<34} {row.sweeps:>16} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)

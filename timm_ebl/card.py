@@ -156,11 +156,12 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 
 def _training(recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer) -> str:
     rule = build_rule(recipe)
+    held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
         "free phase": _describe(rule.free) + (", from the last batch's state" if recipe.warm_start else ""),
-        "second phase": _describe(rule.second) + (", pooling routes held" if recipe.hold_routes else ""),
+        "second phase": _describe(rule.second) + held,
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}",
         "batch": f"{recipe.batch_size} images on each process",

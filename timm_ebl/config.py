@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .minimize import Start
+from .minimize import Minimizer, Start
 from .order import list_orders
 from .rules import list_rules, rule_options
 
@@ -27,6 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "nudged_sweeps": 20,
         "nudged_omega": 1.0,
         "nudged_order": "asynchronous",
+        "hold_routes": False,
         "paired": False,
     },
 }
@@ -50,7 +51,7 @@ def _aside(default: Any, description: str, parse: Any = str, many: bool = False)
     return field(default=default, metadata={"help": description, "parse": parse, "many": many, "aside": True})
 
 
-def _flag(default: bool, description: str) -> Any:
+def _flag(default: bool | None, description: str) -> Any:
     return _option(default, description, parse=bool)
 
 
@@ -87,17 +88,19 @@ class TrainConfig:
     skip_bad_batches: bool = _flag(False, "leave out a step whose gradient is not finite")
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
-    free_sweeps: int = _option(8, "sweeps of the free phase, in training and in evaluation", int)
-    omega: float = _option(1.5, "over-relaxation of the hidden layers in the free phase; 1 for none", float)
-    order: str = _option("asynchronous", f"order of update in the free phase: {', '.join(list_orders())}")
+    free_sweeps: int = _option(Minimizer.sweeps, "sweeps of the free phase, in training and in evaluation", int)
+    omega: float = _option(Minimizer.omega, "over-relaxation of the hidden layers in the free phase; 1 for none", float)
+    order: str = _option(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
     nudged_sweeps: int | None = _option(
         None, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps; by default the rule's", int
     )
     nudged_omega: float | None = _option(None, "over-relaxation in the perturbed phases; by default the rule's", float)
     nudged_order: str | None = _option(None, "order of update in the perturbed phases; by default the rule's")
-    start: str = _option("feedforward", f"where a free phase starts: {', '.join(Start)}")
+    start: str = _option(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
     warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
-    hold_routes: bool = _flag(False, "keep the free state's pooling routes in the perturbed phases (not in the paper)")
+    hold_routes: bool | None = _flag(
+        None, "keep the free state's pooling routes in the perturbed phases (not in the paper); by default the rule's"
+    )
     paired: bool = _flag(
         True, "sweep the free state of a one-sided rule as often as the perturbed one (not in the paper)"
     )

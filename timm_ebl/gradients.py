@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import timm
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .data import load_dataset
-from .minimize import Minimizer, Start
+from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
 from .transforms import BatchTransform
@@ -48,10 +49,24 @@ def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
     return found
 
 
-def true_gradient(model: HopfieldNetwork, x: Tensor, y: Tensor, sweeps: int = 100) -> list[Tensor]:
-    """Gradient of the cost at a converged free state: backpropagation through many sweeps, in parts of the batch."""
-    free = Minimizer(sweeps=1000, tolerance=1e-5, omega=1.5, start=Start.ZERO)
-    rule = create_rule("tbp", free=free, second=Minimizer(sweeps=sweeps, omega=1.0))
+def true_gradient(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, free: Minimizer | None = None, sweeps: int = 100
+) -> list[Tensor]:
+    """Gradient of the cost at an equilibrium: backpropagation through many sweeps, in parts of the batch.
+
+    The energy has more than one minimum, and once a network is trained their gradients have little in common. Order,
+    over-relaxation and start of the free phase decide which one it leads to; how early it breaks off does not. The
+    gradient that a procedure stands for is that at its own.
+
+    Args:
+        model: The model.
+        x: Input.
+        y: Labels.
+        free: The free phase whose equilibrium is meant, whatever its sweeps; by default the model's.
+        sweeps: Sweeps to go back through.
+    """
+    converged = replace(free or model.minimizer, sweeps=1000, tolerance=1e-5, compiled=False)
+    rule = create_rule("tbp", free=converged, second=Minimizer(sweeps=sweeps, omega=1.0))
 
     def step() -> None:
         for images, labels in zip(x.split(16), y.split(16), strict=True):

@@ -175,7 +175,7 @@ class HopfieldNetwork(nn.Module, ABC):
         if start is Start.FEEDFORWARD:
             for layer in range(len(zero) - 1):
                 walk.set(layer, walk.drive(layer).value.clamp(0, 1))
-            walk.set(len(zero) - 1, walk.minimum(len(zero) - 1))
+            walk.set(len(zero) - 1, walk.field(len(zero) - 1))
         return walk
 
     def _check_state(self, x: Tensor, state: State) -> None:

@@ -33,16 +33,16 @@ class PlainWalk(Walk):
             return Drive(*F.max_pool2d(interaction(below), interaction.pool, return_indices=True))
         return interaction.drive(below)
 
-    def minimum(self, layer: int) -> Tensor:
+    def field(self, layer: int) -> Tensor:
         above = layer + 1
         interaction = self.interactions[above] if above < len(self.state) else None
         if not isinstance(interaction, ConvInteraction):
-            return super().minimum(layer)
+            return super().field(layer)
         routed = F.max_unpool2d(
             self.state[above], self.drive(above).route, interaction.pool, output_size=self.state[layer].shape[2:]
         )
         feedback = F.conv_transpose2d(routed, interaction.weight, padding=interaction.padding)
-        return (self.drive(layer).value + feedback).clamp(0, 1)
+        return self.drive(layer).value + feedback
 
 
 @dataclass(frozen=True)

@@ -127,14 +127,15 @@ class ContrastiveRule(Rule):
     Attributes:
         beta: Strength of the perturbation, positive; the nudging carries the sign.
         nudging: Which two equilibria.
-        hold_routes: Keep the free state's pooling routes in the perturbed phases. Ours, not the paper's.
+        hold_routes: Keep the free state's pooling routes in the perturbed phases, which keeps the energy smooth in the
+            strength of the perturbation. Ours, not the paper's.
         paired: Give the free state of a one-sided rule as many more sweeps as the perturbed one, under a perturbation
             of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
     nudging: Nudging = Nudging.CENTERED
-    hold_routes: bool = False
+    hold_routes: bool = True
     paired: bool = True
 
     def __post_init__(self) -> None:

@@ -162,7 +162,9 @@ def build_rule(config: TrainConfig) -> Rule:
     options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
-        options |= {"hold_routes": config.hold_routes, "paired": config.paired}
+        options["paired"] = config.paired
+        if config.hold_routes is not None:
+            options["hold_routes"] = config.hold_routes
     given = {name: value for name, value in second.items() if value is not None}
     free = Minimizer(**free_phase(config), compiled=config.compiled)
     options |= {"free": free, "second": replace(default.second, **given)}

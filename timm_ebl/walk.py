@@ -71,8 +71,8 @@ class Walk:
             )
         return drive
 
-    def minimum(self, layer: int) -> Tensor:
-        """The exact minimum of the energy over one layer, the others fixed."""
+    def field(self, layer: int) -> Tensor:
+        """The field on a layer: the minimum of the energy over it, the others fixed, were it not for its bounds."""
         drive = self.drive(layer).value
         if layer == len(self.state) - 1:
             return self.perturbation.output(drive)
@@ -80,16 +80,18 @@ class Walk:
         feedback = self.interactions[layer + 1].feedback(
             above, route, self.state[layer].shape, self.prepared[layer + 1]
         )
-        return self.perturbation.hidden(layer, feedback.add_(drive)).clamp_(0, 1)
+        return self.perturbation.hidden(layer, feedback.add_(drive))
 
     def sweep(self, groups: Groups, omega: float = 1.0) -> None:
-        """Update every layer once; the output layer is never over-relaxed."""
+        """Update every layer once; the output layer has no bounds and is never over-relaxed."""
         for group in groups:
-            updates = [(layer, self.minimum(layer)) for layer in group]
-            for layer, minimum in updates:
-                if omega != 1 and layer < len(self.state) - 1:
-                    minimum.lerp_(self.state[layer].to(minimum.dtype), 1 - omega).clamp_(0, 1)
-                self.set(layer, minimum)
+            fields = [(layer, self.field(layer)) for layer in group]
+            for layer, field in fields:
+                if layer < len(self.state) - 1:
+                    if omega != 1:
+                        field.lerp_(self.state[layer].to(field.dtype), 1 - omega)
+                    field.clamp_(0, 1)
+                self.set(layer, field)
 
     def set(self, layer: int, value: Tensor) -> None:
         """Replace one layer of the state."""
