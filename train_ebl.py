@@ -92,6 +92,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         "algo": config.algo,
         "model": name,
         "dataset": data.train.name,
+        "training_images": len(data.train),
         "epochs": config.epochs,
         "seed": config.seed,
         "device": device_name(accelerator.device),

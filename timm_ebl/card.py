@@ -111,12 +111,15 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
         errors = [error, *others.values()]
         found += f"; mean of {len(errors)} seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
         seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
+    trained = f"{summary['epochs']} epochs" + (
+        f" of {count:,} images" if (count := summary.get("training_images")) else ""
+    )
     widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
     rows = {
         "test error": found,
         "held-out error": f"{summary['held_out_error']:.2f} %",
         "seeds": seeds,
-        "trained for": f"{summary['epochs']} epochs; epoch {summary['best_epoch']} was best on the held-out part",
+        "trained for": f"{trained}; epoch {summary['best_epoch']} was best on the held-out part",
         "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
     paper = paper_error(summary["algo"], summary["dataset"])
