@@ -75,6 +75,7 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--algo", "ep"], ["'ep'", "c-ep", "rbp"]),
         (["--algo", "cl", "--beta", "0.5"], ["cl", "no beta"]),
         (["--algo", "tbp", "--hold-routes"], ["tbp", "routes"]),
+        (["--algo", "cl", "--hold-routes"], ["cl", "routes"]),
         (["--epochs", "0"], ["--epochs", "at least 1"]),
         (["--epochs", "2.5"], ["epochs", "whole number"]),
         (["--epochs", "many"], ["epochs", "whole number", "many"]),

@@ -129,7 +129,7 @@ class TrainConfig:
         if self.beta is not None and "beta" not in options:
             raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
         if self.hold_routes and "hold_routes" not in options:
-            raise ConfigError(f"Rule {self.algo!r} has no perturbed phase to hold routes in: leave --hold-routes out.")
+            raise ConfigError(f"Rule {self.algo!r} holds no pooling routes: leave --hold-routes out.")
         counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")

@@ -127,8 +127,8 @@ class ContrastiveRule(Rule):
     Attributes:
         beta: Strength of the perturbation, positive; the nudging carries the sign.
         nudging: Which two equilibria.
-        hold_routes: Keep the free state's pooling routes in the perturbed phases, which keeps the energy smooth in the
-            strength of the perturbation. Ours, not the paper's.
+        hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
+            strength of the perturbation, which is to be small. Ours, not the paper's.
         paired: Give the free state of a one-sided rule as many more sweeps as the perturbed one, under a perturbation
             of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
@@ -227,7 +227,7 @@ class _Entry(NamedTuple):
 
 
 _RULES: dict[str, _Entry] = {
-    "cl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE, "beta": 1.0}),
+    "cl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE, "beta": 1.0, "hold_routes": False}),
     "p-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.POSITIVE}),
     "n-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.NEGATIVE}),
     "c-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.CENTERED}),
@@ -273,7 +273,8 @@ def create_rule(name: str, **options: object) -> Rule:
         name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
             ``rbp``.
         **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta``, ``hold_routes`` and
-            ``paired`` for the contrastive ones (``cl`` has no ``beta``: it clamps to the target).
+            ``paired`` for the contrastive ones (``cl`` has ``paired`` alone: it clamps to the target, and follows the
+            routes that far).
 
     Raises:
         ValueError: The rule or an option is unknown, or a value is out of range.

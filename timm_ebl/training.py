@@ -17,7 +17,7 @@ from .config import ConfigError, TrainConfig
 from .data import DataError, ImageDataset, load_dataset
 from .minimize import Minimizer
 from .network import HopfieldNetwork
-from .rules import ContrastiveRule, Rule, create_rule
+from .rules import ContrastiveRule, Rule, create_rule, rule_options
 from .transforms import BatchTransform
 
 __all__ = [
@@ -163,7 +163,7 @@ def build_rule(config: TrainConfig) -> Rule:
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
         options["paired"] = config.paired
-        if config.hold_routes is not None:
+        if config.hold_routes is not None and "hold_routes" in rule_options(config.algo):
             options["hold_routes"] = config.hold_routes
     given = {name: value for name, value in second.items() if value is not None}
     free = Minimizer(**free_phase(config), compiled=config.compiled)
