@@ -239,6 +239,11 @@ def test_a_symbolic_trace_answers_and_learns_alike(tiny):
         torch.testing.assert_close(found, expected)
 
 
+def test_a_symbolic_trace_is_not_scripted(tiny):
+    with pytest.raises(TypeError, match=r"graph of torch.fx: give torch.jit.script the network itself"):
+        torch.jit.script(torch.fx.symbolic_trace(tiny.eval()))
+
+
 @pytest.mark.slow
 def test_a_compiled_network_answers_and_learns_alike(tiny):
     x = images(tiny)

@@ -130,7 +130,7 @@ def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, labori
         ("tbp", {}),
         ("rbp", {}),
     ):
-        rows.append(rule_procedure(model, x, y, create_rule(name, **options), name))
+        rows.append(rule_procedure(model, x, y, create_rule(name, free=Minimizer(), **options), name))
     return rows
 
 
@@ -155,8 +155,8 @@ def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Pro
 def rule_procedure(
     model: HopfieldNetwork, x: Tensor, y: Tensor, rule: Rule, name: str, precision: str | None = None
 ) -> Procedure:
-    """A rule on our engine as a row of the table, under autocast where a precision of `PRECISIONS` is given."""
-    free = rule.free or model.minimizer
+    """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
+    free = rule.free
     contrastive = isinstance(rule, ContrastiveRule)
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
@@ -189,10 +189,10 @@ def variants(
     model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, precisions: Sequence[str], compiled: bool
 ) -> list[Procedure]:
     """The default setting of c-ep in other precisions, and compiled."""
-    plain = create_rule("c-ep", beta=beta)
+    plain = create_rule("c-ep", free=Minimizer(), beta=beta)
     rows = [rule_procedure(model, x, y, plain, "c-ep", precision) for precision in precisions]
     if compiled:
-        free, second = (replace(phase, compiled=True) for phase in (model.minimizer, plain.second))
+        free, second = (replace(phase, compiled=True) for phase in (plain.free, plain.second))
         rule = replace(plain, free=free, second=second)
         rows += [rule_procedure(model, x, y, rule, "c-ep", precision) for precision in (None, *precisions)]
     return rows

@@ -96,7 +96,10 @@ def rule_gradients(
 def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], images: int) -> None:
     """The options that `load_network` reads, and the number of threads."""
     parser.add_argument(
-        "--models", nargs="+", default=models, help="timm names, or local-dir:FOLDER of a trained run (default: some)"
+        "--models",
+        nargs="+",
+        default=models,
+        help="timm names, with a tag those of checkpoints, or local-dir:FOLDER of a trained run (default: some)",
     )
     parser.add_argument("--batch-size", type=int, default=images, help=f"images (default: {images})")
     parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
@@ -109,7 +112,8 @@ def load_network(
 ) -> tuple[HopfieldNetwork, Tensor, Tensor]:
     """A model by name, and a batch of test images of the data set with their labels, or of noise."""
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=name.startswith("local-dir:")).to(device).eval()
+    pretrained = name.startswith("local-dir:") or "." in name
+    model = timm.create_model(name, pretrained=pretrained).to(device).eval()
     x = torch.randn(options.batch_size, model.in_chans, *model.img_size)
     y = torch.randint(model.num_classes, (len(x),))
     if options.dataset:

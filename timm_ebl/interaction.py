@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,16 @@ class Interaction(ABC):
     @abstractmethod
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
         """Draw weights from ``U(+-gain / sqrt(fan_in))`` and biases from ``U(+-bias_gain / sqrt(fan_in))``."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse `torch.jit.script`, which meets an interaction by itself only in a graph of `torch.fx`.
+
+        Raises:
+            TypeError: Always; a network that is scripted itself is traced instead.
+        """
+        raise TypeError(
+            "TorchScript cannot hold the relaxation in a graph of torch.fx: give torch.jit.script the network itself."
+        )
 
 
 class _Uniform(Interaction):
