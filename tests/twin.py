@@ -25,22 +25,23 @@ def drive(weight, bias, lower, held=None):
 
 
 def below(x, state):
-    """The layer below each layer of the state; of no state, none."""
-    return [None] * 5 if state is None else [x, *state[:-1]]
+    """The layer below each layer of the state."""
+    return [x, *state[:-1]]
 
 
 def energy(params, x, state, held=None):
     """``E(theta, x, s)``, ``(B,)``, on request with the pooling routes of a held state."""
     total = torch.zeros(x.shape[0], dtype=x.dtype)
-    for (weight, bias), lower, upper, kept in zip(params, below(x, state), state, below(x, held), strict=True):
+    kept = [None] * len(state) if held is None else below(x, held)
+    for (weight, bias), lower, upper, at in zip(params, below(x, state), state, kept, strict=True):
         total = total + (upper**2).flatten(1).sum(1) / 2
-        total = total - (upper * drive(weight, bias, lower, kept)).flatten(1).sum(1)
+        total = total - (upper * drive(weight, bias, lower, at)).flatten(1).sum(1)
     return total
 
 
 def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None, held=None, differentiable=False):
     """The block minimum of the perturbed energy over one layer, on request with a graph to the other layers."""
-    kept = below(x, held)
+    kept = [None] * len(state) if held is None else below(x, held)
     bottom_up = drive(*params[layer], below(x, state)[layer], kept[layer])
     if layer == len(state) - 1:
         if clamp is not None:
