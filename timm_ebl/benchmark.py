@@ -140,7 +140,7 @@ def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Pro
     settings += [
         (Minimizer(sweeps=20, omega=1.5), Minimizer(sweeps=8, omega=1.0)),
         (Minimizer(sweeps=12, omega=1.4), Minimizer(sweeps=6, omega=1.4)),
-        (Minimizer(sweeps=8, omega=1.7), Minimizer(sweeps=4, order="backward", omega=1.0)),
+        (Minimizer(sweeps=12, omega=1.7), Minimizer(sweeps=4, order="backward", omega=1.0)),
     ]
     settings += [
         (Minimizer(sweeps=n, omega=omega), ContrastiveRule.second) for omega in (1.5, 1.7) for n in (12, 8, 6, 4)
