@@ -324,7 +324,7 @@ def test_the_free_state_goes_with_the_result(make_live, batch):
 
 @pytest.mark.parametrize("name", list_backwards())
 def test_under_autocast_the_backward_pass_runs_in_16_bits_too(make_live, batch, name):
-    model, (x, y) = make_live(dtype=torch.float32, backward=name, omega=1.0), batch
+    model, (x, y) = make_live(dtype=torch.float32, backward=name, sweeps=8, omega=1.5), batch
     x = x.float()
     expected = parameter_gradients(model, F.cross_entropy(model(x), y))
     with torch.autocast("cpu", torch.bfloat16):

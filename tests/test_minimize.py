@@ -357,14 +357,14 @@ def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monke
 
 
 def test_16_bits_stay_near_32(make_dchn):
-    model = make_dchn(dtype=torch.float32, gains=1.0)
+    model = make_dchn(dtype=torch.float32, gains=1.0, sweeps=8, omega=1.5)
     x = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))
     expected = model.relax(x)
     for start in Start:
         with torch.autocast("cpu", torch.bfloat16):
             relaxation = model.relax(x, start)
         assert relaxation.energy.dtype == torch.float32
-        assert (relative_change(relaxation.state, expected.state) < 0.08).all()
+        assert (relative_change(relaxation.state, expected.state) < 0.05).all()
 
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])

@@ -80,7 +80,7 @@ def test_two_copies_in_16_bits_choose_one_route(generator):
 @pytest.fixture
 def wide(make_dchn, generator):
     """A network of sixteen channels and more at the start of training, where lower layers hardly feel the nudge."""
-    model = make_dchn(widths=(16, 24, 32, 32), in_chans=3, img_size=32, num_classes=10, gains=0.8)
+    model = make_dchn(widths=(16, 24, 32, 32), in_chans=3, img_size=32, num_classes=10, gains=0.8, sweeps=8, omega=1.5)
     return model, torch.randn(8, 3, 32, 32, generator=generator), torch.arange(8)
 
 
@@ -95,9 +95,9 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
         for precision in (None, torch.float16, torch.bfloat16)
     )
     assert min(exact) > 1 - 1e-6
-    assert min(half) > 0.9
+    assert min(half) > 0.95
     assert min(brain) > 0.8
-    assert min(brain[1:]) > 0.85
+    assert min(brain[1:]) > 0.9
 
 
 def test_precisions_are_compared_from_the_command_line(capsys):

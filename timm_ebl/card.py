@@ -111,9 +111,8 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
         errors = [error, *others.values()]
         found += f"; mean of {len(errors)} seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
         seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
-    trained = f"{summary['epochs']} epochs" + (
-        f" of {count:,} images" if (count := summary.get("training_images")) else ""
-    )
+    count = summary.get("training_images")
+    trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
     widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
     rows = {
         "test error": found,
