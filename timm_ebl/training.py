@@ -159,21 +159,24 @@ def build_rule(config: TrainConfig) -> Rule:
     """
     default = create_rule(config.algo)
     second = {"sweeps": config.nudged_sweeps, "compiled": config.compiled}
-    options: dict[str, Any] = {}
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
-        options["paired"] = config.paired
-        if config.hold_routes is not None and "hold_routes" in rule_options(config.algo):
-            options["hold_routes"] = config.hold_routes
-    given = {name: value for name, value in second.items() if value is not None}
-    free = Minimizer(**free_phase(config), compiled=config.compiled)
-    options |= {"free": free, "second": replace(default.second, **given)}
-    if config.beta is not None:
-        options["beta"] = config.beta
+    options = {
+        "free": Minimizer(**free_phase(config), compiled=config.compiled),
+        "second": replace(default.second, **_given(second)),
+        "beta": config.beta,
+        "paired": config.paired,
+        "hold_routes": config.hold_routes,
+    }
+    allowed = rule_options(config.algo)
     try:
-        return create_rule(config.algo, **options)
+        return create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
