@@ -1,4 +1,4 @@
-"""What the tests of the rules hold the rules against."""
+"""What the tests hold rules and states against."""
 
 import math
 
@@ -46,3 +46,8 @@ def finite_difference(model, function, step=1e-5):
                     parameter.view(-1)[index] -= sign * step
             found.append((values[0] - values[1]) / (2 * step))
     return torch.tensor(found, dtype=torch.float64)
+
+
+def distance(first, second):
+    """Largest difference between two states."""
+    return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))

@@ -1,0 +1,76 @@
+"""Records of a relaxation: going on from them, several as one, and what they hold."""
+
+import torch
+from oracles import distance
+
+from timm_ebl import Minimizer, Nudged
+
+TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
+
+
+def test_going_on_from_a_relaxation_is_going_on_from_its_state(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    first = model.relax(x, minimizer=Minimizer(sweeps=3))
+    whole = model.relax(x, minimizer=Minimizer(sweeps=7))
+    for start in (first, first.state):
+        assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4)).state, whole.state) <= 1e-14
+
+
+def test_a_repeated_relaxation_holds_every_sample_again_block_after_block(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    once = model.relax(x, minimizer=Minimizer(sweeps=3, tolerance=1e-9))
+    assert once.repeat(1) is once
+    thrice = once.repeat(3)
+    for name in ("input", "energy", "residual", "output", "converged"):
+        for block in getattr(thrice, name).chunk(3):
+            assert torch.equal(block, getattr(once, name))
+    for repeated, layer in zip(thrice.state, once.state, strict=True):
+        assert all(torch.equal(block, layer) for block in repeated.chunk(3))
+    assert (thrice.sweeps, thrice.tolerance) == (once.sweeps, once.tolerance)
+
+    further = Minimizer(sweeps=2)
+    continued, expected = model.relax(thrice.input, thrice, minimizer=further), model.relax(x, once, minimizer=further)
+    for repeated, layer in zip(continued.state, expected.state, strict=True):
+        for block in repeated.chunk(3):
+            torch.testing.assert_close(block, layer, atol=1e-13, rtol=0)
+
+
+def test_two_phases_in_one_batch_are_the_two_phases(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    pair = free.repeat(2)
+    beta = torch.tensor([-0.2] * 6 + [0.2] * 6, dtype=torch.float64)[:, None]
+    both = model.relax(pair.input, pair, Nudged(TARGET.repeat(2, 1), beta))
+    for half, sign in zip((0, 1), (-1, 1), strict=True):
+        alone = model.relax(x, free, Nudged(TARGET, sign * 0.2))
+        assert distance([layer.chunk(2)[half] for layer in both.state], alone.state) <= 1e-13
+
+
+def test_a_relaxation_leaves_nothing_behind(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    keys = set(vars(model))
+    first = model.relax(x)
+    model.relax(-x)
+    assert all(torch.equal(a, b) for a, b in zip(model.relax(x).state, first.state, strict=True))
+    assert set(vars(model)) == keys
+    assert not any(layer.requires_grad for layer in first.state)
+
+
+def test_two_batches_can_be_relaxed_in_alternation(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    batches, one = (x, 1 - 2 * x), Minimizer(sweeps=1)
+    under_way = [model.relax(images, minimizer=one) for images in batches]
+    for _ in range(6):
+        under_way = [model.relax(r.input, r, minimizer=one) for r in under_way]
+    for images, found in zip(batches, under_way, strict=True):
+        assert distance(found.state, model.relax(images, minimizer=Minimizer(sweeps=7)).state) <= 1e-13
+
+
+def test_held_routes_stay_those_of_the_start(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    nudge = Nudged(TARGET, 5.0)
+    held = model.relax(x, free, nudge, hold_routes=True)
+    followed = model.relax(x, free, nudge)
+    assert all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], held.drives[:-1], strict=True))
+    assert not all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], followed.drives[:-1], strict=True))
