@@ -34,7 +34,6 @@ class Products:
         self.upper = [lower[0], convolution.out_channels, *lower[2:]]
         device = self.weight.device.type
         self.dtype = torch.get_autocast_dtype(device) if _has_autocast(device) else self.weight.dtype
-        self.kernel = self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
         self.packs = (
             device == "cpu"
             and torch.backends.mkldnn.is_available()
@@ -116,7 +115,7 @@ class Products:
         return gradient if a is None else gradient * (a * b)
 
     def _weight_gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
-        kernel = torch.empty_like(self.weight, dtype=self.dtype)
+        kernel = torch.empty_like(self.weight, dtype=self.dtype, memory_format=torch.channels_last)
         ones, zeros, needed = (1, 1), (0, 0), (False, True, False)
         backward = torch.ops.aten.convolution_backward
         return backward(upper, lower, kernel, None, ones, self.padding, ones, False, zeros, 1, needed)[1]
@@ -137,13 +136,19 @@ class Products:
         return convolve(x, packed, bias, self.padding, ones, ones, 1, "none", [], "")
 
     @cached_property
+    def kernel(self) -> Tensor:
+        """The weight in the products' type, channels last."""
+        return self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    @cached_property
     def _packed_up(self) -> Tensor:
-        return self._pack(self.kernel, self.lower)
+        return self._pack(self.weight.to(self.dtype), self.lower)
 
     @cached_property
     def _packed_down(self) -> Tensor:
         """The transposed convolution is one with the kernel turned about."""
-        return self._pack(self.kernel.flip(2, 3).transpose(0, 1), self.upper)
+        turned = self.weight.to(self.dtype).flatten(2).transpose(0, 1).contiguous().flip(2)  # fast only if flat
+        return self._pack(turned.unflatten(2, self.weight.shape[2:]), self.upper)
 
     def _pack(self, kernel: Tensor, shape: list[int]) -> Tensor:
         ones = [1, 1]
