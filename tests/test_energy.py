@@ -6,7 +6,9 @@ import torch.nn.functional as F
 import twin
 
 from timm_ebl import Minimizer, Nudged
+from timm_ebl.energy import energy_from_drives
 from timm_ebl.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
+from timm_ebl.order import list_orders
 
 
 def interactions():
@@ -46,6 +48,14 @@ def test_feedback_is_the_gradient_in_the_lower_layer(case):
     if upper.numel():
         (expected,) = torch.autograd.grad((upper * drive.value).sum(), lower)
     torch.testing.assert_close(feedback, expected, atol=1e-12, rtol=1e-12)
+
+
+def test_feedback_and_offset_make_up_the_coupling_of_two_layers(case):
+    interaction, lower, upper = case
+    drive = interaction.drive(lower)
+    feedback = interaction.feedback(upper, drive.route, lower.shape)
+    coupling = (feedback * lower).flatten(1).sum(1) + interaction.offset(upper)
+    torch.testing.assert_close(coupling, (upper * drive.value).flatten(1).sum(1), atol=1e-12, rtol=1e-12)
 
 
 def test_gradient_is_that_of_autograd_in_the_parameters(case):
@@ -155,11 +165,12 @@ def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_sta
     )
 
 
-def test_a_relaxation_with_held_routes_has_the_energy_of_those_routes(make_dchn, batch, generator):
+@pytest.mark.parametrize("order", list_orders())
+def test_a_relaxation_with_held_routes_has_the_energy_of_those_routes(make_dchn, batch, generator, order):
     model, (x, _) = make_dchn(), batch
     free = model.relax(x)
     target = torch.randn(6, 3, generator=generator, dtype=torch.float64)
-    held = model.relax(x, free, Nudged(target, 5.0), hold_routes=True)
+    held = model.relax(x, free, Nudged(target, 5.0), Minimizer(order=order), hold_routes=True)
     weights = torch.randn(len(x), generator=generator, dtype=torch.float64)
 
     expected = torch.zeros(6, dtype=torch.float64)
@@ -178,6 +189,24 @@ def test_a_relaxation_with_held_routes_has_the_energy_of_those_routes(make_dchn,
     followed = model.energy(x, held.state)
     assert (expected >= followed - 1e-12).all()
     assert (expected > followed + 1e-6).any()
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_from_the_output_down_held_routes_spare_the_drives_that_only_the_energy_needs(make_dchn, batch, pooling):
+    model, (x, y) = make_dchn(pooling=pooling), batch
+    free = model.relax(x)
+    nudged = Nudged(F.one_hot(y, 3).double(), 0.5)
+    held = model.relax(x, free, nudged, Minimizer(order="backward", sweeps=2), hold_routes=True)
+    assert [drive.value is None for drive in held.drives] == [False, True, True, True, True]
+    drives = [
+        i.drive(s, d.route).value for i, s, d in zip(model.interactions, (x, *held.state), free.drives, strict=False)
+    ]
+    expected = energy_from_drives(held.state, drives)
+    torch.testing.assert_close(held.energy, expected, atol=1e-12, rtol=1e-12)
+
+    further = model.relax(x, held, nudged, Minimizer(order="backward", sweeps=1), hold_routes=True)
+    whole = model.relax(x, free, nudged, Minimizer(order="backward", sweeps=3), hold_routes=True)
+    torch.testing.assert_close(further.state, whole.state, atol=1e-12, rtol=1e-12)
 
 
 def test_known_drives_are_not_used_for_another_input_or_other_parameters(make_dchn, batch):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .interaction import Interaction
 
-__all__ = ["EnergyAtState", "State", "energy_from_drives"]
+__all__ = ["EnergyAtState", "State", "energy_from_drives", "inner"]
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -28,11 +28,13 @@ def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
         state: The layers ``(s_1, .., o)``.
         drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
     """
-    parts = []
-    for s, drive in zip(state, drives, strict=True):
-        density = (s / 2 - drive) * s
-        parts.append(density.flatten(1).sum(1, dtype=torch.promote_types(density.dtype, torch.float32)))
-    return torch.stack(parts).sum(0)
+    return torch.stack([inner(s / 2 - drive, s) for s, drive in zip(state, drives, strict=True)]).sum(0)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """``<a, b>`` of each sample, ``(B,)``, summed in at least 32 bits."""
+    density = a * b
+    return density.flatten(1).sum(1, dtype=torch.promote_types(density.dtype, torch.float32))
 
 
 class EnergyAtState(torch.autograd.Function):

@@ -37,21 +37,22 @@ class Drive(NamedTuple):
     """The bottom-up input to a layer, with what its top-down counterpart needs.
 
     Attributes:
-        value: ``drive_k(s_{k-1})``, of the shape of ``s_k``.
+        value: ``drive_k(s_{k-1})``, of the shape of ``s_k``; ``None`` if nothing needed it.
         route: For each unit of ``s_k`` the position that pooling chose below; ``None`` where nothing is pooled.
     """
 
-    value: Tensor
+    value: Tensor | None
     route: Tensor | None = None
 
     @classmethod
     def cat(cls, drives: Sequence[Drive]) -> Drive:
         """The drive into a layer of several batches, as that of one batch."""
-        return cls(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*drives, strict=True)))
+        columns = zip(*drives, strict=True)
+        return cls(*(None if any(part is None for part in parts) else torch.cat(parts) for parts in columns))
 
     def select(self, samples: Tensor) -> Drive:
         """The drive into a layer of some samples of the batch, given by their indices or a mask."""
-        return Drive(self.value[samples], None if self.route is None else self.route[samples])
+        return Drive(*(None if part is None else part[samples] for part in self))
 
 
 class Interaction(ABC):
@@ -94,6 +95,10 @@ class Interaction(ABC):
         """
 
     @abstractmethod
+    def offset(self, upper: Tensor) -> Tensor:
+        """``<upper, drive(0)>``, ``(B,)``: what of ``<upper, drive(lower)>`` is not ``<feedback(upper), lower>``."""
+
+    @abstractmethod
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
     ) -> tuple[Tensor | None, ...]:
@@ -123,15 +128,18 @@ class Interaction(ABC):
 
 class _Uniform(Interaction):
     weight: nn.Parameter
-    bias: nn.Parameter | None
+    bias: nn.Parameter
+
+    def offset(self, upper: Tensor) -> Tensor:
+        sums = upper.flatten(2).sum(2) if upper.ndim > 2 else upper
+        return (sums * self.bias).sum(1)
 
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
         fan_in = self.weight[0].numel()
         with torch.no_grad():
             for parameter, scale in ((self.weight, gain), (self.bias, bias_gain)):
-                if parameter is not None:
-                    bound = scale / fan_in**0.5
-                    parameter.uniform_(-bound, bound, generator=generator)
+                bound = scale / fan_in**0.5
+                parameter.uniform_(-bound, bound, generator=generator)
 
 
 class ConvInteraction(nn.Conv2d, _Uniform):
@@ -258,6 +266,9 @@ class EmptyInteraction(nn.Identity, Interaction):
 
     def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
         return upper.new_zeros(lower)
+
+    def offset(self, upper: Tensor) -> Tensor:
+        return upper.new_zeros(len(upper))
 
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None

@@ -34,6 +34,7 @@ class Products:
         self.upper = [lower[0], convolution.out_channels, *lower[2:]]
         device = self.weight.device.type
         self.dtype = torch.get_autocast_dtype(device) if _has_autocast(device) else self.weight.dtype
+        self.kernel = self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
         self.packs = (
             device == "cpu"
             and torch.backends.mkldnn.is_available()
@@ -134,11 +135,6 @@ class Products:
     def _convolve(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
         convolve, ones = torch.ops.mkldnn._convolution_pointwise, [1, 1]
         return convolve(x, packed, bias, self.padding, ones, ones, 1, "none", [], "")
-
-    @cached_property
-    def kernel(self) -> Tensor:
-        """The weight in the products' type, channels last."""
-        return self.weight.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     @cached_property
     def _packed_up(self) -> Tensor:

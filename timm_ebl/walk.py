@@ -3,7 +3,8 @@
 One sweep updates every layer once, group by group. The layers of a group are updated together, each to the exact
 minimum of the energy given the others (`timm_ebl.interaction`), so a sweep costs one forward and one transposed
 convolution for each interaction whatever the order is: a drive is kept until the layer below it changes, and its
-pooling route serves the feedback as well.
+pooling route serves the feedback as well. While routes are held, feedback is kept as well, until its layer changes: it
+tells the energy where the drive is not known.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .energy import State, energy_from_drives
+from .energy import State, inner
 from .interaction import Drive, Interaction
 from .order import Groups
 from .perturbation import FREE, Perturbation
@@ -30,7 +32,7 @@ class Walk:
         x: Input ``(B, C, H, W)``.
         state: The layers ``(s_1, .., o)``.
         perturbation: What is done to the output layer.
-        drives: The drives of `state`, where known.
+        drives: The drives of `state`; those without a value are not known.
         routes: Pooling routes to hold throughout, one for each layer; by default they follow the state.
         prepared: What the interactions prepared for an earlier walk with the same parameters.
     """
@@ -53,8 +55,11 @@ class Walk:
             interaction.prepare(lower.shape) for interaction, lower in zip(interactions, below, strict=True)
         )
         self.perturbation = perturbation
+        self.holds_routes = bool(routes)
         self.routes = tuple(routes) or (None,) * len(self.state)
-        self._drives: list[Drive | None] = list(drives) or [None] * len(self.state)
+        known = [None if drive is None or drive.value is None else drive for drive in drives]
+        self._drives: list[Drive | None] = known or [None] * len(self.state)
+        self._feedbacks: list[Tensor | None] = [None] * len(self.state)
 
     @property
     def holds_copies(self) -> bool:
@@ -76,11 +81,18 @@ class Walk:
         drive = self.drive(layer).value
         if layer == len(self.state) - 1:
             return self.perturbation.output(drive)
-        above, route = self.state[layer + 1], self.drive(layer + 1).route
-        feedback = self.interactions[layer + 1].feedback(
-            above, route, self.state[layer].shape, self.prepared[layer + 1]
-        )
-        return self.perturbation.hidden(layer, feedback.add_(drive))
+        feedback = self._feedback(layer + 1)
+        kept = self._feedbacks[layer + 1] is feedback
+        return self.perturbation.hidden(layer, feedback + drive if kept else feedback.add_(drive))
+
+    def _feedback(self, layer: int) -> Tensor:
+        """The feedback from a layer to the one below, kept if it depends on that layer alone."""
+        route = self.routes[layer] if self.holds_routes else self.drive(layer).route
+        lower = self.state[layer - 1].shape
+        feedback = self.interactions[layer].feedback(self.state[layer], route, lower, self.prepared[layer])
+        if self.holds_routes:
+            self._feedbacks[layer] = feedback
+        return feedback
 
     def sweep(self, groups: Groups, omega: float = 1.0) -> None:
         """Update every layer once; the output layer has no bounds and is never over-relaxed."""
@@ -96,12 +108,24 @@ class Walk:
     def set(self, layer: int, value: Tensor) -> None:
         """Replace one layer of the state."""
         self.state[layer] = value
+        self._feedbacks[layer] = None
         if layer + 1 < len(self.state):
             self._drives[layer + 1] = None
 
-    def drives(self) -> tuple[Drive, ...]:
-        """The drives of the present state."""
-        return tuple(self.drive(layer) for layer in range(len(self.state)))
+    def energy(self) -> Tensor:
+        """``E(theta, x, s)`` of the present state, ``(B,)``, without the cost of the perturbation.
+
+        ``<s_k, drive_k(s_{k-1})> = <feedback_k(s_k), s_{k-1}> + <s_k, drive_k(0)>`` saves the drives that only the
+        energy would need.
+        """
+        parts = []
+        for layer, s in enumerate(self.state):
+            feedback = self._feedbacks[layer]
+            if feedback is None or self._drives[layer] is not None:
+                parts.append(inner(s / 2 - self.drive(layer).value, s))
+            else:
+                parts += [inner(s / 2, s), -inner(feedback, self.state[layer - 1]), -self.interactions[layer].offset(s)]
+        return torch.stack(parts).sum(0)
 
     def select(self, samples: Tensor) -> Walk:
         """The walk of some samples of the batch, given by a mask."""
@@ -111,17 +135,17 @@ class Walk:
             tuple(layer[samples] for layer in self.state),
             self.perturbation.select(samples),
             [None if drive is None else drive.select(samples) for drive in self._drives],
-            [None if route is None else route[samples] for route in self.routes],
+            [None if route is None else route[samples] for route in self.routes] if self.holds_routes else (),
             self.prepared,
         )
 
     def record(self, residual: Tensor, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
         """The walk so far as a relaxation."""
-        drives, state = self.drives(), tuple(self.state)
-        energy = energy_from_drives(state, [drive.value for drive in drives])
+        energy = self.energy()
+        drives = tuple(drive or Drive(None, route) for drive, route in zip(self._drives, self.routes, strict=True))
         return Relaxation(
             self.x,
-            state,
+            tuple(self.state),
             energy,
             residual,
             sweeps,
