@@ -86,13 +86,14 @@ class Rule(ABC):
     """A learning rule.
 
     Attributes:
-        free: Minimiser of the free phase; ``None`` takes the model's own.
+        free: Minimiser of the free phase. It has more sweeps than a prediction needs, for the gradient is that of the
+            cost at equilibrium, and a trained network takes long to come near it.
         second: Minimiser of what follows: the perturbed phases of a contrastive rule, the sweeps that truncated
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    free: Minimizer | None = None
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.0)  # noqa: RUF009 (frozen)
+    free: Minimizer = Minimizer(sweeps=12)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=3, omega=1.0)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
