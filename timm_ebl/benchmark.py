@@ -33,13 +33,21 @@ __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
 
 class Procedure(NamedTuple):
-    """One row of the table: how to infer and how to take a step, and the free phase of both."""
+    """One row of the table.
+
+    Attributes:
+        name: What it is.
+        sweeps: Sweeps of a prediction, of the free phase and of what follows it.
+        free: The free phase of a step.
+        predict: Predicts a batch ``x``.
+        step: Takes the gradient of a batch ``(x, y)``.
+    """
 
     name: str
     sweeps: str
     free: Minimizer
-    infer: Callable[[], object]
-    step: Callable[[], None]
+    predict: Callable[[Tensor], object]
+    step: Callable[[Tensor, Tensor], None]
 
 
 def synchronize(device: torch.device) -> None:
@@ -107,7 +115,7 @@ def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
     return min(seconds(sweep, x.device) for _ in range(repeats + 1))
 
 
-def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, laborieux: bool) -> list[Procedure]:
+def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
     """The rows of the table."""
     synchronous = Minimizer(order="synchronous", sweeps=250, omega=1.0, start=Start.ZERO)
     plain = {"paper": PlainProcedure(PAPER, Minimizer(sweeps=20, omega=1.0), beta)}
@@ -117,46 +125,48 @@ def procedures(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, labori
     rows = [
         Procedure(
             f"c-ep, {name}",
-            f"{procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
+            f"{procedure.free.sweeps}; {procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
             procedure.free,
-            lambda p=procedure: p.infer(model, x),
-            lambda p=procedure: p.step(model, x, y),
+            partial(procedure.infer, model),
+            partial(procedure.step, model),
         )
         for name, procedure in plain.items()
     ]
-    for name, options in (
-        ("c-ep", {"beta": beta}),
-        ("c-ep", {"beta": beta, "hold_routes": False}),
-        ("tbp", {}),
-        ("rbp", {}),
-    ):
-        rows.append(rule_procedure(model, x, y, create_rule(name, free=Minimizer(), **options), name))
-    return rows
+    rules = [("c-ep", {"beta": beta}), ("c-ep", {"beta": beta, "hold_routes": False}), ("tbp", {}), ("rbp", {})]
+    return rows + [rule_procedure(model, create_rule(name, **options), name) for name, options in rules]
 
 
-def study(model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float) -> list[Procedure]:
+def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     """Settings of our own procedure, from the paper's to fewer and fewer sweeps."""
-    settings = [(PAPER, Minimizer(sweeps=20, omega=1.0))]
-    settings += [
-        (Minimizer(sweeps=20, omega=1.5), Minimizer(sweeps=8, omega=1.0)),
+    settings = [
+        (PAPER, Minimizer(sweeps=20, omega=1.0)),
+        (Minimizer(sweeps=20), replace(ContrastiveRule.second, sweeps=8)),
         (Minimizer(sweeps=12, omega=1.4), Minimizer(sweeps=6, omega=1.4)),
-        (Minimizer(sweeps=12, omega=1.7), Minimizer(sweeps=4, order="backward", omega=1.0)),
+        (Minimizer(sweeps=12, omega=1.5), ContrastiveRule.second),
     ]
     settings += [
-        (Minimizer(sweeps=n, omega=omega), ContrastiveRule.second) for omega in (1.5, 1.7) for n in (12, 8, 6, 4)
+        (Minimizer(sweeps=n), replace(ContrastiveRule.second, sweeps=nudged))
+        for n in (12, 10, 8, 6, 4)
+        for nudged in (3, 2)
     ]
     return [
-        rule_procedure(model, x, y, create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held), "c-ep")
+        rule_procedure(
+            model, create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held), "c-ep", predict=free
+        )
         for free, second in settings
         for held in (True, False)
     ]
 
 
 def rule_procedure(
-    model: HopfieldNetwork, x: Tensor, y: Tensor, rule: Rule, name: str, precision: str | None = None
+    model: HopfieldNetwork,
+    rule: Rule,
+    name: str,
+    precision: str | None = None,
+    predict: Minimizer = Minimizer(),  # noqa: B008 (frozen)
 ) -> Procedure:
-    """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
-    free = rule.free
+    """A rule as a row of the table, under autocast given a precision of `PRECISIONS`."""
+    free, second, predict = rule.free, rule.second, replace(predict, compiled=rule.free.compiled)
     contrastive = isinstance(rule, ContrastiveRule)
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
@@ -164,63 +174,65 @@ def rule_procedure(
         *([precision] if precision else []),
     ]
 
-    def autocast() -> AbstractContextManager:
+    def autocast(x: Tensor) -> AbstractContextManager:
         return torch.autocast(x.device.type, PRECISIONS[precision]) if precision else nullcontext()
 
-    def infer() -> None:
-        with autocast():
-            model.relax(x, minimizer=free)
+    def infer(x: Tensor) -> None:
+        with autocast(x):
+            model.relax(x, minimizer=predict)
 
-    def step() -> None:
-        with autocast():
+    def step(x: Tensor, y: Tensor) -> None:
+        with autocast(x):
             loss = rule(model, x, y).loss
         loss.backward()
 
     return Procedure(
-        ", ".join([f"{name}, ours, {free.omega:g}/{rule.second.omega:g}", *notes]),
-        f"{free.sweeps} + {'2 x ' if contrastive else ''}{rule.second.sweeps} {rule.second.order[:5]}.",
+        ", ".join([f"{name}, ours, {free.omega:g}/{second.omega:g}", *notes]),
+        f"{predict.sweeps}; {free.sweeps} + {'2 x ' if contrastive else ''}{second.sweeps} {second.order[:5]}.",
         free,
         infer,
         step,
     )
 
 
-def variants(
-    model: HopfieldNetwork, x: Tensor, y: Tensor, beta: float, precisions: Sequence[str], compiled: bool
-) -> list[Procedure]:
+def variants(model: HopfieldNetwork, beta: float, precisions: Sequence[str], compiled: bool) -> list[Procedure]:
     """The default setting of c-ep in other precisions, and compiled."""
-    plain = create_rule("c-ep", free=Minimizer(), beta=beta)
-    rows = [rule_procedure(model, x, y, plain, "c-ep", precision) for precision in precisions]
+    plain = create_rule("c-ep", beta=beta)
+    rows = [rule_procedure(model, plain, "c-ep", precision) for precision in precisions]
     if compiled:
         free, second = (replace(phase, compiled=True) for phase in (plain.free, plain.second))
         rule = replace(plain, free=free, second=second)
-        rows += [rule_procedure(model, x, y, rule, "c-ep", precision) for precision in (None, *precisions)]
+        rows += [rule_procedure(model, rule, "c-ep", precision) for precision in (None, *precisions)]
     return rows
 
 
-def measure(model: HopfieldNetwork, x: Tensor, y: Tensor, rows: Sequence[Procedure], repeats: int) -> None:
-    """Print the table of one model; the ratios are to its first row."""
+def measure(
+    model: HopfieldNetwork, batches: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Procedure], repeats: int
+) -> None:
+    """Print the table of one model: times of the first batch, ratios to the first row, mean cosines of all batches."""
+    x, y = batches[0]
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for row in rows:
-        row.step()
+        row.step(x, y)
     for _ in range(repeats):
-        for (infer, step), row in zip(times, rows, strict=True):
-            infer.append(seconds(row.infer, x.device))
-            step.append(seconds(row.step, x.device))
-    true: dict[Minimizer, list[Tensor]] = {}
-    reference = None
-    columns = f"{'procedure':<34} {'sweeps':>16} {'free':>8} {'step':>8} {'ratio':>6} {'MB':>7}"
+        for (predict, step), row in zip(times, rows, strict=True):
+            predict.append(seconds(partial(row.predict, x), x.device))
+            step.append(seconds(partial(row.step, x, y), x.device))
+    true: dict[Minimizer, list[list[Tensor]]] = {}
+    columns = f"{'procedure':<34} {'sweeps':>20} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
-    for (infer, step), row in zip(times, rows, strict=True):
-        free, whole = (statistics.median(t) / len(x) * 1e3 for t in (infer, step))
-        reference = reference or whole
-        memory = peak_memory(row.step, x.device)
+    medians = [[statistics.median(t) / len(x) * 1e3 for t in both] for both in times]
+    for (predict, step), row in zip(medians, rows, strict=True):
+        memory = peak_memory(partial(row.step, x, y), x.device)
         equilibrium = replace(row.free, sweeps=1, compiled=False)
         if equilibrium not in true:
-            true[equilibrium] = true_gradient(model, x, y, equilibrium)
-        cosines = layer_cosines(gradients(model, row.step), true[equilibrium])
+            true[equilibrium] = [true_gradient(model, *batch, equilibrium) for batch in batches]
+        found = [gradients(model, partial(row.step, *batch)) for batch in batches]
+        each = [layer_cosines(*pair) for pair in zip(found, true[equilibrium], strict=True)]
+        cosines = [statistics.mean(layer) for layer in zip(*each, strict=True)]
         print(
-            f"{row.name:<34} {row.sweeps:>16} {free:8.2f} {whole:8.2f} {reference / whole:6.1f} {memory:7.0f}  "
+            f"{row.name:<34} {row.sweeps:>20} {predict:8.2f} {medians[0][0] / predict:6.1f} {step:8.2f} "
+            f"{medians[0][1] / step:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}"
         )
@@ -243,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
     parser.add_argument("--repeats", type=int, default=3, help="turns of all procedures (default: 3)")
+    parser.add_argument("--batches", type=int, default=1, help="batches for the cosines (default: 1)")
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
     on_gpu = torch.cuda.is_available()
@@ -269,14 +282,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
     for name in options.models:
-        model, x, y = load_network(name, options, device)
-        print(f"\n{name}, {len(x)} images, milliseconds per image")
+        model, x, y = load_network(name, options, device, options.batches)
+        print(f"\n{name}, {options.batch_size} images, milliseconds per image")
         if options.study:
-            rows = study(model, x, y, options.beta)
+            rows = study(model, options.beta)
         else:
-            rows = procedures(model, x, y, options.beta, options.laborieux)
-            rows += variants(model, x, y, options.beta, options.precisions, options.compiled)
-        measure(model, x, y, rows, options.repeats)
+            rows = procedures(model, options.beta, options.laborieux)
+            rows += variants(model, options.beta, options.precisions, options.compiled)
+        batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
+        measure(model, batches, rows, options.repeats)
 
 
 if __name__ == "__main__":

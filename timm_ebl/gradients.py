@@ -108,13 +108,13 @@ def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], 
 
 
 def load_network(
-    name: str, options: argparse.Namespace, device: torch.device
+    name: str, options: argparse.Namespace, device: torch.device, batches: int = 1
 ) -> tuple[HopfieldNetwork, Tensor, Tensor]:
-    """A model by name, and a batch of test images of the data set with their labels, or of noise."""
+    """A model by name, and some batches of test images of the data set with their labels, or of noise."""
     torch.manual_seed(0)
     pretrained = name.startswith("local-dir:") or "." in name
     model = timm.create_model(name, pretrained=pretrained).to(device).eval()
-    x = torch.randn(options.batch_size, model.in_chans, *model.img_size)
+    x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
     y = torch.randint(model.num_classes, (len(x),))
     if options.dataset:
         images, y = load_dataset(options.dataset, "test", root=options.data_root).__getitems__(range(len(x)))
