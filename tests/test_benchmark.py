@@ -81,9 +81,8 @@ def test_every_row_of_the_table_takes_a_step(make_dchn, batch):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table(capsys):
-    main(
-        ["--models", "dchn_tiny_mnist", "--batch-size", "2", "--repeats", "1", "--threads", "1", "--precisions", "bf16"]
-    )
+    sizes = ["--batch-size", "2", "--batches", "2", "--repeats", "1", "--threads", "1"]
+    main(["--models", "dchn_tiny_mnist", *sizes, "--precisions", "bf16"])
     table = capsys.readouterr().out
     assert "c-ep, paper" in table
     assert "c-ep, ours" in table

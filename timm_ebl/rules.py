@@ -93,7 +93,7 @@ class Rule(ABC):
     """
 
     free: Minimizer = Minimizer(sweeps=12)  # noqa: RUF009 (frozen)
-    second: Minimizer = Minimizer(order="backward", sweeps=3, omega=1.0)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.0)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
