@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .winograd import Winograd, is_served
+
 __all__ = ["Products"]
 
 
 class Products:
     """A convolution, its transpose and its gradient, for many calls with the same weight.
 
-    On a CPU without autograd the weight is packed as oneDNN wants it, which spares it a reordering in every call;
-    elsewhere it is made channels-last. Under autocast the products are computed in its type.
+    On a CPU without autograd the weight is packed as oneDNN wants it, which spares it a reordering in every call, or
+    prepared for Winograd's algorithm (`timm_ebl.winograd`) where layers are wide; elsewhere it is made channels-last.
+    Under autocast the products are computed in its type.
 
     A learning rule contrasts two states of the same input, and rounding leaves few digits of a difference that is small
     beside the states. The products of two such copies are therefore those of their mean and of their difference: a
@@ -116,6 +119,8 @@ class Products:
         return gradient if a is None else gradient * (a * b)
 
     def _weight_gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
+        if self._uses_packed and self._winograd:
+            return self._winograd.gradient(lower, upper)
         kernel = torch.empty_like(self.weight, dtype=self.dtype, memory_format=torch.channels_last)
         ones, zeros, needed = (1, 1), (0, 0), (False, True, False)
         backward = torch.ops.aten.convolution_backward
@@ -124,17 +129,22 @@ class Products:
     def _up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.to(self.dtype)
         if self._uses_packed:
-            return self._convolve(lower, self._packed_up, bias)
+            return self._winograd.up(lower, bias) if self._winograd else self._convolve(lower, self._packed_up, bias)
         return F.conv2d(lower, self.kernel, bias, padding=self.padding)
 
     def _down(self, upper: Tensor, _: None) -> Tensor:
         if self._uses_packed:
-            return self._convolve(upper, self._packed_down, None)
+            return self._winograd.down(upper) if self._winograd else self._convolve(upper, self._packed_down, None)
         return F.conv_transpose2d(upper, self.kernel, padding=self.padding)
 
     def _convolve(self, x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
         convolve, ones = torch.ops.mkldnn._convolution_pointwise, [1, 1]
         return convolve(x, packed, bias, self.padding, ones, ones, 1, "none", [], "")
+
+    @cached_property
+    def _winograd(self) -> Winograd | None:
+        served = self.dtype == torch.float32 and is_served(self.weight, self.padding, self.lower[2:])
+        return Winograd(self.weight) if served else None
 
     @cached_property
     def _packed_up(self) -> Tensor:

@@ -1,0 +1,108 @@
+"""Winograd's algorithm: the convolution, its transpose and its gradient, in fewer multiplications."""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from timm_ebl import Minimizer, create_rule, products
+from timm_ebl.gradients import gradients
+from timm_ebl.winograd import Winograd, is_served
+
+SHAPES = {
+    "one tile": (1, 1, 1, 2, 2),
+    "not square": (3, 4, 5, 6, 8),
+    "more images than are taken at once": (70, 3, 2, 12, 10),
+    "wide": (2, 128, 192, 4, 4),
+}
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN, and convolves by itself"
+)
+
+
+@pytest.fixture(params=SHAPES)
+def case(request, generator):
+    """``(lower, weight, bias, upper)``, float64."""
+    batch, below, above, height, width = SHAPES[request.param]
+    shapes = ((batch, below, height, width), (above, below, 3, 3), (above,), (batch, above, height, width))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_in_64_bits_it_is_the_convolution(case, layout):
+    lower, weight, bias, upper = case
+    weight.requires_grad_()
+    expected = F.conv2d(lower, weight, bias, padding=1)
+    (gradient,) = torch.autograd.grad((upper * expected).sum(), weight)
+    winograd = Winograd(weight)
+    lower, upper = (x.contiguous(memory_format=layout) for x in (lower, upper))
+    torch.testing.assert_close(winograd.up(lower, bias), expected, atol=1e-12, rtol=1e-12)
+    down = F.conv_transpose2d(upper, weight, padding=1)
+    torch.testing.assert_close(winograd.down(upper), down, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(winograd.gradient(lower, upper), gradient, atol=1e-11, rtol=1e-12)
+
+
+def test_in_32_bits_it_is_as_exact_as_the_convolution(case):
+    lower, weight, bias, upper = case
+    single = Winograd(weight.float())
+    found = [
+        single.up(lower.float(), bias.float()),
+        single.down(upper.float()),
+        single.gradient(lower.float(), upper.float()),
+    ]
+    exact = Winograd(weight)
+    for a, b in zip(found, [exact.up(lower, bias), exact.down(upper), exact.gradient(lower, upper)], strict=True):
+        assert (a - b).norm() <= 1e-6 * b.norm()
+
+
+def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for():
+    def served(upper=256, lower=128, kernel=3, padding=1, image=(16, 16)):
+        return is_served(torch.empty(upper, lower, kernel, kernel), [padding, padding], [*image])
+
+    assert served()
+    assert served(512, 512, image=(4, 6))
+    assert not served(128, 64)
+    assert not served(128, 3)
+    assert not served(kernel=5, padding=2)
+    assert not served(padding=0)
+    assert not served(image=(16, 15))
+
+
+@needs_onednn
+def test_the_papers_network_is_served_where_its_layers_are_wide():
+    model = timm.create_model("dchn_cifar10").eval()
+    prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
+    assert [part._winograd is not None for part in prepared[:-1]] == [False, True, True, True]
+    with torch.autocast("cpu", torch.bfloat16):
+        prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
+    assert not any(part._winograd for part in prepared[:-1])
+
+
+@pytest.fixture
+def served_everywhere(monkeypatch):
+    """Every convolution of a small network by Winograd's algorithm."""
+    monkeypatch.setattr(products, "is_served", lambda *_: True)
+
+
+@needs_onednn
+def test_the_trajectory_is_that_of_plain_convolutions(make_dchn, batch, served_everywhere):
+    model, x = make_dchn(dtype=torch.float32), batch[0].float()
+    minimizer = Minimizer(sweeps=60, omega=1.0)
+    found = model.relax(x, minimizer=minimizer)
+    assert all(part._winograd for part in found.prepared[:-1])
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected = model.relax(x, minimizer=minimizer)
+    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("name", ["n-ep", "c-ep", "c-cpl", "tbp", "rbp"])
+def test_the_update_is_that_of_plain_convolutions(make_dchn, batch, served_everywhere, name):
+    model, (x, y) = make_dchn(dtype=torch.float32), batch
+    rule = create_rule(name)
+    found = gradients(model, lambda: rule(model, x.float(), y).loss.backward())
+    with torch.backends.mkldnn.flags(enabled=False):
+        expected = gradients(model, lambda: rule(model, x.float(), y).loss.backward())
+    for a, b in zip(found, expected, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
