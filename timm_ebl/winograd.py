@@ -36,7 +36,7 @@ class Winograd:
     """A convolution with a kernel of 3x3 and padding 1, and its transpose, without autograd.
 
     Every tile of 2x2 outputs is ``A^T ((G g G^T) * (B^T d B)) A`` for the 4x4 inputs ``d`` below it and the kernel
-    ``g``: sixteen terms, multiplied in place of thirty-six pairs, for each pair of channels. They make up sixteen matrix
+    ``g``: sixteen multiplications in place of thirty-six for each pair of channels. They make up sixteen matrix
     products over all tiles and channels; the rest is additions. The result is that of the convolution to rounding.
 
     Args:
