@@ -92,8 +92,8 @@ class Rule(ABC):
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    free: Minimizer = Minimizer(sweeps=12)  # noqa: RUF009 (frozen)
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.0)  # noqa: RUF009 (frozen)
+    free: Minimizer = Minimizer(sweeps=10)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=3, omega=1.5)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
