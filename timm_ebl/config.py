@@ -14,7 +14,7 @@ import yaml
 
 from .minimize import Minimizer, Start
 from .order import list_orders
-from .rules import Rule, list_rules, rule_options
+from .rules import list_rules, rule_options
 
 __all__ = ["PRESETS", "ConfigError", "TrainConfig", "parse_config"]
 
@@ -22,7 +22,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
     "paper": {
         "free_sweeps": 60,
-        "eval_sweeps": 60,
         "omega": 1.0,
         "start": "zero",
         "nudged_sweeps": 20,
@@ -89,8 +88,7 @@ class TrainConfig:
     skip_bad_batches: bool = _flag(False, "leave out a step whose gradient is not finite")
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
-    free_sweeps: int = _option(Rule.free.sweeps, "sweeps of the free phase in training", int)
-    eval_sweeps: int = _option(Minimizer.sweeps, "sweeps of the trained model, in evaluation too", int)
+    free_sweeps: int = _option(Minimizer.sweeps, "sweeps of the free phase, in training and in evaluation", int)
     omega: float = _option(Minimizer.omega, "over-relaxation of the hidden layers in the free phase; 1 for none", float)
     order: str = _option(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
     nudged_sweeps: int | None = _option(
@@ -132,8 +130,8 @@ class TrainConfig:
             raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
         if self.hold_routes and "hold_routes" not in options:
             raise ConfigError(f"Rule {self.algo!r} holds no pooling routes: leave --hold-routes out.")
-        counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "eval_sweeps")
-        for name in (*counts, "nudged_sweeps", "threads", "keep_checkpoints", "watch_every"):
+        counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
+        for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
             value = getattr(self, name)

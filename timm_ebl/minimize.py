@@ -58,7 +58,7 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 6
+    sweeps: int = 8
     tolerance: float | None = None
     omega: float = 1.7
     start: Start = Start.FEEDFORWARD

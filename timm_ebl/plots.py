@@ -32,7 +32,7 @@ from .config import ConfigError, TrainConfig, read_recipe
 from .data import DataError
 from .network import HopfieldNetwork
 from .run import OutputError, write_whole
-from .training import build_transform, load_splits, minimizer_settings
+from .training import build_transform, free_phase, load_splits
 
 __all__ = [
     "Trace",
@@ -258,7 +258,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     data = load_splits(config)
     held_out = data.held_out.subset(range(min(images, len(data.held_out))))
     model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
-    model.minimizer = replace(model.minimizer, **minimizer_settings(config, config.eval_sweeps))
+    model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(data.train).eval(held_out.images)
     state, label = model.relax(x[:1]).state, int(held_out.labels[0])
     figures: dict[str, Callable[[Path], None]] = {

@@ -55,7 +55,7 @@ def run_flops(recipe: TrainConfig) -> float:
     model = timm.create_model(recipe.model, **recipe.model_kwargs)
     images = SPLIT_SIZES[recipe.dataset][0] * recipe.epochs
     sample = torch.empty(1, model.in_chans, *model.img_size)
-    evaluation = recipe.eval_sweeps * sweep_flops(model, sample)
+    evaluation = recipe.free_sweeps * sweep_flops(model, sample)
     return images * ((1 - recipe.holdout) * step_flops(model, recipe) + recipe.holdout * evaluation)
 
 

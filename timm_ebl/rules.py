@@ -86,14 +86,13 @@ class Rule(ABC):
     """A learning rule.
 
     Attributes:
-        free: Minimiser of the free phase. It has more sweeps than a prediction needs, for the gradient is that of the
-            cost at equilibrium, and a trained network takes long to come near it.
+        free: Minimiser of the free phase; ``None`` takes the model's own.
         second: Minimiser of what follows: the perturbed phases of a contrastive rule, the sweeps that truncated
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    free: Minimizer = Minimizer(sweeps=10)  # noqa: RUF009 (frozen)
-    second: Minimizer = Minimizer(order="backward", sweeps=3, omega=1.5)  # noqa: RUF009 (frozen)
+    free: Minimizer | None = None
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.4)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:

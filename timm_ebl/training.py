@@ -27,8 +27,8 @@ __all__ = [
     "build_rule",
     "build_transform",
     "empty_classes",
+    "free_phase",
     "load_splits",
-    "minimizer_settings",
     "set_threads",
 ]
 
@@ -108,9 +108,9 @@ def build_transform(train: ImageDataset) -> BatchTransform:
     return BatchTransform(mean, std, spec.padding, spec.flip)
 
 
-def minimizer_settings(config: TrainConfig, sweeps: int) -> dict[str, Any]:
-    """The configured fields of a `Minimizer` without perturbation, which a DCHN takes as arguments too."""
-    return {"order": config.order, "sweeps": sweeps, "omega": config.omega, "start": config.start}
+def free_phase(config: TrainConfig) -> dict[str, Any]:
+    """The configured fields of the free phase's `Minimizer`, which a DCHN takes as arguments too."""
+    return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
 
 
 def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
@@ -125,8 +125,7 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
     fitted = {"in_chans": train.images.shape[1], "num_classes": len(train.classes)}
     try:
-        settings = fitted | minimizer_settings(config, config.eval_sweeps) | dict(config.model_kwargs)
-        model = timm.create_model(name, **settings)
+        model = timm.create_model(name, **(fitted | free_phase(config) | dict(config.model_kwargs)))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The model {name!r} cannot be built ({error}); models with an energy are timm.list_models('dchn*')."
@@ -163,7 +162,7 @@ def build_rule(config: TrainConfig) -> Rule:
     if isinstance(default, ContrastiveRule):
         second |= {"order": config.nudged_order, "omega": config.nudged_omega}
     options = {
-        "free": Minimizer(**minimizer_settings(config, config.free_sweeps), compiled=config.compiled),
+        "free": Minimizer(**free_phase(config), compiled=config.compiled),
         "second": replace(default.second, **_given(second)),
         "beta": config.beta,
         "paired": config.paired,
