@@ -37,9 +37,9 @@ class Procedure(NamedTuple):
 
     Attributes:
         name: What it is.
-        sweeps: Sweeps of a prediction, of the free phase and of what follows it.
-        free: The free phase of a step.
-        predict: Predicts a batch ``x``.
+        sweeps: Sweeps of the free phase and of what follows it.
+        free: The free phase.
+        predict: Relaxes a batch ``x`` freely.
         step: Takes the gradient of a batch ``(x, y)``.
     """
 
@@ -125,7 +125,7 @@ def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Pro
     rows = [
         Procedure(
             f"c-ep, {name}",
-            f"{procedure.free.sweeps}; {procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
+            f"{procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
             procedure.free,
             partial(procedure.infer, model),
             partial(procedure.step, model),
@@ -133,7 +133,9 @@ def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Pro
         for name, procedure in plain.items()
     ]
     rules = [("c-ep", {"beta": beta}), ("c-ep", {"beta": beta, "hold_routes": False}), ("tbp", {}), ("rbp", {})]
-    return rows + [rule_procedure(model, create_rule(name, **options), name) for name, options in rules]
+    return rows + [
+        rule_procedure(model, name, create_rule(name, free=Minimizer(), **options)) for name, options in rules
+    ]
 
 
 def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
@@ -144,26 +146,19 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
         (Minimizer(sweeps=12, omega=1.4), Minimizer(sweeps=6, omega=1.4)),
         (Minimizer(sweeps=12, omega=1.5), ContrastiveRule.second),
     ]
-    settings += [(Minimizer(sweeps=12), replace(ContrastiveRule.second, sweeps=n)) for n in (4, 3)]
+    settings += [(Minimizer(sweeps=10), replace(ContrastiveRule.second, sweeps=n)) for n in (4, 3)]
     settings += [(Minimizer(sweeps=n), ContrastiveRule.second) for n in (12, 10, 8, 6, 4)]
+    settings += [(Minimizer(sweeps=8), replace(ContrastiveRule.second, omega=omega)) for omega in (1.0, 1.2, 1.5)]
     return [
-        rule_procedure(
-            model, create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held), "c-ep", predict=free
-        )
+        rule_procedure(model, "c-ep", create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held))
         for free, second in settings
         for held in (True, False)
     ]
 
 
-def rule_procedure(
-    model: HopfieldNetwork,
-    rule: Rule,
-    name: str,
-    precision: str | None = None,
-    predict: Minimizer = Minimizer(),  # noqa: B008 (frozen)
-) -> Procedure:
-    """A rule as a row of the table, under autocast given a precision of `PRECISIONS`."""
-    free, second, predict = rule.free, rule.second, replace(predict, compiled=rule.free.compiled)
+def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str | None = None) -> Procedure:
+    """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
+    free, second = rule.free, rule.second
     contrastive = isinstance(rule, ContrastiveRule)
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
@@ -174,9 +169,9 @@ def rule_procedure(
     def autocast(x: Tensor) -> AbstractContextManager:
         return torch.autocast(x.device.type, PRECISIONS[precision]) if precision else nullcontext()
 
-    def infer(x: Tensor) -> None:
+    def predict(x: Tensor) -> None:
         with autocast(x):
-            model.relax(x, minimizer=predict)
+            model.relax(x, minimizer=free)
 
     def step(x: Tensor, y: Tensor) -> None:
         with autocast(x):
@@ -185,21 +180,21 @@ def rule_procedure(
 
     return Procedure(
         ", ".join([f"{name}, ours, {free.omega:g}/{second.omega:g}", *notes]),
-        f"{predict.sweeps}; {free.sweeps} + {'2 x ' if contrastive else ''}{second.sweeps} {second.order[:5]}.",
+        f"{free.sweeps} + {'2 x ' if contrastive else ''}{second.sweeps} {second.order[:5]}.",
         free,
-        infer,
+        predict,
         step,
     )
 
 
 def variants(model: HopfieldNetwork, beta: float, precisions: Sequence[str], compiled: bool) -> list[Procedure]:
     """The default setting of c-ep in other precisions, and compiled."""
-    plain = create_rule("c-ep", beta=beta)
-    rows = [rule_procedure(model, plain, "c-ep", precision) for precision in precisions]
+    plain = create_rule("c-ep", free=Minimizer(), beta=beta)
+    rows = [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
     if compiled:
         free, second = (replace(phase, compiled=True) for phase in (plain.free, plain.second))
         rule = replace(plain, free=free, second=second)
-        rows += [rule_procedure(model, rule, "c-ep", precision) for precision in (None, *precisions)]
+        rows += [rule_procedure(model, "c-ep", rule, precision) for precision in (None, *precisions)]
     return rows
 
 
@@ -216,7 +211,7 @@ def measure(
             predict.append(seconds(partial(row.predict, x), x.device))
             step.append(seconds(partial(row.step, x, y), x.device))
     true: dict[Minimizer, list[list[Tensor]]] = {}
-    columns = f"{'procedure':<34} {'sweeps':>20} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
+    columns = f"{'procedure':<34} {'sweeps':>16} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
     medians = [[statistics.median(t) / len(x) * 1e3 for t in both] for both in times]
     for (predict, step), row in zip(medians, rows, strict=True):
@@ -228,7 +223,7 @@ def measure(
         each = [layer_cosines(*pair) for pair in zip(found, true[equilibrium], strict=True)]
         cosines = [statistics.mean(layer) for layer in zip(*each, strict=True)]
         print(
-            f"{row.name:<34} {row.sweeps:>20} {predict:8.2f} {medians[0][0] / predict:6.1f} {step:8.2f} "
+            f"{row.name:<34} {row.sweeps:>16} {predict:8.2f} {medians[0][0] / predict:6.1f} {step:8.2f} "
             f"{medians[0][1] / step:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}"

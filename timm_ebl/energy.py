@@ -34,7 +34,7 @@ def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """``<a, b>`` of each sample, ``(B,)``, summed in at least 32 bits."""
     density = a * b
-    return density.flatten(1).sum(1, dtype=torch.promote_types(density.dtype, torch.float32))
+    return density.sum(tuple(range(1, a.ndim)), dtype=torch.promote_types(density.dtype, torch.float32))
 
 
 class EnergyAtState(torch.autograd.Function):

@@ -131,7 +131,7 @@ class _Uniform(Interaction):
     bias: nn.Parameter
 
     def offset(self, upper: Tensor) -> Tensor:
-        sums = upper.flatten(2).sum(2) if upper.ndim > 2 else upper
+        sums = upper.sum((2, 3)) if upper.ndim == 4 else upper
         return (sums * self.bias).sum(1)
 
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:

@@ -136,4 +136,4 @@ def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor
 
 def _squared_norm(layer: Tensor) -> Tensor:
     wide = torch.promote_types(layer.dtype, torch.float32)
-    return torch.linalg.vector_norm(layer.flatten(1), dim=1, dtype=wide) ** 2
+    return torch.linalg.vector_norm(layer, dim=tuple(range(1, layer.ndim)), dtype=wide) ** 2
