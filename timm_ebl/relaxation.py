@@ -28,7 +28,8 @@ class Relaxation:
         residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
         sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
-        drives: The drive into each layer at `state`, for whoever goes on from here; empty if they are not known.
+        drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
+            needed it; empty if they are not known.
         stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
         omega: Over-relaxation of the last sweep: 1 if a growing residual made it fall back.
         prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.

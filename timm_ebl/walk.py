@@ -82,11 +82,10 @@ class Walk:
         if layer == len(self.state) - 1:
             return self.perturbation.output(drive)
         feedback = self._feedback(layer + 1)
-        kept = self._feedbacks[layer + 1] is feedback
-        return self.perturbation.hidden(layer, feedback + drive if kept else feedback.add_(drive))
+        return self.perturbation.hidden(layer, feedback + drive if self.holds_routes else feedback.add_(drive))
 
     def _feedback(self, layer: int) -> Tensor:
-        """The feedback from a layer to the one below, kept if it depends on that layer alone."""
+        """The feedback from a layer to the one below; kept while routes are held, for it depends on that layer alone."""
         route = self.routes[layer] if self.holds_routes else self.drive(layer).route
         lower = self.state[layer - 1].shape
         feedback = self.interactions[layer].feedback(self.state[layer], route, lower, self.prepared[layer])
