@@ -85,7 +85,7 @@ class Walk:
         return self.perturbation.hidden(layer, feedback + drive if self.holds_routes else feedback.add_(drive))
 
     def _feedback(self, layer: int) -> Tensor:
-        """The feedback from a layer to the one below; kept while routes are held, for it depends on that layer alone."""
+        """The feedback from a layer to the one below; with held routes it depends on that layer alone, and is kept."""
         route = self.routes[layer] if self.holds_routes else self.drive(layer).route
         lower = self.state[layer - 1].shape
         feedback = self.interactions[layer].feedback(self.state[layer], route, lower, self.prepared[layer])
