@@ -92,7 +92,7 @@ class Rule(ABC):
     """
 
     free: Minimizer | None = None
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.4)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.2)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
