@@ -12,7 +12,7 @@ from dense import DenseHopfield
 from hub_server import TOKEN, Hub
 from published_runs import write_images, write_run
 
-from timm_ebl import DCHN, connection
+from timm_ebl import DCHN, connection, products
 
 
 @pytest.fixture
@@ -31,6 +31,12 @@ def make_dchn():
         return model
 
     return make
+
+
+@pytest.fixture
+def served_everywhere(monkeypatch):
+    """Every convolution by Winograd's algorithm, of narrow layers too."""
+    monkeypatch.setattr(products, "is_served", lambda *_: True)
 
 
 @pytest.fixture

@@ -250,16 +250,21 @@ def test_kernels_that_do_not_keep_the_image_size_are_refused(kernel_size, pool):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN")
-def test_packed_weights_give_the_same_trajectory(make_dchn, batch):
+@pytest.mark.parametrize("winograd", [False, True])
+def test_packed_weights_give_the_same_trajectory(make_dchn, batch, request, winograd):
+    if winograd:
+        request.getfixturevalue("served_everywhere")
     model, x = make_dchn(dtype=torch.float32), batch[0].float()
     minimizer = Minimizer(sweeps=60, omega=1.0)
     packed = model.relax(x, minimizer=minimizer)
     assert all(interaction.packs for interaction in packed.prepared[:-1])
+    assert all((interaction._winograd is not None) == winograd for interaction in packed.prepared[:-1])
     with torch.backends.mkldnn.flags(enabled=False):
         plain = model.relax(x, minimizer=minimizer)
     assert not any(interaction.packs for interaction in plain.prepared[:-1])
     for found, expected in zip(packed.state, plain.state, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(packed.energy, plain.energy, rtol=1e-5, atol=1e-5)
 
 
 def test_packed_weights_follow_the_parameters(make_dchn, batch):

@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from timm_ebl import Minimizer, create_rule, products
+from timm_ebl import Minimizer, create_rule
 from timm_ebl.gradients import gradients
 from timm_ebl.winograd import Winograd, is_served
 
@@ -76,24 +76,6 @@ def test_the_papers_network_is_served_where_its_layers_are_wide():
     with torch.autocast("cpu", torch.bfloat16):
         prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
     assert not any(part._winograd for part in prepared[:-1])
-
-
-@pytest.fixture
-def served_everywhere(monkeypatch):
-    """Every convolution of a small network by Winograd's algorithm."""
-    monkeypatch.setattr(products, "is_served", lambda *_: True)
-
-
-@needs_onednn
-def test_the_trajectory_is_that_of_plain_convolutions(make_dchn, batch, served_everywhere):
-    model, x = make_dchn(dtype=torch.float32), batch[0].float()
-    minimizer = Minimizer(sweeps=60, omega=1.0)
-    found = model.relax(x, minimizer=minimizer)
-    assert all(part._winograd for part in found.prepared[:-1])
-    with torch.backends.mkldnn.flags(enabled=False):
-        expected = model.relax(x, minimizer=minimizer)
-    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-5)
-    torch.testing.assert_close(found.energy, expected.energy, rtol=1e-5, atol=1e-5)
 
 
 @needs_onednn

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backward import RecurrentBackward, unroll
+from .backward import Backward, RecurrentBackward, TruncatedBackward, unroll
 from .energy import State
 from .minimize import Minimizer
 from .network import EnergyModel
@@ -92,7 +92,7 @@ class Rule(ABC):
     """
 
     free: Minimizer | None = None
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.2)  # noqa: RUF009 (frozen)
+    second: Minimizer = Backward.second
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
@@ -194,7 +194,7 @@ class CoupledLearning(ContrastiveRule):
 class TruncatedBackprop(Rule):
     """Baseline TBP: backpropagation of the cost through the last sweeps from the free state (paper, Table 1)."""
 
-    second: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+    second: Minimizer = TruncatedBackward.second
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
@@ -210,7 +210,7 @@ class RecurrentBackprop(Rule):
     With ``F`` one sweep and ``v`` the adjoint state (`timm_ebl.backward.adjoint`), the gradient is ``(dF/dtheta)^T v``.
     """
 
-    second: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
+    second: Minimizer = RecurrentBackward.second
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)

@@ -67,26 +67,29 @@ class Winograd:
         total = torch.zeros_like(self.kernels)
         images = _images_at_once(lower)
         for below, above in zip(*(x.permute(0, 2, 3, 1).split(images) for x in (lower, upper)), strict=True):
-            corners = above.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(2, 4, 0, 1, 3, 5).flatten(2, 4)
-            terms = torch.mm(self.output.t(), corners.reshape(4, -1)).view(16, -1, above.shape[3])
+            terms = torch.mm(self.output.t(), _corners(above).reshape(4, -1)).view(16, -1, above.shape[3])
             total.baddbmm_(terms.transpose(1, 2), _terms(below, _UPRIGHT))
         return torch.mm(total.flatten(1).t(), self.kernel).view(*total.shape[1:], 3, 3)
 
     def _apply(self, x: Tensor, kernels: Tensor, output: Tensor, order: Sequence[int], bias: Tensor | None) -> Tensor:
-        batch, _, height, width = x.shape
-        result = x.new_empty((batch, height, width, kernels.shape[2]))
+        result = x.new_empty((len(x), *x.shape[2:], kernels.shape[2]))
         images = _images_at_once(x)
         for part, into in zip(x.permute(0, 2, 3, 1).split(images), result.split(images), strict=True):
             products = torch.bmm(_terms(part, order), kernels)
             if bias is not None:
                 products[_COMMON] += bias
-            corners = torch.mm(output, products.view(16, -1)).view(2, 2, len(part), height // 2, width // 2, -1)
-            into.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).copy_(corners.permute(2, 3, 0, 4, 1, 5))
+            corners = _corners(into)
+            corners.copy_(torch.mm(output, products.view(16, -1)).view(corners.shape))
         return result.permute(0, 3, 1, 2)
 
 
 def _images_at_once(x: Tensor) -> int:
     return max(1, 4 * _TILES // x.shape[2:].numel())
+
+
+def _corners(x: Tensor) -> Tensor:
+    """A view of images ``(B, H, W, C)`` by the place in a tile of 2x2, ``(2, 2, B, H / 2, W / 2, C)``."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(2, 4, 0, 1, 3, 5)
 
 
 def _terms(x: Tensor, order: Sequence[int]) -> Tensor:
