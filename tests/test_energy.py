@@ -9,6 +9,7 @@ from timm_ebl import Minimizer, Nudged
 from timm_ebl.energy import energy_from_drives
 from timm_ebl.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 from timm_ebl.order import list_orders
+from timm_ebl.winograd import Winograd
 
 
 def interactions():
@@ -258,7 +259,7 @@ def test_packed_weights_give_the_same_trajectory(make_dchn, batch, request, wino
     minimizer = Minimizer(sweeps=60, omega=1.0)
     packed = model.relax(x, minimizer=minimizer)
     assert all(interaction.packs for interaction in packed.prepared[:-1])
-    assert all((interaction._winograd is not None) == winograd for interaction in packed.prepared[:-1])
+    assert all(isinstance(interaction.engine, Winograd) == winograd for interaction in packed.prepared[:-1])
     with torch.backends.mkldnn.flags(enabled=False):
         plain = model.relax(x, minimizer=minimizer)
     assert not any(interaction.packs for interaction in plain.prepared[:-1])

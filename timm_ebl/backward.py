@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
+from .autocast import present_autocast
 from .energy import State
 from .minimize import Minimizer
 from .network import EnergyModel
@@ -222,7 +222,7 @@ class _Equilibrium(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.model, ctx.method, ctx.layers = model, backward, layers
         ctx.free = free = model.relax(x.detach())
-        ctx.autocast = _present_autocast(x.device.type)
+        ctx.autocast = present_autocast(x.device.type)
         ctx.save_for_backward(x, *parameters)
         ctx.set_materialize_grads(False)
         # Copies: whoever changes a result in place leaves the state alone that the backward pass starts from.
@@ -278,12 +278,3 @@ def _inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:
     """``sum_l <f_l, s_l>``."""
     products = [(f.to(s.dtype) * s).sum() for f, s in zip(forces, layers, strict=True) if f is not None]
     return torch.stack(products).sum()
-
-
-def _present_autocast(device: str) -> AbstractContextManager:
-    """The automatic mixed precision in force, to be entered again later."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(
-        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), torch.is_autocast_cache_enabled()
-    )

@@ -8,12 +8,12 @@ is the sum over the interactions of a network (`timm_ebl.interaction`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .interaction import Interaction
+from .prepared import Prepared
 
 __all__ = ["EnergyAtState", "State", "energy_from_drives", "inner"]
 
@@ -50,7 +50,7 @@ class EnergyAtState(torch.autograd.Function):
         ctx,
         energy: Tensor,
         interactions: Sequence[Interaction],
-        prepared: Sequence[Any],
+        prepared: Sequence[Prepared | None],
         layers: State,
         routes: Sequence[Tensor | None],
         x: Tensor,
@@ -79,8 +79,8 @@ class EnergyAtState(torch.autograd.Function):
 
 
 def _of_one_copy(
-    x: Tensor, upper: Tensor, route: Tensor | None, prepared: Any
-) -> tuple[Tensor, Tensor, Tensor | None, Any]:
+    x: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None
+) -> tuple[Tensor, Tensor, Tensor | None, Prepared | None]:
     """What the first interaction's gradient is made from, its copies of one input and its route taken together."""
     copies = 1 if prepared is None else prepared.copies
     if copies == 1:

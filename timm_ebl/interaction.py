@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .matrix import Matrix
+from .prepared import Prepared
 from .products import Products
 
 __all__ = [
@@ -62,11 +63,8 @@ class Interaction(ABC):
     def shape(self, lower: torch.Size) -> torch.Size:
         """Shape of one sample of the upper layer, given that of the lower one."""
 
-    def prepare(self, lower: torch.Size) -> Any:
+    def prepare(self, lower: torch.Size) -> Prepared | None:
         """What the many sweeps of a relaxation share, made once: the other methods take it as `prepared`.
-
-        It is ``None``, or an object that knows of copies as `timm_ebl.products.Products` does (``copies``,
-        ``of_copies``).
 
         Args:
             lower: Shape ``(B, *lower_shape)`` of the lower layer.
@@ -74,7 +72,7 @@ class Interaction(ABC):
         return None
 
     @abstractmethod
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Prepared | None = None) -> Drive:
         """Bottom-up input ``drive(lower)``, bias included.
 
         Args:
@@ -84,7 +82,9 @@ class Interaction(ABC):
         """
 
     @abstractmethod
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Prepared | None = None
+    ) -> Tensor:
         """Top-down input ``d <upper, drive(lower)> / d lower``, in a tensor of its own, which the caller may change.
 
         Args:
@@ -100,7 +100,7 @@ class Interaction(ABC):
 
     @abstractmethod
     def gradient(
-        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
     ) -> tuple[Tensor | None, ...]:
         """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in every parameter, in the order of ``parameters()``.
 
@@ -227,32 +227,27 @@ def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
 
 
 class DenseInteraction(nn.Linear, _Uniform):
-    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3).
-
-    It is small, and computes in no fewer bits than its weight has, under autocast too.
-    """
+    """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
 
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([self.out_features])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
-        return Drive(self._product(lower.flatten(1), self.weight, self.bias))
+    def prepare(self, lower: torch.Size) -> Matrix:
+        """The products of the matrix, with the weight laid out for them once."""
+        return Matrix(self, lower)
 
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
-        feedback = self._product(upper, self.weight.t()).view(lower)
-        return feedback.contiguous(memory_format=torch.channels_last) if len(lower) == 4 else feedback
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Matrix | None = None) -> Drive:
+        return Drive((prepared or self.prepare(lower.shape)).up(lower))
+
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Matrix | None = None
+    ) -> Tensor:
+        return (prepared or self.prepare(lower)).down(upper)
 
     def gradient(
-        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Matrix | None = None
     ) -> tuple[Tensor | None, ...]:
-        return self._product(upper.t(), lower.flatten(1).t()), upper.sum(0)
-
-    def _product(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x matrix^T + bias`` in the widest type of the three."""
-        wide = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), self.weight.dtype)
-        device = x.device.type
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            return F.linear(x.to(wide), matrix.to(wide), None if bias is None else bias.to(wide))
+        return (prepared or self.prepare(lower.shape)).gradient(lower, upper), upper.sum(0)
 
 
 class EmptyInteraction(nn.Identity, Interaction):
@@ -261,17 +256,19 @@ class EmptyInteraction(nn.Identity, Interaction):
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([0])
 
-    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Any = None) -> Drive:
+    def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Prepared | None = None) -> Drive:
         return Drive(lower.new_empty(lower.shape[0], 0))
 
-    def feedback(self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Any = None) -> Tensor:
+    def feedback(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Prepared | None = None
+    ) -> Tensor:
         return upper.new_zeros(lower)
 
     def offset(self, upper: Tensor) -> Tensor:
         return upper.new_zeros(len(upper))
 
     def gradient(
-        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Any = None
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
     ) -> tuple[Tensor | None, ...]:
         return ()
 

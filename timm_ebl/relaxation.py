@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .energy import State
 from .interaction import Drive
+from .prepared import Prepared
 
 __all__ = ["Relaxation", "Stamp", "stamp"]
 
@@ -44,7 +44,7 @@ class Relaxation:
     drives: tuple[Drive, ...] = field(default=(), repr=False)
     stamp: Stamp = field(default=(), repr=False)
     omega: float = 1.0
-    prepared: tuple[Any, ...] = field(default=(), repr=False)
+    prepared: tuple[Prepared | None, ...] = field(default=(), repr=False)
 
     @property
     def output(self) -> Tensor:

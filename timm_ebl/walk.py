@@ -10,7 +10,6 @@ tells the energy where the drive is not known.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from .energy import State, inner
 from .interaction import Drive, Interaction
 from .order import Groups
 from .perturbation import FREE, Perturbation
+from .prepared import Prepared
 from .relaxation import Relaxation, Stamp, stamp
 
 __all__ = ["Walk", "stamp_of"]
@@ -45,7 +45,7 @@ class Walk:
         perturbation: Perturbation = FREE,
         drives: Sequence[Drive] = (),
         routes: Sequence[Tensor | None] = (),
-        prepared: Sequence[Any] = (),
+        prepared: Sequence[Prepared | None] = (),
     ) -> None:
         self.interactions = interactions
         self.x = x

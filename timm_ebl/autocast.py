@@ -1,0 +1,28 @@
+"""The automatic mixed precision in force."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+__all__ = ["has_autocast", "present_autocast", "without_autocast"]
+
+
+def has_autocast(device: str) -> bool:
+    """Whether it is in force on a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def present_autocast(device: str) -> AbstractContextManager:
+    """What is in force on a type of device, to be entered again later."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), torch.is_autocast_cache_enabled()
+    )
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Off; costs nothing where it is not in force."""
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
