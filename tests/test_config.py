@@ -64,7 +64,7 @@ def test_the_papers_recipes_have_the_released_settings():
     cifar10 = TrainConfig(**read_recipe(folder / "table2_cifar10.yaml"))
     assert (cifar10.beta, cifar10.free_sweeps, cifar10.nudged_sweeps) == (0.1, 60, 20)
     assert (cifar10.opt, cifar10.momentum, cifar10.weight_decay, cifar10.min_lr) == ("momentum", 0.9, 2.5e-4, 2e-6)
-    assert (cifar10.omega, cifar10.start, cifar10.warm_start) == (1.0, "zero", True)
+    assert (cifar10.omega, cifar10.start, cifar10.warm_start) == ((1.0,), "zero", True)
     assert not build_rule(cifar10).hold_routes
     assert cifar10.model_kwargs == {"gains": [0.4, 0.7, 0.6, 0.3, 0.4]}
 

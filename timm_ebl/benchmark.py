@@ -175,7 +175,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
         loss.backward()
 
     return Procedure(
-        ", ".join([f"{name}, ours, {free.omega:g}/{second.omega:g}", *notes]),
+        ", ".join([f"{name}, ours, {free.omegas}/{second.omegas}", *notes]),
         f"{free.sweeps} + {'2 x ' if contrastive else ''}{second.sweeps} {second.order[:5]}.",
         free,
         predict,

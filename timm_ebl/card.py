@@ -210,7 +210,7 @@ def _table(rows: Mapping[str, str]) -> str:
 
 
 def _describe(minimizer: Minimizer) -> str:
-    return f"{minimizer.sweeps} sweeps, {minimizer.order}, omega {minimizer.omega}"
+    return f"{minimizer.sweeps} sweeps, {minimizer.order}, omega {minimizer.omegas}"
 
 
 def _duration(seconds: float) -> str:

@@ -22,10 +22,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
     "paper": {
         "free_sweeps": 60,
-        "omega": 1.0,
+        "omega": (1.0,),
         "start": "zero",
         "nudged_sweeps": 20,
-        "nudged_omega": 1.0,
+        "nudged_omega": (1.0,),
         "nudged_order": "asynchronous",
         "hold_routes": False,
         "paired": False,
@@ -89,12 +89,16 @@ class TrainConfig:
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
     free_sweeps: int = _option(Minimizer.sweeps, "sweeps of the free phase, in training and in evaluation", int)
-    omega: float = _option(Minimizer.omega, "over-relaxation of the hidden layers in the free phase; 1 for none", float)
+    omega: tuple[float, ...] = _option(
+        Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
+    )
     order: str = _option(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
     nudged_sweeps: int | None = _option(
         None, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps; by default the rule's", int
     )
-    nudged_omega: float | None = _option(None, "over-relaxation in the perturbed phases; by default the rule's", float)
+    nudged_omega: tuple[float, ...] | None = _option(
+        None, "over-relaxation in the perturbed phases, or one for each sweep; by default the rule's", float, True
+    )
     nudged_order: str | None = _option(None, "order of update in the perturbed phases; by default the rule's")
     start: str = _option(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
     warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
@@ -138,7 +142,8 @@ class TrainConfig:
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
         self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
         for name in ("omega", "nudged_omega"):
-            self._require(name, getattr(self, name) is None or 0 < getattr(self, name) < 2, "above 0 and below 2")
+            omegas = getattr(self, name)
+            self._require(name, omegas is None or all(0 < omega < 2 for omega in omegas), "above 0 and below 2")
         for name in ("order", "nudged_order"):
             known = getattr(self, name) is None or getattr(self, name) in list_orders()
             self._require(name, known, f"one of {', '.join(list_orders())}")

@@ -66,7 +66,7 @@ class DCHN(HopfieldNetwork):
         order: Order of update (`timm_ebl.order.list_orders`).
         sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
         tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
-        omega: Over-relaxation of the hidden layers, between 0 and 2.
+        omega: Over-relaxation of the hidden layers, between 0 and 2, or one for each sweep.
         start: ``"zero"`` or ``"feedforward"``.
         compiled: Whether sweeps are compiled (`timm_ebl.Minimizer`).
         backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
@@ -94,7 +94,7 @@ class DCHN(HopfieldNetwork):
         order: str = Minimizer.order,
         sweeps: int = Minimizer.sweeps,
         tolerance: float | None = None,
-        omega: float = Minimizer.omega,
+        omega: float | Sequence[float] = Minimizer.omega,
         start: str | Start = Minimizer.start,
         compiled: bool = False,
         backward: str | Backward = "ep",

@@ -46,9 +46,9 @@ class Minimizer:
             The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter, but
             for the two states that a rule contrasts.
         omega: Over-relaxation ``s <- clip(s + omega (h - s), 0, 1)`` of the hidden layers with drive and feedback
-            ``h``, ``0 < omega < 2``. The paper has 1; the energy never rises for any of them under the asynchronous
-            order. With a tolerance, a residual above that of the first look makes it fall back to 1
-            (`Relaxation.omega`).
+            ``h``, ``0 < omega < 2``, or one for each sweep, the last one for all that follow. The paper has 1; the
+            energy never rises for any of them under the asynchronous order. With a tolerance, a residual above that of
+            the first look makes it fall back to 1 (`Relaxation.omega`).
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
@@ -60,7 +60,7 @@ class Minimizer:
     order: str = "asynchronous"
     sweeps: int = 8
     tolerance: float | None = None
-    omega: float = 1.7
+    omega: float | tuple[float, ...] = (1.9, 1.9, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
     start: Start = Start.FEEDFORWARD
     compiled: bool = False
 
@@ -70,9 +70,26 @@ class Minimizer:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
         if self.tolerance is not None and not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
             raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
-        if not (is_number(self.omega) and 0 < self.omega < 2):
+        omegas = self._omegas
+        if not omegas or not all(is_number(omega) and 0 < omega < 2 for omega in omegas):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
+        object.__setattr__(self, "omega", omegas[0] if len(set(omegas)) == 1 else omegas)
         object.__setattr__(self, "start", Start(self.start))
+
+    @property
+    def _omegas(self) -> tuple[float, ...]:
+        return (
+            tuple(self.omega) if isinstance(self.omega, Sequence) and not isinstance(self.omega, str) else (self.omega,)
+        )
+
+    def omega_of(self, sweep: int) -> float:
+        """Over-relaxation of a sweep, counted from 1."""
+        return self._omegas[min(sweep, len(self._omegas)) - 1]
+
+    @property
+    def omegas(self) -> str:
+        """The over-relaxation of the first and of the last sweep, to be read."""
+        return "-".join(dict.fromkeys(str(self.omega_of(sweep)) for sweep in (1, self.sweeps)))
 
     def groups(self, layers: int) -> Groups:
         """The groups of one sweep over ``layers`` free layers."""
@@ -92,7 +109,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         minimizer: Order, over-relaxation and end of the walk.
     """
     step = compiled_sweep() if minimizer.compiled else Walk.sweep
-    groups, tolerance, omega = minimizer.groups(len(walk.state)), minimizer.tolerance, minimizer.omega
+    groups, tolerance, falls_back = minimizer.groups(len(walk.state)), minimizer.tolerance, False
     x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
     gone: list[tuple[Tensor, Relaxation]] = []
     first = math.inf
@@ -100,7 +117,8 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         last = sweep == minimizer.sweeps
         measured = last or (tolerance is not None and sweep % SWEEPS_BETWEEN_LOOKS == 0)
         before = tuple(walk.state) if measured else ()
-        step(walk, groups, omega)
+        omega = 1.0 if falls_back else minimizer.omega_of(sweep)
+        step(walk, groups, omega if omega == 1 or not minimizer.compiled else _as_tensor(omega, x.device))
         if measured:
             residual = relative_change(before, walk.state)
         if last or not measured:
@@ -109,7 +127,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         count, grown = torch.stack([done.sum(), mean > first]).tolist()
         if count == len(done):
             break
-        omega = 1.0 if grown else omega
+        falls_back |= bool(grown)
         first = mean if sweep == SWEEPS_BETWEEN_LOOKS else first
         if count >= LEAVING_PART * len(done) and not walk.holds_copies:
             gone.append((samples[done], walk.select(done).record(residual[done], sweep, omega, tolerance)))
@@ -125,6 +143,12 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
 def compiled_sweep() -> Callable[[Walk, Groups, float], None]:
     """`Walk.sweep`, compiled."""
     return torch.compile(Walk.sweep, dynamic=False)
+
+
+@cache
+def _as_tensor(omega: float, device: torch.device) -> Tensor:
+    """For compiled code, which takes every other number for another programme."""
+    return torch.tensor(omega, device=device)
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:

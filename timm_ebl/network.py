@@ -144,11 +144,11 @@ class HopfieldNetwork(nn.Module, ABC):
         Args:
             x: Input ``(B, C, H, W)``.
             state: The layers ``(s_1, .., o)``.
-            minimizer: Order of update and over-relaxation; by default as the model was built.
+            minimizer: Order of update and over-relaxation, that of its last sweep; by default as the model was built.
         """
         minimizer = minimizer or self.minimizer
         walk = Walk(self.interactions, x, as_layers(state))
-        walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega)
+        walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega_of(minimizer.sweeps))
         return tuple(walk.state)
 
     def state_shapes(self, x: Tensor) -> list[torch.Size]:

@@ -66,8 +66,8 @@ class PlainProcedure:
         """The state after the minimiser's sweeps, from a state or from zero."""
         start = start or tuple(x.new_zeros(shape) for shape in model.state_shapes(x))
         walk = PlainWalk(model.interactions, x, start, perturbation)
-        for _ in range(minimizer.sweeps):
-            walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega)
+        for sweep in range(1, minimizer.sweeps + 1):
+            walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega_of(sweep))
         return tuple(walk.state)
 
     def infer(self, model: HopfieldNetwork, x: Tensor) -> State:

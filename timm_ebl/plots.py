@@ -113,9 +113,9 @@ def trace_relaxation(model: HopfieldNetwork, x: Tensor, sweeps: int) -> Trace:
         x: Images ``(B, C, H, W)``.
         sweeps: Number of sweeps ``T``.
     """
-    single = replace(model.minimizer, sweeps=1, tolerance=None)
     relaxation, records = None, []
-    for _ in range(sweeps):
+    for sweep in range(1, sweeps + 1):
+        single = replace(model.minimizer, sweeps=1, tolerance=None, omega=model.minimizer.omega_of(sweep))
         relaxation = model.relax(x, relaxation, minimizer=single)
         records.append((relaxation.energy, relaxation.residual))
     return Trace(*(torch.stack(values) for values in zip(*records, strict=True)))

@@ -93,13 +93,15 @@ class Walk:
             self._feedbacks[layer] = feedback
         return feedback
 
-    def sweep(self, groups: Groups, omega: float = 1.0) -> None:
+    def sweep(self, groups: Groups, omega: float | Tensor = 1.0) -> None:
         """Update every layer once; the output layer has no bounds and is never over-relaxed."""
         for group in groups:
             fields = [(layer, self.field(layer)) for layer in group]
             for layer, field in fields:
                 if layer < len(self.state) - 1:
-                    if omega != 1:
+                    if isinstance(omega, Tensor):
+                        field.lerp_(self.state[layer].to(field.dtype), (1 - omega).to(field.dtype))
+                    elif omega != 1:
                         field.lerp_(self.state[layer].to(field.dtype), 1 - omega)
                     field.clamp_(0, 1)
                 self.set(layer, field)
