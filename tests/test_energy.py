@@ -1,5 +1,7 @@
 """Interactions and the energy: definitions, autograd, finite differences, the slow twin."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -197,7 +199,8 @@ def test_from_the_output_down_held_routes_spare_the_drives_that_only_the_energy_
     model, (x, y) = make_dchn(pooling=pooling), batch
     free = model.relax(x)
     nudged = Nudged(F.one_hot(y, 3).double(), 0.5)
-    held = model.relax(x, free, nudged, Minimizer(order="backward", sweeps=2), hold_routes=True)
+    down = Minimizer(order="backward", sweeps=2, omega=1.7)
+    held = model.relax(x, free, nudged, down, hold_routes=True)
     assert [drive.value is None for drive in held.drives] == [False, True, True, True, True]
     drives = [
         i.drive(s, d.route).value for i, s, d in zip(model.interactions, (x, *held.state), free.drives, strict=False)
@@ -205,8 +208,8 @@ def test_from_the_output_down_held_routes_spare_the_drives_that_only_the_energy_
     expected = energy_from_drives(held.state, drives)
     torch.testing.assert_close(held.energy, expected, atol=1e-12, rtol=1e-12)
 
-    further = model.relax(x, held, nudged, Minimizer(order="backward", sweeps=1), hold_routes=True)
-    whole = model.relax(x, free, nudged, Minimizer(order="backward", sweeps=3), hold_routes=True)
+    further = model.relax(x, held, nudged, replace(down, sweeps=1), hold_routes=True)
+    whole = model.relax(x, free, nudged, replace(down, sweeps=3), hold_routes=True)
     torch.testing.assert_close(further.state, whole.state, atol=1e-12, rtol=1e-12)
 
 
@@ -277,3 +280,11 @@ def test_packed_weights_follow_the_parameters(make_dchn, batch):
     for found, expected in zip(again.state, afresh.state, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert (again.state[1] - before.state[1]).abs().max() > 1e-3
+
+
+def test_a_relaxation_made_in_inference_mode_goes_on_outside_it(make_dchn, batch):
+    model, x = make_dchn(dtype=torch.float32), batch[0].float()
+    with torch.inference_mode():
+        free = model.relax(x)
+    again, expected = model.relax(x, free), model.relax(x, free.state)
+    torch.testing.assert_close(again.state, expected.state, rtol=0, atol=1e-5)

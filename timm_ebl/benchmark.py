@@ -28,6 +28,7 @@ from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
 from .plain import PlainProcedure
 from .rules import ContrastiveRule, Rule, create_rule
+from .walk import Walk
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
@@ -72,6 +73,17 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: int, times: int = 20) -> list[float]:
+    """Seconds of each of several calls, each made many times in a turn, the median over the turns after the first."""
+
+    def several(call: Callable[[], None]) -> None:
+        for _ in range(times):
+            call()
+
+    found = [[seconds(partial(several, call), device) / times for call in calls] for _ in range(turns + 1)]
+    return [statistics.median(column) for column in zip(*found[1:], strict=True)]
+
+
 def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
     """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
     return 4 * sum(layer_products(model, x)[1:])
@@ -87,8 +99,8 @@ def layer_products(model: HopfieldNetwork, x: Tensor) -> list[int]:
     return found
 
 
-def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
-    """Seconds that the products of one sweep take on this batch with nothing between them, the fastest of the repeats.
+def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
+    """The products of one sweep on this batch, with nothing between them.
 
     The convolutions are PyTorch's own, on channels-last tensors.
     """
@@ -108,11 +120,18 @@ def product_seconds(model: HopfieldNetwork, x: Tensor, repeats: int) -> float:
                 partial(F.linear, below @ weight.t(), weight.t()),
             ]
 
-    def sweep() -> None:
+    def all_of_them() -> None:
         for call in calls:
             call()
 
-    return min(seconds(sweep, x.device) for _ in range(repeats + 1))
+    return all_of_them
+
+
+def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
+    """One sweep on this batch, without over-relaxation."""
+    relaxation = model.relax(x)
+    walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
+    return torch.no_grad()(partial(walk.sweep, PAPER.groups(len(walk.state))))
 
 
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
@@ -224,10 +243,7 @@ def measure(
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}"
         )
-    plain = Minimizer(sweeps=20, omega=1.0, start=Start.ZERO)
-    state = model.relax(x)
-    engine = min(seconds(lambda: model.relax(x, state, minimizer=plain), x.device) for _ in range(repeats + 1)) / 20
-    alone = product_seconds(model, x, repeats)
+    engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9
     print(
         f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "

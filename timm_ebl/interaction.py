@@ -185,21 +185,29 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     ) -> Tensor:
         products = prepared or self.prepare(lower)
         upper = upper if products.by_difference else upper.to(products.dtype)
-        return products.down(self._unpool(upper, route, lower))
+        return products.down(self._unpool(upper, route, lower, products))
 
-    def _unpool(self, upper: Tensor, route: Tensor, lower: torch.Size) -> Tensor:
-        """Every value at the position that pooling chose, zeros elsewhere: the adjoint of pooling, faster as such."""
-        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
-        return torch.ops.aten.max_pool2d_with_indices_backward(
-            upper, like, window, window, (0, 0), (1, 1), False, route
-        )
+    def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size, products: Products) -> Tensor:
+        """Every value at the position that pooling chose, zeros elsewhere; it lasts until the next call."""
+        size = torch.Size((*upper.shape[:2], *lower[2:]))
+        room = products.scratch(size, upper.dtype)
+        adjoint, options = self._adjoint(route)
+        if room is not None:
+            return adjoint.grad_input(upper, room, *options, grad_input=room)
+        like = torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+        return adjoint.default(upper, like, *options)
+
+    def _adjoint(self, route: Tensor | None) -> tuple[torch._ops.OpOverloadPacket, tuple[object, ...]]:
+        """The adjoint of pooling, and what it takes beside the values and a tensor like the result."""
+        window = (self.pool, self.pool)
+        return torch.ops.aten.max_pool2d_with_indices_backward, (window, window, (0, 0), (1, 1), False, route)
 
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Products | None = None
     ) -> tuple[Tensor | None, ...]:
         products = prepared or self.prepare(lower.shape)
         bias = sum(upper.chunk(products.copies)).sum((0, 2, 3))
-        return products.gradient(lower, self._unpool(upper, route, lower.shape)), bias
+        return products.gradient(lower, self._unpool(upper, route, lower.shape, products)), bias
 
 
 class AveragePooled(ConvInteraction):
@@ -209,21 +217,15 @@ class AveragePooled(ConvInteraction):
         products = prepared or self.prepare(lower.shape)
         return Drive(F.avg_pool2d(products.up(lower), self.pool))
 
-    def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size) -> Tensor:
-        window, like = (self.pool, self.pool), _like_unpooled(upper, lower)
-        return torch.ops.aten.avg_pool2d_backward(upper, like, window, window, (0, 0), False, True, None)
+    def _adjoint(self, route: Tensor | None) -> tuple[torch._ops.OpOverloadPacket, tuple[object, ...]]:
+        window = (self.pool, self.pool)
+        return torch.ops.aten.avg_pool2d_backward, (window, window, (0, 0), False, True, None)
 
 
 def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
     """The values at the positions that pooling chose, channels last."""
     values, positions = (maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in (unpooled, route))
     return values.gather(1, positions).unflatten(1, route.shape[2:]).permute(0, 3, 1, 2)
-
-
-def _like_unpooled(upper: Tensor, lower: torch.Size) -> Tensor:
-    """An empty tensor of the shape, layout and type that the upper layer has before pooling."""
-    size = (*upper.shape[:2], *lower[2:])
-    return torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
 
 
 class DenseInteraction(nn.Linear, _Uniform):

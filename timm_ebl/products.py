@@ -49,6 +49,7 @@ class Products(Prepared):
             and (self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and _has_bfloat16()))
             and not (torch.is_grad_enabled() or torch.jit.is_tracing())
         )
+        self._scratch: Tensor | None = None
         self.engine: Direct | Winograd
         if not self.packs:
             self.engine = Direct(self.kernel.contiguous(memory_format=torch.channels_last), self.padding)
@@ -83,6 +84,18 @@ class Products(Prepared):
         (one, two), (below, above) = _copies(lower), _copies(upper)
         total = self._scaled_gradient(torch.lerp(one, two, 0.5), below + above)
         return (total + self._scaled_gradient(two - one, above - below) / 2).to(self.result)
+
+    def scratch(self, size: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        """Room for images whose content the next call may overwrite, channels last; ``None`` where it would not help.
+
+        A tensor that every sweep writes again stays in the cache of a CPU.
+        """
+        if not self.packs or torch.compiler.is_compiling():
+            return None
+        room, inference = self._scratch, torch.is_inference_mode_enabled()
+        if room is None or (room.shape, room.dtype, room.is_inference()) != (size, dtype, inference):
+            room = self._scratch = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+        return room
 
     def _engine(self) -> Direct | Winograd:
         """The engine; of a packed weight a compiler can make nothing."""
