@@ -216,7 +216,10 @@ def variants(model: HopfieldNetwork, beta: float, precisions: Sequence[str], com
 def measure(
     model: HopfieldNetwork, batches: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Procedure], repeats: int
 ) -> None:
-    """Print the table of one model: times of the first batch, ratios to the first row, mean cosines of all batches."""
+    """Print the table of one model: times of the first batch, ratios to the first row, cosines over all batches.
+
+    Beside the mean cosine stands its standard error over the batches.
+    """
     x, y = batches[0]
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for row in rows:
@@ -237,11 +240,13 @@ def measure(
         found = [gradients(model, partial(row.step, *batch)) for batch in batches]
         each = [layer_cosines(*pair) for pair in zip(found, true[equilibrium], strict=True)]
         cosines = [statistics.mean(layer) for layer in zip(*each, strict=True)]
+        means = [statistics.mean(batch) for batch in each]
+        error = f" +- {statistics.stdev(means) / len(means) ** 0.5:.3f}" if len(means) > 1 else ""
         print(
             f"{row.name:<34} {row.sweeps:>16} {predict:8.2f} {medians[0][0] / predict:6.1f} {step:8.2f} "
             f"{medians[0][1] / step:6.1f} {memory:7.0f}  "
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
-            + f"  mean {statistics.mean(cosines):.3f}"
+            + f"  mean {statistics.mean(cosines):.3f}{error}"
         )
     engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9

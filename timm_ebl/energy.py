@@ -28,7 +28,9 @@ def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
         state: The layers ``(s_1, .., o)``.
         drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
     """
-    return torch.stack([inner(s / 2 - drive, s) for s, drive in zip(state, drives, strict=True)]).sum(0)
+    return (
+        torch.stack([inner(torch.sub(s, drive, alpha=2), s) for s, drive in zip(state, drives, strict=True)]).sum(0) / 2
+    )
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -153,11 +153,13 @@ def _as_tensor(omega: float, device: torch.device) -> Tensor:
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """``|after - before| / |after|`` over all layers, ``(B,)``; 0 where nothing changed."""
-    change = sum(_squared_norm(a - b) for b, a in zip(before, after, strict=True))
-    size = sum(_squared_norm(a) for a in after)
-    return torch.where(change > 0, change / size, change).sqrt()
+    change = _norm([a - b for b, a in zip(before, after, strict=True)])
+    return torch.where(change > 0, change / _norm(after), change)
 
 
-def _squared_norm(layer: Tensor) -> Tensor:
-    wide = torch.promote_types(layer.dtype, torch.float32)
-    return torch.linalg.vector_norm(layer, dim=tuple(range(1, layer.ndim)), dtype=wide) ** 2
+def _norm(layers: Sequence[Tensor]) -> Tensor:
+    norms = [
+        torch.linalg.vector_norm(s, dim=tuple(range(1, s.ndim)), dtype=torch.promote_types(s.dtype, torch.float32))
+        for s in layers
+    ]
+    return torch.stack(norms).norm(dim=0)

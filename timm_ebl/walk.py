@@ -123,9 +123,9 @@ class Walk:
         for layer, s in enumerate(self.state):
             feedback = self._feedbacks[layer]
             if feedback is None or self._drives[layer] is not None:
-                parts.append(inner(s / 2 - self.drive(layer).value, s))
+                parts.append(inner(torch.sub(s, self.drive(layer).value, alpha=2), s) / 2)
             else:
-                parts += [inner(s / 2, s), -inner(feedback, self.state[layer - 1]), -self.interactions[layer].offset(s)]
+                parts += [inner(s, s) / 2, -inner(feedback, self.state[layer - 1]), -self.interactions[layer].offset(s)]
         return torch.stack(parts).sum(0)
 
     def select(self, samples: Tensor) -> Walk:
