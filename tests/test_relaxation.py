@@ -10,10 +10,10 @@ TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 
 def test_going_on_from_a_relaxation_is_going_on_from_its_state(make_dchn, batch):
     model, (x, _) = make_dchn(), batch
-    first = model.relax(x, minimizer=Minimizer(sweeps=3))
-    whole = model.relax(x, minimizer=Minimizer(sweeps=7))
+    first = model.relax(x, minimizer=Minimizer(sweeps=3, omega=1.7))
+    whole = model.relax(x, minimizer=Minimizer(sweeps=7, omega=1.7))
     for start in (first, first.state):
-        assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4)).state, whole.state) <= 1e-14
+        assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4, omega=1.7)).state, whole.state) <= 1e-14
 
 
 def test_a_repeated_relaxation_holds_every_sample_again_block_after_block(make_dchn, batch):
@@ -58,12 +58,12 @@ def test_a_relaxation_leaves_nothing_behind(make_dchn, batch):
 
 def test_two_batches_can_be_relaxed_in_alternation(make_dchn, batch):
     model, (x, _) = make_dchn(), batch
-    batches, one = (x, 1 - 2 * x), Minimizer(sweeps=1)
+    batches, one = (x, 1 - 2 * x), Minimizer(sweeps=1, omega=1.7)
     under_way = [model.relax(images, minimizer=one) for images in batches]
     for _ in range(6):
         under_way = [model.relax(r.input, r, minimizer=one) for r in under_way]
     for images, found in zip(batches, under_way, strict=True):
-        assert distance(found.state, model.relax(images, minimizer=Minimizer(sweeps=7)).state) <= 1e-13
+        assert distance(found.state, model.relax(images, minimizer=Minimizer(sweeps=7, omega=1.7)).state) <= 1e-13
 
 
 def test_held_routes_stay_those_of_the_start(make_dchn, batch):

@@ -87,5 +87,5 @@ def _of_one_copy(
     copies = 1 if prepared is None else prepared.copies
     if copies == 1:
         return x, upper, route, prepared
-    route = None if route is None else route.chunk(copies)[0]
+    route = None if route is None else route[: len(x) // copies]
     return x.chunk(copies)[0], sum(upper.chunk(copies)), route, prepared.of_copies(1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .matrix import Matrix
 from .prepared import Prepared
-from .products import Products
+from .products import Map, Products
 
 __all__ = [
     "AveragePooled",
@@ -39,7 +39,8 @@ class Drive(NamedTuple):
 
     Attributes:
         value: ``drive_k(s_{k-1})``, of the shape of ``s_k``; ``None`` if nothing needed it.
-        route: For each unit of ``s_k`` the position that pooling chose below; ``None`` where nothing is pooled.
+        route: For each unit of ``s_k`` the position that pooling chose below, once for all copies of a sample if they
+            share it; ``None`` where nothing is pooled.
     """
 
     value: Tensor | None
@@ -48,8 +49,9 @@ class Drive(NamedTuple):
     @classmethod
     def cat(cls, drives: Sequence[Drive]) -> Drive:
         """The drive into a layer of several batches, as that of one batch."""
-        columns = zip(*drives, strict=True)
-        return cls(*(None if any(part is None for part in parts) else torch.cat(parts) for parts in columns))
+        values, routes = zip(*drives, strict=True)
+        shared = all(route is routes[0] for route in routes)
+        return cls(_cat(values), routes[0] if shared else _cat(routes))
 
     def select(self, samples: Tensor) -> Drive:
         """The drive into a layer of some samples of the batch, given by their indices or a mask."""
@@ -171,11 +173,12 @@ class ConvInteraction(nn.Conv2d, _Uniform):
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
         products = prepared or self.prepare(lower.shape)
+        if route is not None and _is_shared(route, lower, products):
+            return Drive(products.up(lower, lambda unpooled: _gather(unpooled, route)), route)
         unpooled = products.up(lower)
         if route is None and products.by_difference and products.is_rough:
             # Of values that 16 bits cannot tell apart, rounding would choose another one for each copy.
             _, route = F.max_pool2d(torch.lerp(*unpooled.chunk(2), 0.5), self.pool, return_indices=True)
-            route = route.repeat(2, 1, 1, 1)
         if route is None:
             return Drive(*F.max_pool2d(unpooled, self.pool, return_indices=True))
         return Drive(_gather(unpooled, route), route)
@@ -184,11 +187,15 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Products | None = None
     ) -> Tensor:
         products = prepared or self.prepare(lower)
-        upper = upper if products.by_difference else upper.to(products.dtype)
-        return products.down(self._unpool(upper, route, lower, products))
+        unpool = self._unpooling(route, lower, products)
+        return products.down(upper, unpool) if _is_shared(route, upper, products) else products.down(unpool(upper))
+
+    def _unpooling(self, route: Tensor | None, lower: torch.Size, products: Products) -> Map:
+        return lambda upper: self._unpool(upper, route, lower, products)
 
     def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size, products: Products) -> Tensor:
         """Every value at the position that pooling chose, zeros elsewhere; it lasts until the next call."""
+        route = None if route is None else _of_each(route, upper)
         size = torch.Size((*upper.shape[:2], *lower[2:]))
         room = products.scratch(size, upper.dtype)
         adjoint, options = self._adjoint(route)
@@ -207,7 +214,10 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     ) -> tuple[Tensor | None, ...]:
         products = prepared or self.prepare(lower.shape)
         bias = sum(upper.chunk(products.copies)).sum((0, 2, 3))
-        return products.gradient(lower, self._unpool(upper, route, lower.shape, products)), bias
+        unpool = self._unpooling(route, lower.shape, products)
+        if _is_shared(route, upper, products):
+            return products.gradient(lower, upper, unpool), bias
+        return products.gradient(lower, unpool(upper)), bias
 
 
 class AveragePooled(ConvInteraction):
@@ -222,8 +232,23 @@ class AveragePooled(ConvInteraction):
         return torch.ops.aten.avg_pool2d_backward, (window, window, (0, 0), False, True, None)
 
 
+def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    return None if any(part is None for part in parts) else torch.cat(parts)
+
+
+def _is_shared(route: Tensor | None, layer: Tensor, products: Products) -> bool:
+    """Whether every copy of a sample has the same route, so that pooling is one linear map for all."""
+    return not products.by_difference or route is None or len(route) < len(layer)
+
+
+def _of_each(route: Tensor, layer: Tensor) -> Tensor:
+    """The route of every sample, of copies that share theirs too."""
+    return route if len(route) == len(layer) else route.repeat(len(layer) // len(route), 1, 1, 1)
+
+
 def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
     """The values at the positions that pooling chose, channels last."""
+    route = _of_each(route, unpooled)
     values, positions = (maps.permute(0, 2, 3, 1).flatten(1, 2) for maps in (unpooled, route))
     return values.gather(1, positions).unflatten(1, route.shape[2:]).permute(0, 3, 1, 2)
 

@@ -46,9 +46,9 @@ class Minimizer:
             The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter, but
             for the two states that a rule contrasts.
         omega: Over-relaxation ``s <- clip(s + omega (h - s), 0, 1)`` of the hidden layers with drive and feedback
-            ``h``, ``0 < omega < 2``, or one for each sweep, the last one for all that follow. The paper has 1; the
-            energy never rises for any of them under the asynchronous order. With a tolerance, a residual above that of
-            the first look makes it fall back to 1 (`Relaxation.omega`).
+            ``h``, ``0 < omega < 2``, or one for each sweep of a call, the last one for all that follow. The paper has
+            1; the energy never rises for any of them under the asynchronous order. With a tolerance, a residual above
+            that of the first look makes it fall back to 1 (`Relaxation.omega`).
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.

@@ -12,7 +12,13 @@ from .direct import Direct, Packed
 from .prepared import Prepared
 from .winograd import Winograd, is_served
 
-__all__ = ["Products"]
+__all__ = ["Map", "Products"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 class Products(Prepared):
@@ -68,22 +74,29 @@ class Products(Prepared):
         """Whether the products are rounded to 16 bits."""
         return self.dtype in (torch.float16, torch.bfloat16)
 
-    def up(self, lower: Tensor) -> Tensor:
-        """The convolution of ``(B, C, H, W)`` with its bias."""
-        return self._apply(self._engine().up, lower, self.bias)
+    def up(self, lower: Tensor, pool: Map = _same) -> Tensor:
+        """The convolution of ``(B, C, H, W)`` with its bias, then pooled.
 
-    def down(self, upper: Tensor) -> Tensor:
-        """The transposed convolution of ``(B, C', H, W)``."""
-        return self._apply(self._engine().down, upper)
+        Args:
+            lower: What to convolve.
+            pool: A linear map, the same for all copies, which spares mean and difference what it leaves out.
+        """
+        engine = self._engine()
+        return self._apply(lambda x, bias=None: pool(engine.up(x, bias)), lower, self.bias)
 
-    def gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """Gradient of ``sum_b <upper_b, up(lower_b)>`` in the weight, of the weight's shape and type."""
+    def down(self, upper: Tensor, unpool: Map = _same) -> Tensor:
+        """The transposed convolution of ``(B, C', H, W)``, which a linear map makes from what is given."""
+        engine = self._engine()
+        return self._apply(lambda x: engine.down(unpool(x)), upper)
+
+    def gradient(self, lower: Tensor, upper: Tensor, unpool: Map = _same) -> Tensor:
+        """Gradient of ``sum_b <unpool(upper_b), up(lower_b)>`` in the weight, of the weight's shape and type."""
         if not self.by_difference:
-            return self._scaled_gradient(lower, upper).to(self.result)
+            return self._scaled_gradient(lower, upper, unpool).to(self.result)
         # u1 l1 + u2 l2 = (u1 + u2) (l1 + l2) / 2 + (u2 - u1) (l2 - l1) / 2
         (one, two), (below, above) = _copies(lower), _copies(upper)
-        total = self._scaled_gradient(torch.lerp(one, two, 0.5), below + above)
-        return (total + self._scaled_gradient(two - one, above - below) / 2).to(self.result)
+        total = self._scaled_gradient(torch.lerp(one, two, 0.5), below + above, unpool)
+        return (total + self._scaled_gradient(two - one, above - below, unpool) / 2).to(self.result)
 
     def scratch(self, size: torch.Size, dtype: torch.dtype) -> Tensor | None:
         """Room for images whose content the next call may overwrite, channels last; ``None`` where it would not help.
@@ -130,9 +143,9 @@ class Products(Prepared):
         scale = scale.where(scale > 0, 1)
         return self._narrow(x / scale), scale
 
-    def _scaled_gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
+    def _scaled_gradient(self, lower: Tensor, upper: Tensor, unpool: Map) -> Tensor:
         (lower, a), (upper, b) = self._scaled(lower, 0.125), self._scaled(upper)
-        gradient = _wide(self._engine().gradient(lower, upper))
+        gradient = _wide(self._engine().gradient(lower, unpool(upper)))
         return gradient if a is None else gradient * (a * b)
 
 
