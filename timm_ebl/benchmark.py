@@ -73,6 +73,14 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def steady_seconds(call: Callable[[], object], device: torch.device, least: float = 0.5) -> float:
+    """Seconds of a call among its like: a short one is repeated for so many seconds, and the first is left out."""
+    first, times = seconds(call, device), []
+    while first + sum(times) < least:
+        times.append(seconds(call, device))
+    return statistics.median(times or [first])
+
+
 def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: int, times: int = 20) -> list[float]:
     """Seconds of each of several calls, each made many times in a turn, the median over the turns after the first."""
 
@@ -226,8 +234,8 @@ def measure(
         row.step(x, y)
     for _ in range(repeats):
         for (predict, step), row in zip(times, rows, strict=True):
-            predict.append(seconds(partial(row.predict, x), x.device))
-            step.append(seconds(partial(row.step, x, y), x.device))
+            predict.append(steady_seconds(partial(row.predict, x), x.device))
+            step.append(steady_seconds(partial(row.step, x, y), x.device))
     true: dict[Minimizer, list[list[Tensor]]] = {}
     columns = f"{'procedure':<34} {'sweeps':>16} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
