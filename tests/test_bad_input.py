@@ -31,6 +31,8 @@ from timm_ebl import DCHN, Minimizer, Nudged, create_rule
         (lambda: Minimizer(sweeps=2.5), ["sweeps", "2.5"]),
         (lambda: Minimizer(omega=2), ["omega", "between 0 and 2", "not at 2."]),
         (lambda: Minimizer(omega=0), ["omega", "between 0 and 2", "not at 0."]),
+        (lambda: Minimizer(omega=()), ["omega", "between 0 and 2", "not at ()."]),
+        (lambda: Minimizer(omega=(1.9, 2)), ["omega", "between 0 and 2", "not at (1.9, 2)."]),
         (lambda: Minimizer(omega=math.nan), ["omega", "nan"]),
         (lambda: Minimizer(tolerance=0), ["tolerance", "positive"]),
         (lambda: Minimizer(tolerance=-1e-3), ["tolerance", "positive", "-0.001"]),

@@ -80,6 +80,7 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--epochs", "2.5"], ["epochs", "whole number"]),
         (["--epochs", "many"], ["epochs", "whole number", "many"]),
         (["--omega", "2"], ["--omega", "below 2"]),
+        (["--omega", "1.9", "2"], ["--omega", "below 2"]),
         (["--order", "random"], ["--order", "asynchronous"]),
         (["--holdout", "0"], ["--holdout", "above 0"]),
         (["--lr", "-1"], ["lr", "-1"]),
