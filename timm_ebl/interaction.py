@@ -243,7 +243,8 @@ def _is_shared(route: Tensor | None, layer: Tensor, products: Products) -> bool:
 
 def _of_each(route: Tensor, layer: Tensor) -> Tensor:
     """The route of every sample, of copies that share theirs too."""
-    return route if len(route) == len(layer) else route.repeat(len(layer) // len(route), 1, 1, 1)
+    samples = layer.shape[0]  # len() would tie an exported program to this batch size
+    return route if route.shape[0] == samples else route.repeat(samples // route.shape[0], 1, 1, 1)
 
 
 def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
