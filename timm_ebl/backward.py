@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .autocast import present_autocast
-from .energy import State
+from .energy import State, norm
 from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Forced
@@ -271,7 +271,7 @@ def _layer(free: Relaxation, index: int) -> Tensor:
 
 def _norm(forces: Sequence[Tensor | None]) -> Tensor:
     """Norm of the forces on each sample, ``(B,)``."""
-    return torch.stack([torch.linalg.vector_norm(f.flatten(1), dim=1) for f in forces if f is not None]).norm(dim=0)
+    return norm([f for f in forces if f is not None])
 
 
 def _inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["Direct", "Packed"]
 
+_ONES = [1, 1]
+
 
 class Direct:
     """A convolution of stride 1 with a kernel, its transpose and its gradient, as PyTorch computes them.
@@ -74,6 +76,3 @@ class Packed(Direct):
     def _pack(self, kernel: Tensor, shape: list[int]) -> Tensor:
         flat = kernel.contiguous().to_mkldnn()
         return torch._C._nn.mkldnn_reorder_conv2d_weight(flat, self.padding, _ONES, _ONES, 1, shape)
-
-
-_ONES = [1, 1]

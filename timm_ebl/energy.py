@@ -15,7 +15,7 @@ from torch import Tensor
 from .interaction import Interaction
 from .prepared import Prepared
 
-__all__ = ["EnergyAtState", "State", "energy_from_drives", "inner"]
+__all__ = ["EnergyAtState", "State", "energy_from_drives", "inner", "layer_energy", "norm"]
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -28,9 +28,21 @@ def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
         state: The layers ``(s_1, .., o)``.
         drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
     """
-    return (
-        torch.stack([inner(torch.sub(s, drive, alpha=2), s) for s, drive in zip(state, drives, strict=True)]).sum(0) / 2
-    )
+    return torch.stack([layer_energy(s, drive) for s, drive in zip(state, drives, strict=True)]).sum(0)
+
+
+def layer_energy(s: Tensor, drive: Tensor) -> Tensor:
+    """A layer's part of the energy, ``<s, s / 2 - drive>``, ``(B,)``, in at least 32 bits."""
+    return inner(torch.sub(s, drive, alpha=2), s) / 2
+
+
+def norm(layers: Sequence[Tensor]) -> Tensor:
+    """Norm of several layers together, of each sample, ``(B,)``, in at least 32 bits."""
+    norms = [
+        torch.linalg.vector_norm(s, dim=tuple(range(1, s.ndim)), dtype=torch.promote_types(s.dtype, torch.float32))
+        for s in layers
+    ]
+    return torch.stack(norms).norm(dim=0)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

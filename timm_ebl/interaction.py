@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -174,7 +175,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
         products = prepared or self.prepare(lower.shape)
         if route is not None and _is_shared(route, lower, products):
-            return Drive(products.up(lower, lambda unpooled: _gather(unpooled, route)), route)
+            return Drive(products.up(lower, partial(_gather, route=route)), route)
         unpooled = products.up(lower)
         if route is None and products.by_difference and products.is_rough:
             # Of values that 16 bits cannot tell apart, rounding would choose another one for each copy.
@@ -187,11 +188,15 @@ class ConvInteraction(nn.Conv2d, _Uniform):
         self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Products | None = None
     ) -> Tensor:
         products = prepared or self.prepare(lower)
-        unpool = self._unpooling(route, lower, products)
-        return products.down(upper, unpool) if _is_shared(route, upper, products) else products.down(unpool(upper))
+        return products.down(*self._unpooling(upper, route, lower, products))
 
-    def _unpooling(self, route: Tensor | None, lower: torch.Size, products: Products) -> Map:
-        return lambda upper: self._unpool(upper, route, lower, products)
+    def _unpooling(
+        self, upper: Tensor, route: Tensor | None, lower: torch.Size, products: Products
+    ) -> tuple[Tensor] | tuple[Tensor, Map]:
+        """The upper layer and the map that unpools it, or, where each copy has a route of its own, what it makes."""
+        if not _is_shared(route, upper, products):
+            return (self._unpool(upper, route, lower, products),)
+        return upper, partial(self._unpool, route=route, lower=lower, products=products)
 
     def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size, products: Products) -> Tensor:
         """Every value at the position that pooling chose, zeros elsewhere; it lasts until the next call."""
@@ -214,10 +219,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     ) -> tuple[Tensor | None, ...]:
         products = prepared or self.prepare(lower.shape)
         bias = sum(upper.chunk(products.copies)).sum((0, 2, 3))
-        unpool = self._unpooling(route, lower.shape, products)
-        if _is_shared(route, upper, products):
-            return products.gradient(lower, upper, unpool), bias
-        return products.gradient(lower, unpool(upper)), bias
+        return products.gradient(lower, *self._unpooling(upper, route, lower.shape, products)), bias
 
 
 class AveragePooled(ConvInteraction):

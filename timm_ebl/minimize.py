@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .energy import norm
 from .order import Groups, get_order
 from .relaxation import Relaxation
 from .values import Choice, is_number
@@ -153,13 +154,5 @@ def _as_tensor(omega: float, device: torch.device) -> Tensor:
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """``|after - before| / |after|`` over all layers, ``(B,)``; 0 where nothing changed."""
-    change = _norm([a - b for b, a in zip(before, after, strict=True)])
-    return torch.where(change > 0, change / _norm(after), change)
-
-
-def _norm(layers: Sequence[Tensor]) -> Tensor:
-    norms = [
-        torch.linalg.vector_norm(s, dim=tuple(range(1, s.ndim)), dtype=torch.promote_types(s.dtype, torch.float32))
-        for s in layers
-    ]
-    return torch.stack(norms).norm(dim=0)
+    change = norm([a - b for b, a in zip(before, after, strict=True)])
+    return torch.where(change > 0, change / norm(after), change)

@@ -115,7 +115,7 @@ class Products(Prepared):
         return Direct(self.kernel, self.padding) if self.packs and torch.compiler.is_compiling() else self.engine
 
     def _apply(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
-        if self.copies != 2:
+        if not self.by_difference:
             return product(self._narrow(x), *bias)
         first, second = _copies(x)
         mean = _wide(product(self._narrow(torch.lerp(first, second, 0.5)), *bias))

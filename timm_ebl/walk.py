@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .energy import State, inner
+from .energy import State, inner, layer_energy
 from .interaction import Drive, Interaction
 from .order import Groups
 from .perturbation import FREE, Perturbation
@@ -123,7 +123,7 @@ class Walk:
         for layer, s in enumerate(self.state):
             feedback = self._feedbacks[layer]
             if feedback is None or self._drives[layer] is not None:
-                parts.append(inner(torch.sub(s, self.drive(layer).value, alpha=2), s) / 2)
+                parts.append(layer_energy(s, self.drive(layer).value))
             else:
                 parts += [inner(s, s) / 2, -inner(feedback, self.state[layer - 1]), -self.interactions[layer].offset(s)]
         return torch.stack(parts).sum(0)
