@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from timm_ebl import FREE, Relaxation
+from timm_ebl import FREE, EnergyModel, Relaxation
 from timm_ebl.network import as_layers
 
 
-class DenseHopfield(nn.Module):
+class DenseHopfield(nn.Module, EnergyModel):
     """``E = 1/2 |h|^2 + 1/2 |o|^2 - <h, V x + a> - <o, W h + b>``, ``h`` in ``[0, 1]``, minimised by turns."""
 
     def __init__(self, inputs=4, hidden=6, outputs=3, scale=0.25, seed=0):

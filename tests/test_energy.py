@@ -1,14 +1,11 @@
 """Interactions and the energy: definitions, autograd, finite differences, the slow twin."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 import twin
 
 from timm_ebl import Minimizer, Nudged
-from timm_ebl.energy import energy_from_drives
 from timm_ebl.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 from timm_ebl.order import list_orders
 from timm_ebl.winograd import Winograd
@@ -53,12 +50,20 @@ def test_feedback_is_the_gradient_in_the_lower_layer(case):
     torch.testing.assert_close(feedback, expected, atol=1e-12, rtol=1e-12)
 
 
-def test_feedback_and_offset_make_up_the_coupling_of_two_layers(case):
+def test_with_its_route_held_a_drive_changes_linearly(case, generator):
+    interaction, lower, _ = case
+    route = interaction.drive(lower).route
+    other = torch.rand(lower.shape, generator=generator, dtype=torch.float64)
+    expected = interaction.drive(other, route).value - interaction.drive(lower, route).value
+    torch.testing.assert_close(interaction.change(other - lower, route), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_the_coupling_of_two_layers_comes_with_its_gradient(case):
     interaction, lower, upper = case
     drive = interaction.drive(lower)
-    feedback = interaction.feedback(upper, drive.route, lower.shape)
-    coupling = (feedback * lower).flatten(1).sum(1) + interaction.offset(upper)
-    torch.testing.assert_close(coupling, (upper * drive.value).flatten(1).sum(1), atol=1e-12, rtol=1e-12)
+    coupling, gradients = interaction.coupling(lower, upper, drive.route)
+    torch.testing.assert_close(coupling, (upper * drive.value).sum(), atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(gradients, interaction.gradient(lower, upper, drive.route), atol=1e-12, rtol=1e-12)
 
 
 def test_gradient_is_that_of_autograd_in_the_parameters(case):
@@ -152,20 +157,25 @@ def test_the_energys_gradient_is_a_finite_difference(make_dchn, batch, generator
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(parameter.grad.view(-1)[index]), rel=1e-6)
 
 
-def test_a_relaxations_energy_and_its_gradients_are_those_of_autograd_at_its_state(make_dchn, images, generator):
-    model, x = make_dchn(img_size=images.shape[2:]), images
-    relaxation = model.relax(x)
-    weights = torch.randn(len(x), generator=generator, dtype=torch.float64)
-    inputs = [x.requires_grad_(), *model.parameters()]
-    fast, slow = model.energy(x, relaxation), model.energy(x, relaxation.state)
-    assert type(fast.grad_fn).__name__ == "EnergyAtStateBackward"
-    torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+def assert_same_sum(found, expected, inputs):
+    """Two scalars that agree, and their gradients too."""
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(
-        torch.autograd.grad((weights * fast).sum(), inputs),
-        torch.autograd.grad((weights * slow).sum(), inputs),
-        atol=1e-12,
-        rtol=1e-12,
+        torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), atol=1e-12, rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_contrast_and_its_gradient_are_those_of_autograd_at_the_states(make_dchn, images, generator, copies):
+    model, x = make_dchn(img_size=images.shape[2:]), images.repeat(copies, 1, 1, 1)
+    free = model.relax(images).repeat(copies)
+    target = torch.randn(6 * copies, 3, generator=generator, dtype=torch.float64)
+    weights = torch.randn(6 * copies, generator=generator, dtype=torch.float64)
+    relaxation = model.relax(free.input, free, Nudged(target, 0.5))
+    inputs = [free.input.requires_grad_(), *model.parameters()]
+    expected = (weights * model.energy(free.input, relaxation.state)).sum()
+    assert_same_sum(model.contrast(relaxation, weights), expected, inputs)
+    torch.testing.assert_close(relaxation.energy, model.energy(x, relaxation.state), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", list_orders())
@@ -182,35 +192,20 @@ def test_a_relaxation_with_held_routes_has_the_energy_of_those_routes(make_dchn,
         value = interaction.drive(lower, drive.route).value
         expected = expected + (upper * upper / 2 - upper * value).flatten(1).sum(1)
     torch.testing.assert_close(model.energy(x, held), expected, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(
-        torch.autograd.grad((weights * model.energy(x, held)).sum(), list(model.parameters())),
-        torch.autograd.grad((weights * expected).sum(), list(model.parameters())),
-        atol=1e-12,
-        rtol=1e-12,
-    )
+    assert_same_sum(model.contrast(held, weights), (weights * expected).sum(), list(model.parameters()))
     # Pooling takes the largest drive, so any other route leaves the energy where it is or higher.
     followed = model.energy(x, held.state)
     assert (expected >= followed - 1e-12).all()
     assert (expected > followed + 1e-6).any()
 
 
-@pytest.mark.parametrize("pooling", ["max", "average"])
-def test_from_the_output_down_held_routes_spare_the_drives_that_only_the_energy_needs(make_dchn, batch, pooling):
-    model, (x, y) = make_dchn(pooling=pooling), batch
-    free = model.relax(x)
-    nudged = Nudged(F.one_hot(y, 3).double(), 0.5)
-    down = Minimizer(order="backward", sweeps=2, omega=1.7)
-    held = model.relax(x, free, nudged, down, hold_routes=True)
-    assert [drive.value is None for drive in held.drives] == [False, True, True, True, True]
-    drives = [
-        i.drive(s, d.route).value for i, s, d in zip(model.interactions, (x, *held.state), free.drives, strict=False)
-    ]
-    expected = energy_from_drives(held.state, drives)
-    torch.testing.assert_close(held.energy, expected, atol=1e-12, rtol=1e-12)
-
-    further = model.relax(x, held, nudged, replace(down, sweeps=1), hold_routes=True)
-    whole = model.relax(x, free, nudged, replace(down, sweeps=3), hold_routes=True)
-    torch.testing.assert_close(further.state, whole.state, atol=1e-12, rtol=1e-12)
+def test_a_contrast_of_states_of_other_parameters_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    relaxation = model.relax(x)
+    with torch.no_grad():
+        model.layers[1].weight.mul_(1.5)
+    with pytest.raises(ValueError, match="relax anew"):
+        model.contrast(relaxation, torch.ones(len(x)))
 
 
 def test_known_drives_are_not_used_for_another_input_or_other_parameters(make_dchn, batch):

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,6 @@ from oracles import distance
 from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, create_rule, register_order
 from timm_ebl import minimize as minimize_module
 from timm_ebl.minimize import SWEEPS_BETWEEN_LOOKS, relative_change
-from timm_ebl.walk import Walk
 
 GROUPS = {
     "asynchronous": ((0, 2, 4), (1, 3)),
@@ -303,8 +303,11 @@ def test_16_bits_stay_near_32(make_dchn):
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
 def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, monkeypatch, name):
-    compiled_sweep = torch.compile(Walk.sweep, backend="eager", dynamic=False, fullgraph=True)
-    monkeypatch.setattr(minimize_module, "compiled_sweep", lambda: compiled_sweep)
+    @cache
+    def compiled_sweep(walk):
+        return torch.compile(walk.sweep, backend="eager", dynamic=False, fullgraph=True)
+
+    monkeypatch.setattr(minimize_module, "compiled_sweep", compiled_sweep)
     torch.compiler.reset()
     model, (x, y) = make_dchn(dtype=torch.float32), batch
     rule = create_rule(name)

@@ -52,7 +52,7 @@ def test_in_32_bits_it_is_as_exact_as_the_convolution(case):
     ]
     exact = Winograd(weight)
     for a, b in zip(found, [exact.up(lower, bias), exact.down(upper), exact.gradient(lower, upper)], strict=True):
-        assert (a - b).norm() <= 1e-6 * b.norm()
+        assert (a - b).norm() <= 2e-6 * b.norm()
 
 
 def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for():

@@ -39,30 +39,78 @@ def energy(params, x, state, held=None):
     return total
 
 
-def minimum(params, x, state, layer, beta=0.0, y=None, clamp=None, held=None, differentiable=False):
-    """The block minimum of the perturbed energy over one layer, on request with a graph to the other layers."""
+def field(params, x, state, layer, held=None, differentiable=False):
+    """``drive + feedback`` on a layer, on request with a graph to the other layers."""
     kept = [None] * len(state) if held is None else below(x, held)
     bottom_up = drive(*params[layer], below(x, state)[layer], kept[layer])
     if layer == len(state) - 1:
-        if clamp is not None:
-            return clamp
-        return bottom_up if y is None else (bottom_up + beta * y) / (1 + beta)
+        return bottom_up
     here = state[layer].clone().requires_grad_()
     interaction = (state[layer + 1] * drive(*params[layer + 1], here, kept[layer + 1])).sum()
     (top_down,) = torch.autograd.grad(interaction, here, create_graph=differentiable)
-    return (bottom_up + top_down).clamp(0, 1)
+    return bottom_up + top_down
 
 
-def sweep(params, x, state, groups, omega=1.0, **perturbation):
-    """One sweep over the groups of layers; hidden layers are over-relaxed, the output layer never."""
+def update(state, layer, value, omega=1.0, beta=0.0, y=None, clamp=None):
+    """What a field makes of a layer: hidden layers are over-relaxed and bounded, the output layer is perturbed."""
+    if layer == len(state) - 1:
+        if clamp is not None:
+            return clamp
+        return value if y is None else (value + beta * y) / (1 + beta)
+    return (state[layer] + omega * (value - state[layer])).clamp(0, 1)
+
+
+def minimum(params, x, state, layer, held=None, **perturbation):
+    """The block minimum of the perturbed energy over one layer."""
+    return update(state, layer, field(params, x, state, layer, held), **perturbation)
+
+
+def sweep(params, x, state, groups, omega=1.0, held=None, differentiable=False, **perturbation):
+    """One sweep over the groups of layers."""
     state = list(state)
     for group in groups:
-        updates = {layer: minimum(params, x, state, layer, **perturbation) for layer in group}
-        for layer, value in updates.items():
-            if layer < len(state) - 1:
-                value = (state[layer] + omega * (value - state[layer])).clamp(0, 1)
-            state[layer] = value
+        fields = {layer: field(params, x, state, layer, held, differentiable) for layer in group}
+        for layer, value in fields.items():
+            state[layer] = update(state, layer, value, omega, **perturbation)
     return tuple(state)
+
+
+def free_sweep(params, x, state, groups, omega=1.0):
+    """A free sweep and its potentials: the states, but as far beyond their bounds as the fields are."""
+    state, potentials = list(state), [None] * len(state)
+    for group in groups:
+        fields = {layer: field(params, x, state, layer) for layer in group}
+        for layer, value in fields.items():
+            relaxed = state[layer] + omega * (value - state[layer])
+            state[layer] = update(state, layer, value, omega)
+            potentials[layer] = state[layer]
+            if layer < len(state) - 1:
+                potentials[layer] = state[layer] + (relaxed - state[layer]) / omega
+    return tuple(state), tuple(potentials)
+
+
+def responses(params, x, free, potentials, groups, omegas, perturbations):
+    """States near a free one that counts as at rest, one for each perturbation, its pooling routes held.
+
+    Of two, the mean change of their fields is taken anew in every third sweep only.
+    """
+    states = [[*free[:-1], each.get("clamp", free[-1])] for each in perturbations]
+    means = [0.0] * len(free)
+    for number, omega in enumerate(omegas, 1):
+        for group in groups:
+            changes = {}
+            for layer in group:
+                at_rest = field(params, x, free, layer, held=free)
+                changes[layer] = [field(params, x, state, layer, held=free) - at_rest for state in states]
+                if len(states) == 2:
+                    mean = sum(changes[layer]) / 2
+                    if number % 3 == 0:
+                        means[layer] = mean
+                    changes[layer] = [change - mean + means[layer] for change in changes[layer]]
+            for layer, each in changes.items():
+                for state, change, perturbation in zip(states, each, perturbations, strict=True):
+                    state[layer] = update(state, layer, potentials[layer] + change, omega, **perturbation)
+    return [tuple(state) for state in states]
 
 
 def zero_state(params, x):

@@ -45,7 +45,7 @@ class Backward(ABC):
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.2)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.4)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
@@ -97,8 +97,8 @@ class EquilibriumBackward(Backward):
         both = free.repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)
-        energies = model.energy(both.input, pair).chunk(2)
-        return (norm * (energies[1] - energies[0])).sum() / (2 * self.beta)
+        weights = norm / (2 * self.beta)
+        return model.contrast(pair, torch.cat([-weights, weights]))
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,14 @@ class TrainConfig:
     start: str = _option(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
     warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
     hold_routes: bool | None = _flag(
-        None, "keep the free state's pooling routes in the perturbed phases (not in the paper); by default the rule's"
+        None,
+        "keep the free state's pooling routes in the perturbed phases and take it to be at rest (not in the paper); by "
+        "default the rule's",
     )
     paired: bool = _flag(
-        True, "sweep the free state of a one-sided rule as often as the perturbed one (not in the paper)"
+        True,
+        "where routes are followed, sweep the free state of a one-sided rule as often as the perturbed one (not in the "
+        "paper)",
     )
     compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
     opt: str = _option("adam", "optimiser, by its name in timm.optim")

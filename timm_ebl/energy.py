@@ -15,7 +15,7 @@ from torch import Tensor
 from .interaction import Interaction
 from .prepared import Prepared
 
-__all__ = ["EnergyAtState", "State", "energy_from_drives", "inner", "layer_energy", "norm"]
+__all__ = ["State", "WeightedEnergy", "energy_from_drives", "inner", "layer_energy", "norm"]
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -51,18 +51,18 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return density.sum(tuple(range(1, a.ndim)), dtype=torch.promote_types(density.dtype, torch.float32))
 
 
-class EnergyAtState(torch.autograd.Function):
-    """An energy that is already known, made differentiable in the parameters and the input, at a fixed state.
+class WeightedEnergy(torch.autograd.Function):
+    """``sum_b w_b E(theta, x_b, s_b)`` at fixed states, and its gradient in the parameters and the input.
 
-    ``dE/dtheta_k = -d <s_k, drive_k(s_{k-1})> / dtheta_k`` needs the state and the pooling routes alone, so nothing is
-    computed forward again. ``apply(energy, interactions, prepared, layers, routes, x, *parameters)`` returns
-    ``energy``; the parameters are those of the interactions, in order.
+    ``dE/dtheta_k = -d <s_k, drive_k(s_{k-1})> / dtheta_k`` needs the state and the pooling routes alone.
+    ``apply(weights, interactions, prepared, layers, routes, x, *parameters)`` returns the scalar; the parameters are
+    those of the interactions, in order.
     """
 
     @staticmethod
     def forward(
         ctx,
-        energy: Tensor,
+        weights: Tensor,
         interactions: Sequence[Interaction],
         prepared: Sequence[Prepared | None],
         layers: State,
@@ -70,26 +70,25 @@ class EnergyAtState(torch.autograd.Function):
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        ctx.interactions, ctx.prepared, ctx.routes = interactions, prepared, routes
-        ctx.save_for_backward(x, *layers)
-        return energy.clone()
+        weighted = [weights.view(-1, *[1] * (s.ndim - 1)) * s for s in layers]
+        total = sum((s * w).sum() for s, w in zip(layers, weighted, strict=True)) / 2
+        first, *rest = zip([x, *layers[:-1]], weighted, routes, prepared, strict=True)
+        gradients: list[Tensor | None] = []
+        for interaction, arguments in zip(interactions, [_of_one_copy(*first), *rest], strict=True):
+            value, found = interaction.coupling(*arguments)
+            total = total - value
+            gradients += found
+        ctx.gradients = gradients
+        ctx.input_gradient = None
+        if ctx.needs_input_grad[5]:
+            ctx.input_gradient = interactions[0].feedback(weighted[0], routes[0], x.shape, prepared[0])
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        x, *layers = ctx.saved_tensors
-        scaled = [-scale.view(-1, *[1] * (s.ndim - 1)) * s for s in layers]
-        first, *rest = zip([x, *layers[:-1]], scaled, ctx.routes, ctx.prepared, strict=True)
-        arguments = [_of_one_copy(*first), *rest]
-        gradients = [
-            gradient
-            for interaction, each in zip(ctx.interactions, arguments, strict=True)
-            for gradient in interaction.gradient(*each)
-        ]
-        input_gradient = None
-        if ctx.needs_input_grad[5]:
-            input_gradient = ctx.interactions[0].feedback(scaled[0], ctx.routes[0], x.shape, ctx.prepared[0])
-        return None, None, None, None, None, input_gradient, *gradients
+        found = [None if g is None else -scale * g for g in (ctx.input_gradient, *ctx.gradients)]
+        return None, None, None, None, None, *found
 
 
 def _of_one_copy(

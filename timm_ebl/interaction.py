@@ -32,6 +32,7 @@ __all__ = [
     "Drive",
     "EmptyInteraction",
     "Interaction",
+    "cat_known",
 ]
 
 
@@ -52,7 +53,7 @@ class Drive(NamedTuple):
         """The drive into a layer of several batches, as that of one batch."""
         values, routes = zip(*drives, strict=True)
         shared = all(route is routes[0] for route in routes)
-        return cls(_cat(values), routes[0] if shared else _cat(routes))
+        return cls(cat_known(values), routes[0] if shared else cat_known(routes))
 
     def select(self, samples: Tensor) -> Drive:
         """The drive into a layer of some samples of the batch, given by their indices or a mask."""
@@ -97,9 +98,15 @@ class Interaction(ABC):
             prepared: What `prepare` returned, if it was asked.
         """
 
-    @abstractmethod
-    def offset(self, upper: Tensor) -> Tensor:
-        """``<upper, drive(0)>``, ``(B,)``: what of ``<upper, drive(lower)>`` is not ``<feedback(upper), lower>``."""
+    def change(self, lower: Tensor, route: Tensor | None, prepared: Prepared | None = None) -> Tensor:
+        """Change of the drive when the lower layer changes, its route held: ``drive(lower) - drive(0)``.
+
+        Args:
+            lower: Change of the lower layer, ``(B, *lower_shape)``.
+            route: The held route.
+            prepared: What `prepare` returned, for changes (`Prepared.for_changes`), if it was asked.
+        """
+        return self.drive(lower, route).value - self.drive(torch.zeros_like(lower), route).value
 
     @abstractmethod
     def gradient(
@@ -113,6 +120,13 @@ class Interaction(ABC):
             route: The route of the drive at this lower state.
             prepared: What `prepare` returned, if it was asked.
         """
+
+    def coupling(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """``sum_b <upper_b, drive(lower_b)>``, a scalar, and its gradient in every parameter: see `gradient`."""
+        drive = self.drive(lower, route, prepared).value
+        return (upper * drive).sum(), self.gradient(lower, upper, route, prepared)
 
     @abstractmethod
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
@@ -133,9 +147,16 @@ class _Uniform(Interaction):
     weight: nn.Parameter
     bias: nn.Parameter
 
-    def offset(self, upper: Tensor) -> Tensor:
-        sums = upper.sum((2, 3)) if upper.ndim == 4 else upper
-        return (sums * self.bias).sum(1)
+    def change(self, lower: Tensor, route: Tensor | None, prepared: Prepared | None = None) -> Tensor:
+        return self.drive(lower, route, prepared or self.prepare(lower.shape).for_changes()).value
+
+    def coupling(
+        self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The coupling is linear in the parameters: it is their inner product with its gradient."""
+        gradients = self.gradient(lower, upper, route, prepared)
+        values = [(p.detach() * g).sum() for p, g in zip((self.weight, self.bias), gradients, strict=True)]
+        return torch.stack(values).sum(), gradients
 
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
         fan_in = self.weight[0].numel()
@@ -234,7 +255,8 @@ class AveragePooled(ConvInteraction):
         return torch.ops.aten.avg_pool2d_backward, (window, window, (0, 0), False, True, None)
 
 
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+def cat_known(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Several tensors as one of all their samples; ``None`` unless all are known."""
     return None if any(part is None for part in parts) else torch.cat(parts)
 
 
@@ -293,9 +315,6 @@ class EmptyInteraction(nn.Identity, Interaction):
         self, upper: Tensor, route: Tensor | None, lower: torch.Size, prepared: Prepared | None = None
     ) -> Tensor:
         return upper.new_zeros(lower)
-
-    def offset(self, upper: Tensor) -> Tensor:
-        return upper.new_zeros(len(upper))
 
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None

@@ -29,7 +29,7 @@ class Matrix(Prepared):
 
     def up(self, lower: Tensor) -> Tensor:
         """``W s + b`` of ``(B, ..)``, ``(B, M)``."""
-        return self._product(_last(lower).flatten(1), self.matrix, self.bias)
+        return self._product(_last(lower).flatten(1), self.matrix, None if self.of_changes else self.bias)
 
     def down(self, upper: Tensor) -> Tensor:
         """``W^T o`` of ``(B, M)``, ``(B, ..)``."""

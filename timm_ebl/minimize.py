@@ -59,9 +59,9 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 8
+    sweeps: int = 10
     tolerance: float | None = None
-    omega: float | tuple[float, ...] = (1.9, 1.9, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
+    omega: float | tuple[float, ...] = (1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
     start: Start = Start.FEEDFORWARD
     compiled: bool = False
 
@@ -109,7 +109,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         walk: Where to start.
         minimizer: Order, over-relaxation and end of the walk.
     """
-    step = compiled_sweep() if minimizer.compiled else Walk.sweep
+    step = compiled_sweep(type(walk)) if minimizer.compiled else type(walk).sweep
     groups, tolerance, falls_back = minimizer.groups(len(walk.state)), minimizer.tolerance, False
     x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
     gone: list[tuple[Tensor, Relaxation]] = []
@@ -119,6 +119,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         measured = last or (tolerance is not None and sweep % SWEEPS_BETWEEN_LOOKS == 0)
         before = tuple(walk.state) if measured else ()
         omega = 1.0 if falls_back else minimizer.omega_of(sweep)
+        walk.begin(sweep, measured)
         step(walk, groups, omega if omega == 1 or not minimizer.compiled else _as_tensor(omega, x.device))
         if measured:
             residual = relative_change(before, walk.state)
@@ -130,7 +131,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
             break
         falls_back |= bool(grown)
         first = mean if sweep == SWEEPS_BETWEEN_LOOKS else first
-        if count >= LEAVING_PART * len(done) and not walk.holds_copies:
+        if count >= LEAVING_PART * len(done) and walk.splits:
             gone.append((samples[done], walk.select(done).record(residual[done], sweep, omega, tolerance)))
             walk, samples = walk.select(~done), samples[~done]
     relaxation = walk.record(residual, sweep, omega, tolerance)
@@ -141,9 +142,9 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
 
 
 @cache
-def compiled_sweep() -> Callable[[Walk, Groups, float], None]:
-    """`Walk.sweep`, compiled."""
-    return torch.compile(Walk.sweep, dynamic=False)
+def compiled_sweep(walk: type[Walk]) -> Callable[[Walk, Groups, float | Tensor], None]:
+    """The sweep of a kind of walk, compiled."""
+    return torch.compile(walk.sweep, dynamic=False)
 
 
 @cache

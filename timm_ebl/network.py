@@ -4,31 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .energy import EnergyAtState, State, energy_from_drives
+from .energy import State, WeightedEnergy, energy_from_drives
 from .interaction import Interaction
 from .minimize import Minimizer, Start, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
+from .response import Response
 from .walk import Walk, stamp_of
 
 __all__ = ["EnergyModel", "HopfieldNetwork"]
 
 
-class EnergyModel(Protocol):
-    """What a learning rule asks of a model; any module with these three methods can be trained by any rule.
+class EnergyModel(ABC):
+    """What a learning rule asks of a model; any module derived from it can be trained by any rule.
 
     A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
     `Relaxation` that ended in it may be given (`as_layers` takes either).
     """
 
+    @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
         """``E(theta, x, state)``, ``(B,)``, differentiable in the parameters."""
 
+    @abstractmethod
     def relax(
         self,
         x: Tensor,
@@ -37,10 +39,24 @@ class EnergyModel(Protocol):
         minimizer: Minimizer | None = None,
         hold_routes: bool = False,
     ) -> Relaxation:
-        """Minimise the perturbed energy over the state, without autograd."""
+        """Minimise the perturbed energy over the state, without autograd.
 
+        With held routes, a choice that the energy makes of the state (the pooling routes) stays as it is at the start,
+        a free relaxation of this input, and what that one left undone is not done now: it counts as at rest.
+        """
+
+    @abstractmethod
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of the minimiser, differentiable in the parameters and the state."""
+
+    def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
+        """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation, differentiable in the parameters.
+
+        Args:
+            relaxation: Where the states ended.
+            weights: ``w``, ``(B,)``.
+        """
+        return (weights * self.energy(relaxation.input, relaxation)).sum()
 
 
 def as_layers(state: State | Relaxation) -> State:
@@ -48,7 +64,7 @@ def as_layers(state: State | Relaxation) -> State:
     return state.state if isinstance(state, Relaxation) else state
 
 
-class HopfieldNetwork(nn.Module, ABC):
+class HopfieldNetwork(nn.Module, EnergyModel):
     """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
     A subclass sets `minimizer` and implements `interactions`.
@@ -76,23 +92,41 @@ class HopfieldNetwork(nn.Module, ABC):
 
         Args:
             x: Input ``(B, C, H, W)``.
-            state: The layers ``(s_1, .., o)``, or a relaxation. One of this very input under the present parameters
-                spares the forward pass.
+            state: The layers ``(s_1, .., o)``, or a relaxation: of one of this very input under the present parameters,
+                the pooling routes are those that it ended with.
 
         Returns:
-            The energy of each sample, ``(B,)``, differentiable in parameters and input, and in the state if that is
-            given as layers.
+            The energy of each sample, ``(B,)``, differentiable in parameters, input and state.
         """
-        if self._knows_drives(x, state):
-            parameters = [p for interaction in self.interactions for p in interaction.parameters()]
-            routes = [drive.route for drive in state.drives]
-            return EnergyAtState.apply(
-                state.energy, self.interactions, state.prepared, state.state, routes, x, *parameters
-            )
         layers = as_layers(state)
-        below = (x, *layers[:-1])
-        drives = [interaction.drive(lower).value for interaction, lower in zip(self.interactions, below, strict=True)]
-        return energy_from_drives(layers, drives)
+        known = self._knows_drives(x, state)
+        routes = [drive.route for drive in state.drives] if known else [None] * len(layers)
+        each = zip(self.interactions, (x, *layers[:-1]), routes, strict=True)
+        return energy_from_drives(layers, [interaction.drive(lower, route).value for interaction, lower, route in each])
+
+    @torch.compiler.disable
+    def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
+        """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation under the present parameters, a scalar.
+
+        The gradient comes with the value, from the states and the pooling routes alone: nothing is computed forward
+        again. Two copies of a sample are taken by mean and difference, so that 16 bits keep the difference.
+
+        Args:
+            relaxation: Where the states ended, which count as constants.
+            weights: ``w``, ``(B,)``.
+
+        Returns:
+            The sum, differentiable in the parameters and in the relaxation's input.
+
+        Raises:
+            ValueError: The parameters have changed since the relaxation.
+        """
+        x, parameters = relaxation.input, [p for interaction in self.interactions for p in interaction.parameters()]
+        if not self._knows_drives(x, relaxation):
+            raise ValueError("The relaxation is not one of this network with its present parameters: relax anew.")
+        routes = [drive.route for drive in relaxation.drives]
+        prepared = relaxation.prepared or (None,) * len(routes)
+        return WeightedEnergy.apply(weights, self.interactions, prepared, relaxation.state, routes, x, *parameters)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -112,8 +146,8 @@ class HopfieldNetwork(nn.Module, ABC):
                 parameters are the same), or a named start; by default the minimiser's.
             perturbation: What is done to the output layer; free by default.
             minimizer: How to minimise; by default as the model was built.
-            hold_routes: Keep the pooling routes of the relaxation given as `start`. Not in the paper: it keeps the
-                energy smooth in the strength of the perturbation.
+            hold_routes: Keep the pooling routes of the free relaxation given as `start`, and take it to be at rest
+                (`timm_ebl.response`). Not in the paper: it keeps the energy smooth in the strength of the perturbation.
 
         Returns:
             The record of the relaxation.
@@ -133,10 +167,11 @@ class HopfieldNetwork(nn.Module, ABC):
             return minimize(walk, minimizer)
         layers = as_layers(start)
         self._check_state(x, layers)
+        if hold_routes:
+            return minimize(Response(self.interactions, start, perturbation), minimizer)
         layers = (*layers[:-1], perturbation.start(layers[-1]))
         drives, prepared = (start.drives, start.prepared) if known else ((), ())
-        routes = [drive.route for drive in drives] if hold_routes else ()
-        return minimize(Walk(self.interactions, x, layers, perturbation, drives, routes, prepared), minimizer)
+        return minimize(Walk(self.interactions, x, layers, perturbation, drives, prepared), minimizer)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.

@@ -12,7 +12,7 @@ from .direct import Direct, Packed
 from .prepared import Prepared
 from .winograd import Winograd, is_served
 
-__all__ = ["Map", "Products"]
+__all__ = ["Map", "Products", "apart", "copies_of"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -30,7 +30,8 @@ class Products(Prepared):
 
     A learning rule contrasts two states of the same input, and rounding leaves few digits of a difference that is small
     beside the states. The products of two such copies are therefore those of their mean and of their difference: a
-    rounded mean is the same for both, and the difference keeps its digits, in 16 bits too.
+    rounded mean is the same for both, and the difference keeps its digits, in 16 bits too. So do the products of a
+    change of state (`Prepared.for_changes`).
 
     Args:
         convolution: A convolution of stride 1, in one group.
@@ -94,7 +95,7 @@ class Products(Prepared):
         if not self.by_difference:
             return self._scaled_gradient(lower, upper, unpool).to(self.result)
         # u1 l1 + u2 l2 = (u1 + u2) (l1 + l2) / 2 + (u2 - u1) (l2 - l1) / 2
-        (one, two), (below, above) = _copies(lower), _copies(upper)
+        (one, two), (below, above) = copies_of(lower), copies_of(upper)
         total = self._scaled_gradient(torch.lerp(one, two, 0.5), below + above, unpool)
         return (total + self._scaled_gradient(two - one, above - below, unpool) / 2).to(self.result)
 
@@ -115,19 +116,19 @@ class Products(Prepared):
         return Direct(self.kernel, self.padding) if self.packs and torch.compiler.is_compiling() else self.engine
 
     def _apply(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
+        if self.of_changes:
+            return self._of_change(product, x)
         if not self.by_difference:
             return product(self._narrow(x), *bias)
-        first, second = _copies(x)
+        first, second = copies_of(x)
         mean = _wide(product(self._narrow(torch.lerp(first, second, 0.5)), *bias))
-        difference, scale = self._scaled(second - first)
-        difference = _wide(product(difference))
-        if scale is not None:
-            difference.mul_(scale)
-        count, *shape = mean.shape
-        both = torch.empty((2 * count, *shape), dtype=mean.dtype, device=mean.device, memory_format=torch.channels_last)
-        torch.sub(mean, difference, alpha=0.5, out=both[:count])
-        torch.add(mean, difference, alpha=0.5, out=both[count:])
-        return both
+        difference = self._of_change(product, second - first)
+        return apart(mean, difference)
+
+    def _of_change(self, product: Map, change: Tensor) -> Tensor:
+        change, scale = self._scaled(change)
+        found = _wide(product(change))
+        return found if scale is None else found.mul_(scale)
 
     def _narrow(self, x: Tensor) -> Tensor:
         return x.to(self.dtype, memory_format=torch.channels_last)
@@ -149,10 +150,20 @@ class Products(Prepared):
         return gradient if a is None else gradient * (a * b)
 
 
-def _copies(x: Tensor) -> tuple[Tensor, Tensor]:
+def copies_of(x: Tensor) -> tuple[Tensor, Tensor]:
     """The two copies that a batch holds, in at least 32 bits."""
     first, second = _wide(x).chunk(2)
     return first, second
+
+
+def apart(mean: Tensor, difference: Tensor) -> Tensor:
+    """Two copies, of this mean and this difference, as one batch, images channels last."""
+    count, *shape = mean.shape
+    layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    both = torch.empty((2 * count, *shape), dtype=difference.dtype, device=mean.device, memory_format=layout)
+    torch.sub(mean, difference, alpha=0.5, out=both[:count])
+    torch.add(mean, difference, alpha=0.5, out=both[count:])
+    return both
 
 
 def _wide(x: Tensor) -> Tensor:

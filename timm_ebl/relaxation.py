@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .energy import State
-from .interaction import Drive
+from .interaction import Drive, cat_known
 from .prepared import Prepared
 
 __all__ = ["Relaxation", "Stamp", "stamp"]
@@ -24,12 +24,17 @@ class Relaxation:
     Attributes:
         input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; with the held routes, if any.
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after a `Response`, which
+            does not need it (`EnergyModel.energy` tells).
         residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
         sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
             needed it; empty if they are not known.
+        potentials: The last update of each layer without its bounds, ``state = clip(potentials)``, once for all copies.
+            Beyond the bounds they are the field's, whatever the over-relaxation. Empty if a `Response` cannot start
+            here.
+        copies: How many times the batch holds every sample, block after block.
         stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
         omega: Over-relaxation of the last sweep: 1 if a growing residual made it fall back.
         prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
@@ -37,11 +42,13 @@ class Relaxation:
 
     input: Tensor
     state: State
-    energy: Tensor
+    energy: Tensor | None
     residual: Tensor
     sweeps: int
     tolerance: float | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
+    potentials: tuple[Tensor, ...] = field(default=(), repr=False)
+    copies: int = 1
     stamp: Stamp = field(default=(), repr=False)
     omega: float = 1.0
     prepared: tuple[Prepared | None, ...] = field(default=(), repr=False)
@@ -58,14 +65,17 @@ class Relaxation:
 
     def repeat(self, times: int) -> Relaxation:
         """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
-        return self if times == 1 else Relaxation.of_copies([self] * times)
+        if times == 1:
+            return self
+        bare = replace(self, potentials=())
+        return replace(Relaxation.of_copies([bare] * times), potentials=self.potentials)
 
     @classmethod
     def of_copies(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
         """Several relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
-        count = len(relaxations)
-        prepared = tuple(part and part.of_copies(count * part.copies) for part in relaxations[0].prepared)
-        return replace(cls.cat(relaxations), prepared=prepared)
+        copies = sum(relaxation.copies for relaxation in relaxations)
+        prepared = tuple(part and part.of_copies(copies) for part in relaxations[0].prepared)
+        return replace(cls.cat(relaxations), prepared=prepared, potentials=(), copies=copies)
 
     @classmethod
     def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
@@ -74,11 +84,13 @@ class Relaxation:
         return cls(
             input=inputs,
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
-            energy=torch.cat([r.energy for r in relaxations]),
+            energy=cat_known([r.energy for r in relaxations]),
             residual=torch.cat([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
+            potentials=tuple(torch.cat(layers) for layers in zip(*(r.potentials for r in relaxations), strict=False)),
+            copies=first.copies,
             stamp=stamp([inputs]) + first.stamp[1:],
             omega=min(r.omega for r in relaxations),
             prepared=first.prepared,
@@ -90,9 +102,10 @@ class Relaxation:
             self,
             input=x,
             state=tuple(layer[samples] for layer in self.state),
-            energy=self.energy[samples],
+            energy=None if self.energy is None else self.energy[samples],
             residual=self.residual[samples],
             drives=tuple(drive.select(samples) for drive in self.drives),
+            potentials=tuple(layer[samples] for layer in self.potentials),
             stamp=stamp([x]) + self.stamp[1:],
         )
 

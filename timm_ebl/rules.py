@@ -121,16 +121,18 @@ class Nudging(Enum):
 class ContrastiveRule(Rule):
     """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
 
-    A one-sided rule contrasts a perturbed state with the free one. If the free phase has not converged, the perturbed
-    phase also does what was left of it, and that is no effect of the perturbation; `paired` cancels it.
+    Where the free phase has not converged, a perturbed phase also does what was left of it, and that is no effect of
+    the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one.
 
     Attributes:
         beta: Strength of the perturbation, positive; the nudging carries the sign.
         nudging: Which two equilibria.
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
-            strength of the perturbation, which is to be small. Ours, not the paper's.
-        paired: Give the free state of a one-sided rule as many more sweeps as the perturbed one, under a perturbation
-            of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
+            strength of the perturbation, which is to be small, and take the free state to be at rest
+            (`timm_ebl.response`). Ours, not the paper's.
+        paired: Where routes are followed, give the free state of a one-sided rule as many more sweeps as the perturbed
+            one, under a perturbation of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as
+            it is.
     """
 
     beta: float = 0.25
@@ -150,7 +152,7 @@ class ContrastiveRule(Rule):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         first, second = self.nudging.value
-        multiples = [multiple for multiple in (first, second) if multiple or self.paired]
+        multiples = [multiple for multiple in (first, second) if multiple or (self.paired and not self.hold_routes)]
         both = free.repeat(len(multiples))
         perturbation = self.perturbation(
             both.output,
@@ -160,10 +162,8 @@ class ContrastiveRule(Rule):
         pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
         if len(multiples) == 1:
             pair = Relaxation.of_copies([pair, free] if first else [free, pair])
-        # One call for both states, so that 16-bit gradients are subtracted before they are rounded.
-        energies = model.energy(pair.input, pair).chunk(2)
-        contrast = (energies[1] - energies[0]).mean() / ((second - first) * self.beta)
-        return RuleOutput(contrast, free.output, free)
+        weights = target.new_full((len(target),), 1 / (len(target) * (second - first) * self.beta))
+        return RuleOutput(model.contrast(pair, torch.cat([-weights, weights])), free.output, free)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""The response of a free state to perturbations, against its slow twin and its equilibrium."""
+
+import pytest
+import torch
+import twin
+from oracles import CONVERGED, distance
+
+from timm_ebl import Clamped, Minimizer, Nudged, create_rule
+
+GROUPS = {
+    "asynchronous": ((0, 2, 4), (1, 3)),
+    "backward": ((4,), (3,), (2,), (1,), (0,)),
+    "forward": ((0,), (1,), (2,), (3,), (4,)),
+    "synchronous": ((0, 1, 2, 3, 4),),
+}
+TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
+FREE_OMEGAS = (1.9, 1.7, 1.5)
+PERTURBATIONS = {
+    "nudged": (lambda sign: Nudged(TARGET, 0.4 * sign), lambda sign: {"beta": 0.4 * sign, "y": TARGET}),
+    "clamped": (lambda sign: Clamped(0.4 * sign * TARGET), lambda sign: {"clamp": 0.4 * sign * TARGET}),
+}
+
+
+def both_signs(make):
+    """Two perturbations of one kind as that of two copies."""
+    parts = [make(-1), make(1)]
+    if isinstance(parts[0], Clamped):
+        return Clamped(torch.cat([part.target for part in parts]))
+    betas = torch.tensor([part.beta for part in parts], dtype=torch.float64)
+    return Nudged(torch.cat([part.target for part in parts]), betas.repeat_interleave(len(TARGET))[:, None])
+
+
+@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("omega", [1.0, 1.4])
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, kind):
+    model, (x, _) = make_dchn(), batch
+    params, state = twin.parameters(model), twin.feedforward_state(twin.parameters(model), x)
+    for free_omega in FREE_OMEGAS:
+        state, potentials = twin.free_sweep(params, x, state, GROUPS["asynchronous"], free_omega)
+    free = model.relax(x, minimizer=Minimizer(sweeps=3, omega=FREE_OMEGAS))
+    assert distance(free.potentials, potentials) <= 1e-10
+    assert max(layer.max() for layer in potentials[:-1]) > 1
+    make, equivalent = PERTURBATIONS[kind]
+    pair = free.repeat(2)
+    for sweeps in range(1, 8):
+        minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
+        arguments = params, x, state, potentials, GROUPS[order], [omega] * sweeps
+        for sign in (-1, 1):
+            (expected,) = twin.responses(*arguments, [equivalent(sign)])
+            assert distance(model.relax(x, free, make(sign), minimizer, hold_routes=True).state, expected) <= 1e-10
+        expected = twin.responses(*arguments, [equivalent(-1), equivalent(1)])
+        found = model.relax(pair.input, pair, both_signs(make), minimizer, hold_routes=True)
+        assert distance(found.state, [torch.cat(layers) for layers in zip(*expected, strict=True)]) <= 1e-10
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_without_a_perturbation_a_free_state_stays_where_its_sweeps_left_it(make_dchn, batch, copies):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x, minimizer=Minimizer(sweeps=2, omega=1.7)).repeat(copies)
+    assert free.residual.min() > 0.01
+    at_rest = model.relax(free.input, free, Nudged(TARGET.repeat(copies, 1), 0.0), hold_routes=True)
+    assert distance(at_rest.state, free.state) <= 1e-14
+
+
+@pytest.mark.parametrize("kind", PERTURBATIONS)
+def test_from_an_equilibrium_it_leads_to_the_minimum_of_the_perturbed_energy(make_dchn, batch, kind):
+    model, (x, _) = make_dchn(seed=3, gains=0.8, bias_gain=1.5), batch
+    free = model.relax(x, minimizer=CONVERGED)
+    make, equivalent = PERTURBATIONS[kind]
+    pair = free.repeat(2)
+    both = model.relax(pair.input, pair, both_signs(make), Minimizer(sweeps=300, omega=1.4), hold_routes=True)
+    crossed = 0
+    for half, sign in enumerate((-1, 1)):
+        state = [layer.chunk(2)[half] for layer in both.state]
+        alone = model.relax(x, free, make(sign), Minimizer(sweeps=300, omega=1.4), hold_routes=True)
+        assert distance(state, alone.state) <= 1e-9
+        for layer, value in enumerate(state):
+            expected = twin.minimum(twin.parameters(model), x, state, layer, held=free.state, **equivalent(sign))
+            torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
+        crossed += sum(int(((s == 0) != (f == 0)).sum()) for s, f in zip(state[:-1], free.state, strict=False))
+    assert crossed > 0
+
+
+def test_it_starts_from_a_free_relaxation_or_two_copies_of_one(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    nudged = model.relax(x, free, Nudged(TARGET, 0.1))
+    for start in (nudged, free.repeat(3), model.relax(x, free, Nudged(TARGET, 0.1), hold_routes=True)):
+        target = TARGET.repeat(start.copies, 1)
+        with pytest.raises(ValueError, match="starts from a free state"):
+            model.relax(start.input, start, Nudged(target, 0.1), hold_routes=True)
+
+
+def test_samples_that_left_the_batch_early_respond_as_the_others(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x, minimizer=Minimizer(sweeps=500, tolerance=1e-9, omega=1.7))
+    assert free.potentials
+    whole = model.relax(x, free, Nudged(TARGET, 0.4), hold_routes=True)
+    for index in range(len(x)):
+        one = slice(index, index + 1)
+        alone = model.relax(x[one], minimizer=Minimizer(sweeps=500, tolerance=1e-9, omega=1.7))
+        expected = model.relax(alone.input, alone, Nudged(TARGET[one], 0.4), hold_routes=True)
+        assert distance([layer[one] for layer in whole.state], expected.state) <= 1e-10
+
+
+def test_two_opposite_nudges_cost_the_products_of_one(make_dchn, batch, monkeypatch):
+    model, (x, y) = make_dchn(), batch
+    calls = []
+    for name in ("change", "feedback"):
+        method = getattr(type(model.layers[0]), name)
+        monkeypatch.setattr(
+            type(model.layers[0]),
+            name,
+            lambda self, first, *args, method=method: calls.append(len(first)) or method(self, first, *args),
+        )
+    second = Minimizer(order="backward", sweeps=2, omega=1.4)
+    model.relax(x)
+    feedbacks = len(calls)
+    create_rule("c-ep", second=second)(model, x, y)
+    # From the output down: a feedback for each hidden layer but the last, then drives as well, in the second sweep.
+    assert calls[2 * feedbacks :] == [len(x)] * (3 + 3 + 3)
