@@ -110,14 +110,17 @@ def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], 
 def load_network(
     name: str, options: argparse.Namespace, device: torch.device, batches: int = 1
 ) -> tuple[HopfieldNetwork, Tensor, Tensor]:
-    """A model by name, and some batches of test images of the data set with their labels, or of noise."""
+    """A model by name, and some batches of training images of the data set with their labels, or of noise.
+
+    What is read off their gradients chooses defaults, which is nothing for test images.
+    """
     torch.manual_seed(0)
     pretrained = name.startswith("local-dir:") or "." in name
     model = timm.create_model(name, pretrained=pretrained).to(device).eval()
     x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
     y = torch.randint(model.num_classes, (len(x),))
     if options.dataset:
-        images, y = load_dataset(options.dataset, "test", root=options.data_root).__getitems__(range(len(x)))
+        images, y = load_dataset(options.dataset, "train", root=options.data_root).__getitems__(range(len(x)))
         config = model.pretrained_cfg
         x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
     return model, x.to(device), y.to(device)
