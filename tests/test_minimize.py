@@ -290,6 +290,40 @@ def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monke
     assert counts == [1, 11, 11, 11]
 
 
+@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("widths", [(4,), (4, 5), (4, 5, 6, 7)])
+@pytest.mark.parametrize("sweeps", [1, 2, 5])
+def test_an_answer_is_the_relaxations(make_dchn, batch, order, widths, sweeps):
+    model, (x, _) = make_dchn(widths=widths, order=order, omega=(1.9, 1.4), sweeps=sweeps), batch
+    for start in Start:
+        minimizer = replace(model.minimizer, start=start)
+        torch.testing.assert_close(
+            model.answer(x, minimizer), model.relax(x, minimizer=minimizer).drives[-1].value, atol=1e-14, rtol=0
+        )
+    tolerant = Minimizer(sweeps=500, tolerance=1e-6)
+    torch.testing.assert_close(model.answer(x, tolerant), model.relax(x, minimizer=tolerant).drives[-1].value)
+
+
+def test_an_answer_leaves_out_what_no_longer_reaches_the_output(make_dchn, batch, monkeypatch):
+    model, (x, _) = make_dchn(), batch
+    calls = []
+    for name in ("drive", "feedback"):
+        method = getattr(type(model.layers[0]), name)
+        monkeypatch.setattr(
+            type(model.layers[0]),
+            name,
+            lambda self, *args, method=method: calls.append([*model.layers].index(self)) or method(self, *args),
+        )
+    counts = []
+    for relax in (model.relax, model.answer):
+        calls.clear()
+        relax(x, minimizer=Minimizer(sweeps=3))
+        counts.append([calls.count(layer) for layer in range(4)])
+    assert counts[0] == [1, 7, 7, 7]
+    # The last sweep updates neither of the two lowest layers, and nothing looks at the drive of the third any more.
+    assert counts[1] == [1, 5, 5, 7]
+
+
 def test_16_bits_stay_near_32(make_dchn):
     model = make_dchn(dtype=torch.float32, gains=1.0, sweeps=8, omega=1.5)
     x = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))

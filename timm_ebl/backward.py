@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .energy import State, norm
 from .minimize import Minimizer
-from .network import EnergyModel
+from .network import EnergyModel, output_of
 from .perturbation import Forced
 from .relaxation import Relaxation
 from .values import is_number
@@ -192,7 +192,9 @@ def adjoint(
     return swept, adjoints
 
 
-def equilibrium(model: EnergyModel, x: Tensor, backward: Backward, layers: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+def equilibrium(
+    model: EnergyModel, x: Tensor, backward: Backward, layers: tuple[int, ...] = (-1,)
+) -> tuple[Tensor, ...]:
     """Layers of the free state as a function of the input and the parameters of a network, with its derivatives.
 
     Args:
@@ -208,7 +210,9 @@ def equilibrium(model: EnergyModel, x: Tensor, backward: Backward, layers: Seque
     """
     parameters = tuple(model.parameters())
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
-        return _Equilibrium.apply(model, backward, tuple(layers), x, *parameters)
+        return _Equilibrium.apply(model, backward, layers, x, *parameters)
+    if layers == (-1,):
+        return (model.answer(x),)
     free = model.relax(x)
     return tuple(_layer(free, index) for index in layers)
 
@@ -265,8 +269,7 @@ def _as_forces(
 
 
 def _layer(free: Relaxation, index: int) -> Tensor:
-    last = index in (-1, len(free.state) - 1)
-    return free.drives[-1].value if last and free.drives else free.state[index]
+    return output_of(free) if index in (-1, len(free.state) - 1) else free.state[index]
 
 
 def _norm(forces: Sequence[Tensor | None]) -> Tensor:

@@ -195,7 +195,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
 
     def predict(x: Tensor) -> None:
         with autocast(x):
-            model.relax(x, minimizer=free)
+            model.answer(x, free)
 
     def step(x: Tensor, y: Tensor) -> None:
         with autocast(x):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from .energy import norm
-from .order import Groups, get_order
+from .order import Groups, get_order, leading_to
 from .relaxation import Relaxation
 from .values import Choice, is_number
 from .walk import Walk
 
-__all__ = ["PAPER", "Minimizer", "Start", "minimize", "relative_change"]
+__all__ = ["PAPER", "Minimizer", "Start", "answer", "minimize", "relative_change"]
 
 SWEEPS_BETWEEN_LOOKS = 4
 """With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
@@ -120,7 +120,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         before = tuple(walk.state) if measured else ()
         omega = 1.0 if falls_back else minimizer.omega_of(sweep)
         walk.begin(sweep, measured)
-        step(walk, groups, omega if omega == 1 or not minimizer.compiled else _as_tensor(omega, x.device))
+        step(walk, groups, _as_number(omega, minimizer, x.device))
         if measured:
             residual = relative_change(before, walk.state)
         if last or not measured:
@@ -141,15 +141,38 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     return Relaxation.cat([*(part for _, part in gone), relaxation]).select(order, x)
 
 
+@torch.no_grad()
+def answer(walk: Walk, minimizer: Minimizer) -> Tensor:
+    """The drive into the output layer, ``(B, M)``, where a walk ends, without a record of it.
+
+    Where no tolerance asks for the whole state, updates that no longer reach the output are left out.
+
+    Args:
+        walk: Where to start.
+        minimizer: Order, over-relaxation and end of the walk.
+    """
+    last = len(walk.state) - 1
+    if minimizer.tolerance is not None:
+        return minimize(walk, minimizer).drives[last].value
+    step = compiled_sweep(type(walk)) if minimizer.compiled else type(walk).sweep
+    for sweep, groups in enumerate(leading_to({last - 1}, minimizer.groups(last + 1), minimizer.sweeps), 1):
+        step(walk, groups, _as_number(minimizer.omega_of(sweep), minimizer, walk.x.device))
+    return walk.drive(last).value
+
+
 @cache
 def compiled_sweep(walk: type[Walk]) -> Callable[[Walk, Groups, float | Tensor], None]:
     """The sweep of a kind of walk, compiled."""
     return torch.compile(walk.sweep, dynamic=False)
 
 
+def _as_number(omega: float, minimizer: Minimizer, device: torch.device) -> float | Tensor:
+    """The over-relaxation as a sweep takes it: compiled code takes every other number for another programme."""
+    return _as_tensor(omega, device) if minimizer.compiled and omega != 1 else omega
+
+
 @cache
 def _as_tensor(omega: float, device: torch.device) -> Tensor:
-    """For compiled code, which takes every other number for another programme."""
     return torch.tensor(omega, device=device)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .energy import State, WeightedEnergy, energy_from_drives
 from .interaction import Interaction
-from .minimize import Minimizer, Start, minimize
+from .minimize import Minimizer, Start, answer, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["EnergyModel", "HopfieldNetwork"]
+__all__ = ["EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
 
 
 class EnergyModel(ABC):
@@ -49,6 +49,10 @@ class EnergyModel(ABC):
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of the minimiser, differentiable in the parameters and the state."""
 
+    def answer(self, x: Tensor) -> Tensor:
+        """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
+        return output_of(self.relax(x))
+
     def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
         """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation, differentiable in the parameters.
 
@@ -62,6 +66,11 @@ class EnergyModel(ABC):
 def as_layers(state: State | Relaxation) -> State:
     """The layers of a state that may be given as a relaxation."""
     return state.state if isinstance(state, Relaxation) else state
+
+
+def output_of(free: Relaxation) -> Tensor:
+    """The output layer that minimises the energy given the others, after a free relaxation."""
+    return free.drives[-1].value if free.drives else free.output
 
 
 class HopfieldNetwork(nn.Module, EnergyModel):
@@ -172,6 +181,24 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         layers = (*layers[:-1], perturbation.start(layers[-1]))
         drives, prepared = (start.drives, start.prepared) if known else ((), ())
         return minimize(Walk(self.interactions, x, layers, perturbation, drives, prepared), minimizer)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def answer(self, x: Tensor, minimizer: Minimizer | None = None) -> Tensor:
+        """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``.
+
+        It is that of `relax`, without what the last sweeps do that no longer reaches the output, and without autograd.
+
+        Args:
+            x: Input ``(B, C, H, W)``.
+            minimizer: How to minimise; by default as the model was built.
+
+        Raises:
+            ValueError: The input does not fit the network, or is not finite.
+        """
+        self.check_input(x)
+        minimizer = minimizer or self.minimizer
+        return answer(self._walk_from(x, minimizer.start, FREE), minimizer)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.

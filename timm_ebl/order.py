@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 __all__ = [
     "Groups",
@@ -11,6 +11,7 @@ __all__ = [
     "backward",
     "forward",
     "get_order",
+    "leading_to",
     "list_orders",
     "register_order",
     "synchronous",
@@ -46,6 +47,27 @@ def get_order(name: str) -> Order:
 def list_orders() -> list[str]:
     """Names of the registered orders of update."""
     return sorted(_ORDERS)
+
+
+def leading_to(layers: Iterable[int], groups: Groups, sweeps: int) -> list[Groups]:
+    """The updates of every sweep that the final state of some layers depends on.
+
+    An update reads its layer and both neighbours, so that the last sweeps have layers whose update no longer matters.
+
+    Args:
+        layers: The layers whose final state is wanted.
+        groups: The groups of one sweep.
+        sweeps: The number of sweeps.
+    """
+    wanted, found = set(layers), []
+    for _ in range(sweeps):
+        kept: list[tuple[int, ...]] = []
+        for group in reversed(groups):
+            updated = tuple(layer for layer in group if layer in wanted)
+            wanted |= {near for layer in updated for near in (layer - 1, layer, layer + 1)}
+            kept.append(updated)
+        found.append(tuple(filter(None, reversed(kept))))
+    return found[::-1]
 
 
 @register_order
