@@ -310,7 +310,7 @@ def test_the_free_state_goes_with_the_result(make_live, batch):
     gc.disable()
     try:
         relaxations, relax = [], model.relax
-        model.relax = lambda *args: relaxations.append(weakref.ref(free := relax(*args))) or free
+        model.relax = lambda *args, **kw: relaxations.append(weakref.ref(free := relax(*args, **kw))) or free
         output = model(x)
         assert relaxations[0]() is not None
         output.sum().backward()

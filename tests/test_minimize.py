@@ -290,6 +290,15 @@ def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monke
     assert counts == [1, 11, 11, 11]
 
 
+def test_a_minimiser_that_goes_further_ends_where_one_of_all_the_sweeps_does(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    few = Minimizer(sweeps=3, omega=(1.9, 1.8, 1.7, 1.6, 1.5))
+    first = model.relax(x, minimizer=few)
+    for more in (1, 4):
+        found = model.relax(x, first, minimizer=few.further(more))
+        assert distance(found.state, model.relax(x, minimizer=replace(few, sweeps=3 + more)).state) <= 1e-14
+
+
 @pytest.mark.parametrize("order", GROUPS)
 @pytest.mark.parametrize("widths", [(4,), (4, 5), (4, 5, 6, 7)])
 @pytest.mark.parametrize("sweeps", [1, 2, 5])

@@ -117,6 +117,6 @@ def test_two_opposite_nudges_cost_the_products_of_one(make_dchn, batch, monkeypa
     second = Minimizer(order="backward", sweeps=2, omega=1.4)
     model.relax(x)
     feedbacks = len(calls)
-    create_rule("c-ep", second=second)(model, x, y)
+    create_rule("c-ep", second=second, paired=False)(model, x, y)
     # From the output down: a feedback for each hidden layer but the last, then drives as well, in the second sweep.
     assert calls[2 * feedbacks :] == [len(x)] * (3 + 3 + 3)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from timm_ebl import Minimizer, create_rule
+from timm_ebl import winograd as winograd_module
 from timm_ebl.gradients import gradients
 from timm_ebl.winograd import Winograd, is_served
 
@@ -55,7 +56,13 @@ def test_in_32_bits_it_is_as_exact_as_the_convolution(case):
         assert (a - b).norm() <= 2e-6 * b.norm()
 
 
-def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for():
+@pytest.fixture
+def fast_products(monkeypatch):
+    """A CPU whose matrix products are as fast as its convolutions."""
+    monkeypatch.setattr(winograd_module, "has_fast_products", lambda: True)
+
+
+def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for(fast_products):
     def served(upper=256, lower=128, kernel=3, padding=1, image=(16, 16)):
         return is_served(torch.empty(upper, lower, kernel, kernel), [padding, padding], [*image])
 
@@ -69,7 +76,7 @@ def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for
 
 
 @needs_onednn
-def test_the_papers_network_is_served_where_its_layers_are_wide():
+def test_the_papers_network_is_served_where_its_layers_are_wide(fast_products):
     model = timm.create_model("dchn_cifar10").eval()
     prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
     assert [isinstance(part.engine, Winograd) for part in prepared[:-1]] == [False, True, True, True]

@@ -45,7 +45,7 @@ class Backward(ABC):
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.4)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.5)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
@@ -76,8 +76,9 @@ class EquilibriumBackward(Backward):
 
     Attributes:
         beta: Strength of the force.
-        hold_routes: Keep the free state's pooling routes in the forced phases. Not in the paper: it keeps the energy
-            smooth in beta.
+        hold_routes: Let the free state settle for as many more sweeps as the forced phases have, and then keep its
+            pooling routes in these and take it to be at rest (`timm_ebl.response`). Not in the paper: it keeps the
+            energy smooth in beta.
 
     Raises:
         ValueError: beta is not a positive number.
@@ -94,6 +95,8 @@ class EquilibriumBackward(Backward):
         norm = _norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else f * step.view(-1, *[1] * (f.ndim - 1)) for f in forces]
+        if self.hold_routes:
+            free = model.relax(free.input, free, minimizer=model.minimizer.further(self.second.sweeps))
         both = free.repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)

@@ -171,7 +171,7 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     settings = [(PAPER, Minimizer(sweeps=20, omega=1.0)), (Minimizer(sweeps=20), replace(second, sweeps=8))]
     settings += [(Minimizer(sweeps=10), replace(second, sweeps=n)) for n in (4, 3)]
     settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 6, 4)]
-    settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.0, 1.2)]
+    settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.0, 1.2, 1.4)]
     settings += [(Minimizer(omega=1.7), second)]
     return [
         rule_procedure(model, "c-ep", create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held))
@@ -184,6 +184,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
     """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
     free, second = rule.free, rule.second
     contrastive = isinstance(rule, ContrastiveRule)
+    settles = contrastive and rule.hold_routes and rule.paired
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
         *(["compiled"] if free.compiled else []),
@@ -204,7 +205,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
 
     return Procedure(
         ", ".join([f"{name}, ours, {free.omegas}/{second.omegas}", *notes]),
-        f"{free.sweeps} + {'2 x ' if contrastive else ''}{second.sweeps} {second.order[:5]}.",
+        f"{free.sweeps} + {f'{second.sweeps} + ' if settles else ''}{'2 x ' if contrastive else ''}{second.sweeps}",
         free,
         predict,
         step,

@@ -109,8 +109,7 @@ class TrainConfig:
     )
     paired: bool = _flag(
         True,
-        "where routes are followed, sweep the free state of a one-sided rule as often as the perturbed one (not in the "
-        "paper)",
+        "give the free state as many more sweeps as the perturbed one, before they are contrasted (not in the paper)",
     )
     compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
     opt: str = _option("adam", "optimiser, by its name in timm.optim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -47,9 +47,10 @@ class Minimizer:
             The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter, but
             for the two states that a rule contrasts.
         omega: Over-relaxation ``s <- clip(s + omega (h - s), 0, 1)`` of the hidden layers with drive and feedback
-            ``h``, ``0 < omega < 2``, or one for each sweep of a call, the last one for all that follow. The paper has
-            1; the energy never rises for any of them under the asynchronous order. With a tolerance, a residual above
-            that of the first look makes it fall back to 1 (`Relaxation.omega`).
+            ``h``, ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are
+            for whoever goes on (`further`). The paper has 1; the energy never rises for any of them under the
+            asynchronous order. With a tolerance, a residual above that of the first look makes it fall back to 1
+            (`Relaxation.omega`).
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
@@ -59,7 +60,7 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 10
+    sweeps: int = 8
     tolerance: float | None = None
     omega: float | tuple[float, ...] = (1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
     start: Start = Start.FEEDFORWARD
@@ -91,6 +92,12 @@ class Minimizer:
     def omegas(self) -> str:
         """The over-relaxation of the first and of the last sweep, to be read."""
         return "-".join(dict.fromkeys(str(self.omega_of(sweep)) for sweep in (1, self.sweeps)))
+
+    def further(self, sweeps: int) -> Minimizer:
+        """The minimiser that goes on for some sweeps where this one has ended."""
+        return replace(
+            self, sweeps=sweeps, omega=tuple(self.omega_of(self.sweeps + sweep) for sweep in range(1, sweeps + 1))
+        )
 
     def groups(self, layers: int) -> Groups:
         """The groups of one sweep over ``layers`` free layers."""

@@ -24,7 +24,12 @@ class EnergyModel(ABC):
 
     A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
     `Relaxation` that ended in it may be given (`as_layers` takes either).
+
+    Attributes:
+        minimizer: How it relaxes unless it is told otherwise.
     """
+
+    minimizer: Minimizer = Minimizer()
 
     @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -76,10 +81,8 @@ def output_of(free: Relaxation) -> Tensor:
 class HopfieldNetwork(nn.Module, EnergyModel):
     """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
-    A subclass sets `minimizer` and implements `interactions`.
+    A subclass implements `interactions`.
     """
-
-    minimizer: Minimizer
 
     @property
     @abstractmethod

@@ -130,9 +130,9 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Where routes are followed, give the free state of a one-sided rule as many more sweeps as the perturbed
-            one, under a perturbation of strength 0. Ours; the paper, with its 60 free sweeps, takes the free state as
-            it is.
+        paired: Give the free state as many more sweeps as the perturbed one: where routes are held, before it counts as
+            at rest, in every rule; where they are followed, under a perturbation of strength 0, in one-sided rules.
+            Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
@@ -151,9 +151,13 @@ class ContrastiveRule(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
+        rest = free
+        if self.hold_routes and self.paired:
+            further = (self.free or model.minimizer).further(self.second.sweeps)
+            rest = model.relax(free.input, free, minimizer=further)
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or (self.paired and not self.hold_routes)]
-        both = free.repeat(len(multiples))
+        both = rest.repeat(len(multiples))
         perturbation = self.perturbation(
             both.output,
             torch.cat([target] * len(multiples)),
@@ -161,7 +165,7 @@ class ContrastiveRule(Rule):
         )
         pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
         if len(multiples) == 1:
-            pair = Relaxation.of_copies([pair, free] if first else [free, pair])
+            pair = Relaxation.of_copies([pair, rest] if first else [rest, pair])
         weights = target.new_full((len(target),), 1 / (len(target) * (second - first) * self.beta))
         return RuleOutput(model.contrast(pair, torch.cat([-weights, weights])), free.output, free)
 

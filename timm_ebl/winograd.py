@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,14 @@ def is_served(weight: Tensor, padding: list[int], image: list[int]) -> bool:
     """Whether `Winograd` computes a convolution of this weight over images of this height and width, and faster."""
     upper, lower, *kernel = weight.shape
     fits = kernel == [3, 3] and padding == [1, 1] and not any(side % 2 for side in image)
-    return fits and 2 * upper * lower >= _WIDE * (upper + lower)
+    return fits and 2 * upper * lower >= _WIDE * (upper + lower) and has_fast_products()
+
+
+@cache
+def has_fast_products() -> bool:
+    """Whether matrix products are as fast as convolutions here: MKL makes them, and is half as fast on AMD's CPUs."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkl.is_available() and "AMD" not in capabilities.get("cpu_name", "")
 
 
 class Winograd:
