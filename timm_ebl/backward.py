@@ -45,7 +45,7 @@ class Backward(ABC):
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.5)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.2)  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
