@@ -48,6 +48,22 @@ def finite_difference(model, function, step=1e-5):
     return torch.tensor(found, dtype=torch.float64)
 
 
+def record_calls(monkeypatch, kind, names, note):
+    """A list of what ``note(self, first argument)`` says of every call of some methods of a class, as they are made."""
+    calls = []
+
+    def recorded(method):
+        def call(self, first, *args):
+            calls.append(note(self, first))
+            return method(self, first, *args)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(kind, name, recorded(getattr(kind, name)))
+    return calls
+
+
 def distance(first, second):
     """Largest difference between two states."""
     return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))

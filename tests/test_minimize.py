@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import twin
-from oracles import distance
+from oracles import distance, record_calls
 
 from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, create_rule, register_order
 from timm_ebl import minimize as minimize_module
@@ -281,9 +281,7 @@ def test_every_order_updates_every_layer_once(layers):
 
 def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monkeypatch):
     model, (x, _) = make_dchn(), batch
-    calls = []
-    drive = type(model.layers[0]).drive
-    monkeypatch.setattr(type(model.layers[0]), "drive", lambda self, *args: calls.append(self) or drive(self, *args))
+    calls = record_calls(monkeypatch, type(model.layers[0]), ("drive",), lambda layer, _: layer)
     model.relax(x, minimizer=Minimizer(sweeps=10))
     counts = [calls.count(layer) for layer in model.layers]
     # The input's drive once; the others once a sweep, but for one more to start and, for layer 3, to end with.
@@ -315,14 +313,8 @@ def test_an_answer_is_the_relaxations(make_dchn, batch, order, widths, sweeps):
 
 def test_an_answer_leaves_out_what_no_longer_reaches_the_output(make_dchn, batch, monkeypatch):
     model, (x, _) = make_dchn(), batch
-    calls = []
-    for name in ("drive", "feedback"):
-        method = getattr(type(model.layers[0]), name)
-        monkeypatch.setattr(
-            type(model.layers[0]),
-            name,
-            lambda self, *args, method=method: calls.append([*model.layers].index(self)) or method(self, *args),
-        )
+    layers = [*model.layers]
+    calls = record_calls(monkeypatch, type(layers[0]), ("drive", "feedback"), lambda layer, _: layers.index(layer))
     counts = []
     for relax in (model.relax, model.answer):
         calls.clear()

@@ -94,10 +94,6 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
         for precision in (None, torch.float16, torch.bfloat16)
     )
     assert min(exact) > 1 - 1e-6
-    if name == "cl":  # goes far from the free state and follows the routes there: one that turns is a jump
-        assert min(half[1:]) > 0.9
-        assert min(brain[1:]) > 0.8
-        return
     assert min(half) > 0.95
     assert min(brain) > 0.8
     assert min(brain[1:]) > 0.9

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import twin
-from oracles import CONVERGED, distance
+from oracles import CONVERGED, distance, record_calls
 
 from timm_ebl import Clamped, Minimizer, Nudged, create_rule
 
@@ -106,14 +106,7 @@ def test_samples_that_left_the_batch_early_respond_as_the_others(make_dchn, batc
 
 def test_two_opposite_nudges_cost_the_products_of_one(make_dchn, batch, monkeypatch):
     model, (x, y) = make_dchn(), batch
-    calls = []
-    for name in ("change", "feedback"):
-        method = getattr(type(model.layers[0]), name)
-        monkeypatch.setattr(
-            type(model.layers[0]),
-            name,
-            lambda self, first, *args, method=method: calls.append(len(first)) or method(self, first, *args),
-        )
+    calls = record_calls(monkeypatch, type(model.layers[0]), ("change", "feedback"), lambda _, first: len(first))
     second = Minimizer(order="backward", sweeps=2, omega=1.4)
     model.relax(x)
     feedbacks = len(calls)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .interaction import Interaction
 from .prepared import Prepared
 
-__all__ = ["State", "WeightedEnergy", "energy_from_drives", "inner", "layer_energy", "norm"]
+__all__ = ["State", "WeightedEnergy", "energy_from_drives", "norm"]
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -28,12 +28,7 @@ def energy_from_drives(state: State, drives: Sequence[Tensor]) -> Tensor:
         state: The layers ``(s_1, .., o)``.
         drives: ``drive_k(s_{k-1})`` for every layer of the state, of the same shapes.
     """
-    return torch.stack([layer_energy(s, drive) for s, drive in zip(state, drives, strict=True)]).sum(0)
-
-
-def layer_energy(s: Tensor, drive: Tensor) -> Tensor:
-    """A layer's part of the energy, ``<s, s / 2 - drive>``, ``(B,)``, in at least 32 bits."""
-    return inner(torch.sub(s, drive, alpha=2), s) / 2
+    return torch.stack([_inner(torch.sub(s, d, alpha=2), s) / 2 for s, d in zip(state, drives, strict=True)]).sum(0)
 
 
 def norm(layers: Sequence[Tensor]) -> Tensor:
@@ -45,7 +40,7 @@ def norm(layers: Sequence[Tensor]) -> Tensor:
     return torch.stack(norms).norm(dim=0)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
+def _inner(a: Tensor, b: Tensor) -> Tensor:
     """``<a, b>`` of each sample, ``(B,)``, summed in at least 32 bits."""
     density = a * b
     return density.sum(tuple(range(1, a.ndim)), dtype=torch.promote_types(density.dtype, torch.float32))

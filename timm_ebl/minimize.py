@@ -116,7 +116,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         walk: Where to start.
         minimizer: Order, over-relaxation and end of the walk.
     """
-    step = compiled_sweep(type(walk)) if minimizer.compiled else type(walk).sweep
+    step = _step(walk, minimizer)
     groups, tolerance, falls_back = minimizer.groups(len(walk.state)), minimizer.tolerance, False
     x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
     gone: list[tuple[Tensor, Relaxation]] = []
@@ -127,7 +127,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
         before = tuple(walk.state) if measured else ()
         omega = 1.0 if falls_back else minimizer.omega_of(sweep)
         walk.begin(sweep, measured)
-        step(walk, groups, _as_number(omega, minimizer, x.device))
+        step(walk, groups, omega)
         if measured:
             residual = relative_change(before, walk.state)
         if last or not measured:
@@ -161,9 +161,9 @@ def answer(walk: Walk, minimizer: Minimizer) -> Tensor:
     last = len(walk.state) - 1
     if minimizer.tolerance is not None:
         return minimize(walk, minimizer).drives[last].value
-    step = compiled_sweep(type(walk)) if minimizer.compiled else type(walk).sweep
+    step = _step(walk, minimizer)
     for sweep, groups in enumerate(leading_to({last - 1}, minimizer.groups(last + 1), minimizer.sweeps), 1):
-        step(walk, groups, _as_number(minimizer.omega_of(sweep), minimizer, walk.x.device))
+        step(walk, groups, minimizer.omega_of(sweep))
     return walk.drive(last).value
 
 
@@ -173,9 +173,12 @@ def compiled_sweep(walk: type[Walk]) -> Callable[[Walk, Groups, float | Tensor],
     return torch.compile(walk.sweep, dynamic=False)
 
 
-def _as_number(omega: float, minimizer: Minimizer, device: torch.device) -> float | Tensor:
-    """The over-relaxation as a sweep takes it: compiled code takes every other number for another programme."""
-    return _as_tensor(omega, device) if minimizer.compiled and omega != 1 else omega
+def _step(walk: Walk, minimizer: Minimizer) -> Callable[[Walk, Groups, float], None]:
+    """The sweep of a walk, compiled where asked; compiled code takes every other number for another programme."""
+    if not minimizer.compiled:
+        return type(walk).sweep
+    sweep, device = compiled_sweep(type(walk)), walk.x.device
+    return lambda walk, groups, omega: sweep(walk, groups, omega if omega == 1 else _as_tensor(omega, device))
 
 
 @cache

@@ -148,11 +148,16 @@ class ContrastiveRule(Rule):
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         """The perturbation of signed strength ``beta``, ``(B, 1)``, given the free output and the target."""
 
+    @property
+    def settles(self) -> bool:
+        """Whether the free state goes on for some sweeps before it counts as at rest."""
+        return self.hold_routes and self.paired
+
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         rest = free
-        if self.hold_routes and self.paired:
+        if self.settles:
             further = (self.free or model.minimizer).further(self.second.sweeps)
             rest = model.relax(free.input, free, minimizer=further)
         first, second = self.nudging.value
