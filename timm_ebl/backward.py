@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .autocast import present_autocast
-from .energy import State, norm
+from .energy import State, norm, weigh
 from .minimize import Minimizer
 from .network import EnergyModel, output_of
 from .perturbation import Forced
@@ -94,7 +94,7 @@ class EquilibriumBackward(Backward):
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
         norm = _norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
-        steps = [None if f is None else f * step.view(-1, *[1] * (f.ndim - 1)) for f in forces]
+        steps = [None if f is None else weigh(f, step) for f in forces]
         if self.hold_routes:
             free = model.relax(free.input, free, minimizer=model.minimizer.further(self.second.sweeps))
         both = free.repeat(2)

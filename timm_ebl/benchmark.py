@@ -139,7 +139,7 @@ def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """One sweep on this batch, without over-relaxation."""
     relaxation = model.relax(x)
     walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
-    return torch.no_grad()(partial(walk.sweep, PAPER.groups(len(walk.state))))
+    return partial(walk.sweep, PAPER.groups(len(walk.state)))
 
 
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
@@ -258,7 +258,8 @@ def measure(
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}{error}"
         )
-    engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
+    with torch.no_grad():
+        engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9
     print(
         f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "

@@ -15,7 +15,7 @@ from torch import Tensor
 from .interaction import Interaction
 from .prepared import Prepared
 
-__all__ = ["State", "WeightedEnergy", "energy_from_drives", "norm"]
+__all__ = ["State", "WeightedEnergy", "energy_from_drives", "norm", "weigh"]
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -38,6 +38,11 @@ def norm(layers: Sequence[Tensor]) -> Tensor:
         for s in layers
     ]
     return torch.stack(norms).norm(dim=0)
+
+
+def weigh(layer: Tensor, weights: Tensor) -> Tensor:
+    """Each sample of a layer ``(B, ..)`` times its weight, ``(B,)``."""
+    return layer * weights.view(-1, *[1] * (layer.ndim - 1))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ class WeightedEnergy(torch.autograd.Function):
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        weighted = [weights.view(-1, *[1] * (s.ndim - 1)) * s for s in layers]
+        weighted = [weigh(s, weights) for s in layers]
         total = sum((s * w).sum() for s, w in zip(layers, weighted, strict=True)) / 2
         first, *rest = zip([x, *layers[:-1]], weighted, routes, prepared, strict=True)
         gradients: list[Tensor | None] = []

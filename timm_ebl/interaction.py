@@ -222,7 +222,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     def _unpool(self, upper: Tensor, route: Tensor | None, lower: torch.Size, products: Products) -> Tensor:
         """Every value at the position that pooling chose, zeros elsewhere; it lasts until the next call."""
         route = None if route is None else _of_each(route, upper)
-        size = torch.Size((*upper.shape[:2], *lower[2:]))
+        size = upper.shape[:2] + lower[2:]
         room = products.scratch(size, upper.dtype)
         adjoint, options = self._adjoint(route)
         if room is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autocast import without_autocast
@@ -26,32 +25,33 @@ class Matrix(Prepared):
     def __init__(self, linear: nn.Linear, lower: torch.Size) -> None:
         self.sample, self.bias, self.dtype = lower[1:], linear.bias, linear.weight.dtype
         self.matrix = _last(linear.weight.unflatten(1, self.sample)).flatten(1).contiguous()
+        self.columns = self.matrix.t()
 
     def up(self, lower: Tensor) -> Tensor:
         """``W s + b`` of ``(B, ..)``, ``(B, M)``."""
-        return self._product(_last(lower).flatten(1), self.matrix, None if self.of_changes else self.bias)
+        return self._product(_last(lower).flatten(1), self.columns, None if self.of_changes else self.bias)
 
     def down(self, upper: Tensor) -> Tensor:
         """``W^T o`` of ``(B, M)``, ``(B, ..)``."""
-        return self._as_samples(self._product(upper, self.matrix.t()))
+        return self._as_samples(self._product(upper, self.matrix))
 
     def gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Gradient of ``sum_b <upper_b, up(lower_b)>`` in the weight, of the weight's shape."""
-        return self._as_samples(self._product(upper.t(), _last(lower).flatten(1).t())).flatten(1)
+        return self._as_samples(self._product(upper.t(), _last(lower).flatten(1))).flatten(1)
 
     def _as_samples(self, rows: Tensor) -> Tensor:
         if len(self.sample) != 3:
-            return rows.unflatten(1, self.sample)
+            return rows.view(rows.shape[0], *self.sample)
         channels, height, width = self.sample
-        return rows.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+        return rows.view(rows.shape[0], height, width, channels).permute(0, 3, 1, 2)
 
     def _product(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x matrix^T + bias``, in the widest type of all."""
+        """``x matrix + bias``, in the widest type of all."""
         if not x.dtype == matrix.dtype == self.dtype:
             wide = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), self.dtype)
             x, matrix, bias = x.to(wide), matrix.to(wide), None if bias is None else bias.to(wide)
         with without_autocast(x.device.type):
-            return F.linear(x, matrix, bias)
+            return torch.mm(x, matrix) if bias is None else torch.addmm(bias, x, matrix)
 
 
 def _last(x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Products(Prepared):
             and (self.dtype == torch.float32 or (self.dtype == torch.bfloat16 and _has_bfloat16()))
             and not (torch.is_grad_enabled() or torch.jit.is_tracing())
         )
-        self._scratch: Tensor | None = None
+        self._scratch: tuple[tuple[torch.Size, torch.dtype, bool], Tensor] | None = None
         self.engine: Direct | Winograd
         if not self.packs:
             self.engine = Direct(self.kernel.contiguous(memory_format=torch.channels_last), self.padding)
@@ -71,6 +71,11 @@ class Products(Prepared):
         return self.copies == 2
 
     @property
+    def of_single_states(self) -> bool:
+        """Whether states are multiplied as they are, neither changes nor by mean and difference."""
+        return not (self.of_changes or self.by_difference)
+
+    @property
     def is_rough(self) -> bool:
         """Whether the products are rounded to 16 bits."""
         return self.dtype in (torch.float16, torch.bfloat16)
@@ -83,12 +88,16 @@ class Products(Prepared):
             pool: A linear map, the same for all copies, which spares mean and difference what it leaves out.
         """
         engine = self._engine()
-        return self._apply(lambda x, bias=None: pool(engine.up(x, bias)), lower, self.bias)
+        if self.of_single_states:
+            return pool(engine.up(self._narrow(lower), self.bias))
+        return self._apart(lambda x, bias=None: pool(engine.up(x, bias)), lower, self.bias)
 
     def down(self, upper: Tensor, unpool: Map = _same) -> Tensor:
         """The transposed convolution of ``(B, C', H, W)``, which a linear map makes from what is given."""
         engine = self._engine()
-        return self._apply(lambda x: engine.down(unpool(x)), upper)
+        if self.of_single_states:
+            return engine.down(unpool(self._narrow(upper)))
+        return self._apart(lambda x: engine.down(unpool(x)), upper)
 
     def gradient(self, lower: Tensor, upper: Tensor, unpool: Map = _same) -> Tensor:
         """Gradient of ``sum_b <unpool(upper_b), up(lower_b)>`` in the weight, of the weight's shape and type."""
@@ -106,20 +115,19 @@ class Products(Prepared):
         """
         if not self.packs or torch.compiler.is_compiling():
             return None
-        room, inference = self._scratch, torch.is_inference_mode_enabled()
-        if room is None or (room.shape, room.dtype, room.is_inference()) != (size, dtype, inference):
-            room = self._scratch = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
-        return room
+        kind = (size, dtype, torch.is_inference_mode_enabled())
+        if self._scratch is None or self._scratch[0] != kind:
+            self._scratch = kind, torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+        return self._scratch[1]
 
     def _engine(self) -> Direct | Winograd:
         """The engine; of a packed weight a compiler can make nothing."""
         return Direct(self.kernel, self.padding) if self.packs and torch.compiler.is_compiling() else self.engine
 
-    def _apply(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
+    def _apart(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
+        """The product of a change, or of two copies."""
         if self.of_changes:
             return self._of_change(product, x)
-        if not self.by_difference:
-            return product(self._narrow(x), *bias)
         first, second = copies_of(x)
         mean = _wide(product(self._narrow(torch.lerp(first, second, 0.5)), *bias))
         difference = self._of_change(product, second - first)
@@ -131,6 +139,8 @@ class Products(Prepared):
         return found if scale is None else found.mul_(scale)
 
     def _narrow(self, x: Tensor) -> Tensor:
+        if x.dtype == self.dtype and x.is_contiguous(memory_format=torch.channels_last):
+            return x
         return x.to(self.dtype, memory_format=torch.channels_last)
 
     def _scaled(self, x: Tensor, largest: float = 1.0) -> tuple[Tensor, Tensor | None]:
