@@ -1,3 +1,4 @@
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import datasets
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 from dense import DenseHopfield
 from hub_server import TOKEN, Hub
@@ -31,6 +33,18 @@ def make_dchn():
         return model
 
     return make
+
+
+@pytest.fixture
+def make_live(make_dchn):
+    """Builds a DCHN with units strictly inside [0, 1] in every layer, so that every parameter has a gradient."""
+    return functools.partial(make_dchn, seed=3, gains=0.5, bias_gain=1.5)
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    return timm.create_model("dchn_tiny_cifar10")
 
 
 @pytest.fixture

@@ -18,6 +18,18 @@ def gradient(model, loss):
     return torch.cat([g.flatten() for g in gradients])
 
 
+def parameter_gradients(model, loss):
+    """The gradient that a backward pass leaves in each parameter."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def flat(gradients):
+    """Several gradients as one vector."""
+    return torch.cat([g.flatten() for g in gradients])
+
+
 def error(first, second):
     return float((first - second).norm() / second.norm())
 
@@ -67,3 +79,8 @@ def record_calls(monkeypatch, kind, names, note):
 def distance(first, second):
     """Largest difference between two states."""
     return max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+
+
+def images_for(model, count=2):
+    """Random images of a network's channels and size."""
+    return torch.randn(count, model.in_chans, *model.img_size, generator=torch.Generator().manual_seed(0))

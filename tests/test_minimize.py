@@ -1,25 +1,15 @@
 """Minimisers against the slow twin, and the properties that they promise."""
 
-import shutil
 from dataclasses import replace
-from functools import cache
-from itertools import pairwise
 
 import pytest
 import torch
 import twin
 from oracles import distance, record_calls
 
-from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, create_rule, register_order
-from timm_ebl import minimize as minimize_module
+from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start
 from timm_ebl.minimize import SWEEPS_BETWEEN_LOOKS, relative_change
 
-GROUPS = {
-    "asynchronous": ((0, 2, 4), (1, 3)),
-    "synchronous": ((0, 1, 2, 3, 4),),
-    "forward": ((0,), (1,), (2,), (3,), (4,)),
-    "backward": ((4,), (3,), (2,), (1,), (0,)),
-}
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 PHASES = {
     "free": (FREE, {}),
@@ -44,7 +34,7 @@ def omegas(omega):
     return (*omega, *[omega[-1]] * 5) if isinstance(omega, tuple) else (omega,) * 5
 
 
-@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("order", twin.GROUPS)
 @pytest.mark.parametrize("omega", [1.0, 1.4, (1.9, 1.6, 1.2)])
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, phase):
@@ -62,18 +52,18 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, p
             state = (*state[:-1], twin.minimum(params, x, state, 4, **equivalent))
         for sweeps in range(1, 6):
             minimizer = Minimizer(order=order, omega=omega, start=start, sweeps=sweeps)
-            state = twin.sweep(params, x, state, GROUPS[order], omegas(omega)[sweeps - 1], **equivalent)
+            state = twin.sweep(params, x, state, twin.GROUPS[order], omegas(omega)[sweeps - 1], **equivalent)
             double = model.relax(x, None, perturbation, minimizer)
             assert distance(double.state, state) <= 1e-10
             assert float((double.energy - twin.energy(params, x, state)).abs().max()) <= 1e-10
         # Pooling may choose another of two equal positions in 32 bits, so the trajectory is followed a sweep at a time.
         before = tuple(layer.float() for layer in state)
-        after = twin.sweep(params, x, state, GROUPS[order], omegas(omega)[0], **equivalent)
+        after = twin.sweep(params, x, state, twin.GROUPS[order], omegas(omega)[0], **equivalent)
         one = Minimizer(order=order, omega=omega, sweeps=1)
         assert distance(single.relax(x.float(), before, cast(perturbation, torch.float32), one).state, after) <= 1e-5
 
 
-@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("order", twin.GROUPS)
 @pytest.mark.parametrize("omega", [1.0, 1.4, (1.9, 1.6, 1.2)])
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_sweep_from_a_given_state_ends_where_the_twins_does(make_dchn, batch, generator, order, omega, phase):
@@ -85,7 +75,7 @@ def test_every_sweep_from_a_given_state_ends_where_the_twins_does(make_dchn, bat
     start = tuple(torch.rand(s, generator=generator, dtype=torch.float64) for s in model.state_shapes(x))
     state = (*start[:-1], TARGET) if phase == "clamped" else start
     for sweeps in range(1, 6):
-        state = twin.sweep(params, x, state, GROUPS[order], omegas(omega)[sweeps - 1], **equivalent)
+        state = twin.sweep(params, x, state, twin.GROUPS[order], omegas(omega)[sweeps - 1], **equivalent)
         minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
         assert distance(model.relax(x, start, perturbation, minimizer).state, state) <= 1e-10
         rounded = tuple(layer.float() for layer in start)
@@ -99,7 +89,7 @@ def test_images_that_no_pooling_divides_are_relaxed_as_by_the_twin(make_dchn, ge
     params = twin.parameters(model)
     state = twin.zero_state(params, x)
     for _ in range(20):
-        state = twin.sweep(params, x, state, GROUPS["asynchronous"], beta=-0.3, y=TARGET)
+        state = twin.sweep(params, x, state, twin.GROUPS["asynchronous"], beta=-0.3, y=TARGET)
     found = model.relax(x, Start.ZERO, Nudged(TARGET, -0.3), Minimizer(sweeps=20, omega=1.0))
     assert distance(found.state, state) <= 1e-10
 
@@ -112,7 +102,7 @@ def test_sixty_sweeps_in_32_bits_end_where_the_twins_do(make_dchn, batch):
     params = twin.parameters(model)
     state = twin.zero_state(params, x)
     for _ in range(60):
-        state = twin.sweep(params, x, state, GROUPS["asynchronous"])
+        state = twin.sweep(params, x, state, twin.GROUPS["asynchronous"])
     assert distance(model.relax(x, minimizer=PAPER).state, state) <= 1e-10
     assert distance(single.relax(x.float(), minimizer=PAPER).state, state) <= 1e-5
 
@@ -257,28 +247,6 @@ def test_at_convergence_every_layer_is_at_its_minimum(make_dchn, batch, phase):
         torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
 
 
-def test_an_order_from_outside_works(make_dchn, batch):
-    @register_order
-    def outside_in(layers):
-        return tuple((layer,) for layer in sorted(range(layers), key=lambda layer: min(layer, layers - 1 - layer)))
-
-    model, (x, _) = make_dchn(order="outside_in", sweeps=2000, tolerance=1e-12), batch
-    relaxation = model.relax(x)
-    assert relaxation.converged.all()
-    for layer, value in enumerate(relaxation.state):
-        expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer)
-        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("layers", [1, 2, 4, 5])
-def test_every_order_updates_every_layer_once(layers):
-    for order in GROUPS:
-        groups = Minimizer(order=order).groups(layers)
-        assert sorted(layer for group in groups for layer in group) == list(range(layers))
-        if order != "synchronous":
-            assert all(b - a > 1 for group in groups for a, b in pairwise(sorted(group)))
-
-
 def test_a_feed_forward_start_makes_no_convolution_twice(make_dchn, batch, monkeypatch):
     model, (x, _) = make_dchn(), batch
     calls = record_calls(monkeypatch, type(model.layers[0]), ("drive",), lambda layer, _: layer)
@@ -297,34 +265,6 @@ def test_a_minimiser_that_goes_further_ends_where_one_of_all_the_sweeps_does(mak
         assert distance(found.state, model.relax(x, minimizer=replace(few, sweeps=3 + more)).state) <= 1e-14
 
 
-@pytest.mark.parametrize("order", GROUPS)
-@pytest.mark.parametrize("widths", [(4,), (4, 5), (4, 5, 6, 7)])
-@pytest.mark.parametrize("sweeps", [1, 2, 5])
-def test_an_answer_is_the_relaxations(make_dchn, batch, order, widths, sweeps):
-    model, (x, _) = make_dchn(widths=widths, order=order, omega=(1.9, 1.4), sweeps=sweeps), batch
-    for start in Start:
-        minimizer = replace(model.minimizer, start=start)
-        torch.testing.assert_close(
-            model.answer(x, minimizer), model.relax(x, minimizer=minimizer).drives[-1].value, atol=1e-14, rtol=0
-        )
-    tolerant = Minimizer(sweeps=500, tolerance=1e-6)
-    torch.testing.assert_close(model.answer(x, tolerant), model.relax(x, minimizer=tolerant).drives[-1].value)
-
-
-def test_an_answer_leaves_out_what_no_longer_reaches_the_output(make_dchn, batch, monkeypatch):
-    model, (x, _) = make_dchn(), batch
-    layers = [*model.layers]
-    calls = record_calls(monkeypatch, type(layers[0]), ("drive", "feedback"), lambda layer, _: layers.index(layer))
-    counts = []
-    for relax in (model.relax, model.answer):
-        calls.clear()
-        relax(x, minimizer=Minimizer(sweeps=3))
-        counts.append([calls.count(layer) for layer in range(4)])
-    assert counts[0] == [1, 7, 7, 7]
-    # The last sweep updates neither of the two lowest layers, and nothing looks at the drive of the third any more.
-    assert counts[1] == [1, 5, 5, 7]
-
-
 def test_16_bits_stay_near_32(make_dchn):
     model = make_dchn(dtype=torch.float32, gains=1.0, sweeps=8, omega=1.5)
     x = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -334,35 +274,3 @@ def test_16_bits_stay_near_32(make_dchn):
             relaxation = model.relax(x, start)
         assert relaxation.energy.dtype == torch.float32
         assert (relative_change(relaxation.state, expected.state) < 0.05).all()
-
-
-@pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
-def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, monkeypatch, name):
-    @cache
-    def compiled_sweep(walk):
-        return torch.compile(walk.sweep, backend="eager", dynamic=False, fullgraph=True)
-
-    monkeypatch.setattr(minimize_module, "compiled_sweep", compiled_sweep)
-    torch.compiler.reset()
-    model, (x, y) = make_dchn(dtype=torch.float32), batch
-    rule = create_rule(name)
-    compiled = replace(rule, free=replace(model.minimizer, compiled=True), second=replace(rule.second, compiled=True))
-    for step in range(4):
-        with torch._dynamo.config.patch(error_on_recompile=step > 0):
-            expected, found = (
-                torch.autograd.grad(each(model, x.float() + step, y).loss, [*model.parameters()])
-                for each in (rule, compiled)
-            )
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(0.9)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiled code for a CPU needs g++, and there is none")
-def test_compiled_code_walks_the_same_trajectory(make_dchn, batch):
-    torch.compiler.reset()
-    model, x = make_dchn(dtype=torch.float32, widths=(4, 5)), batch[0].float()
-    compiled, plain = (model.relax(x, minimizer=Minimizer(sweeps=3, compiled=flag)) for flag in (True, False))
-    torch.testing.assert_close(compiled.state, plain.state, rtol=0, atol=1e-5)

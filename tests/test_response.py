@@ -7,12 +7,6 @@ from oracles import CONVERGED, distance, record_calls
 
 from timm_ebl import Clamped, Minimizer, Nudged, create_rule
 
-GROUPS = {
-    "asynchronous": ((0, 2, 4), (1, 3)),
-    "backward": ((4,), (3,), (2,), (1,), (0,)),
-    "forward": ((0,), (1,), (2,), (3,), (4,)),
-    "synchronous": ((0, 1, 2, 3, 4),),
-}
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 FREE_OMEGAS = (1.9, 1.7, 1.5)
 PERTURBATIONS = {
@@ -30,14 +24,14 @@ def both_signs(make):
     return Nudged(torch.cat([part.target for part in parts]), betas.repeat_interleave(len(TARGET))[:, None])
 
 
-@pytest.mark.parametrize("order", GROUPS)
+@pytest.mark.parametrize("order", twin.GROUPS)
 @pytest.mark.parametrize("omega", [1.0, 1.4])
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, kind):
     model, (x, _) = make_dchn(), batch
     params, state = twin.parameters(model), twin.feedforward_state(twin.parameters(model), x)
     for free_omega in FREE_OMEGAS:
-        state, potentials = twin.free_sweep(params, x, state, GROUPS["asynchronous"], free_omega)
+        state, potentials = twin.free_sweep(params, x, state, twin.GROUPS["asynchronous"], free_omega)
     free = model.relax(x, minimizer=Minimizer(sweeps=3, omega=FREE_OMEGAS))
     assert distance(free.potentials, potentials) <= 1e-10
     assert max(layer.max() for layer in potentials[:-1]) > 1
@@ -45,7 +39,7 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, k
     pair = free.repeat(2)
     for sweeps in range(1, 8):
         minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
-        arguments = params, x, state, potentials, GROUPS[order], [omega] * sweeps
+        arguments = params, x, state, potentials, twin.GROUPS[order], [omega] * sweeps
         for sign in (-1, 1):
             (expected,) = twin.responses(*arguments, [equivalent(sign)])
             assert distance(model.relax(x, free, make(sign), minimizer, hold_routes=True).state, expected) <= 1e-10

@@ -1,39 +1,20 @@
-"""What timm offers for a classification network, on every DCHN: the checks of timm's own tests, and its training."""
+"""What timm offers for a classification network, on every DCHN: the checks of timm's own tests."""
 
-import copy
 import warnings
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup, create_dataset, create_loader, create_transform, resolve_data_config
+from oracles import images_for
+from timm.data import create_transform, resolve_data_config
 from timm.data.model_config import resolve_input_data_config
-from timm.models import FeatureInfo, load_checkpoint
-from timm.models._manipulate import group_parameters
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.task import ClassificationTask, LogitDistillationTask
-from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, accuracy
+from timm.models import FeatureInfo
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.transforms.functional import to_pil_image
 
-import timm_ebl
-from timm_ebl.data import load_dataset
-from timm_ebl.task import RuleTask
-
 NAMES = timm.list_models("dchn*")
 CLASSES = {name: 100 if name.endswith("cifar100") else 10 for name in NAMES}
-
-
-def images(model, count=2):
-    return torch.randn(count, model.in_chans, *model.img_size, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def tiny():
-    torch.manual_seed(0)
-    return timm.create_model("dchn_tiny_cifar10")
 
 
 # ------------------------------------------------------------------------------------------------------ timm's contract
@@ -74,7 +55,7 @@ def test_the_classifier_can_be_taken_away_and_put_back(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_has_a_gradient(name):
     model = timm.create_model(name, num_classes=42).train()
-    outputs = model(images(model))
+    outputs = model(images_for(model))
     outputs.mean().backward()
     assert outputs.shape == (2, 42)
     assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())
@@ -112,7 +93,7 @@ def test_pretrained_weights_adapt_to_channels_and_classes(tiny, tmp_path):
     assert torch.equal(adapted.layers[3].weight, tiny.layers[3].weight)
     assert adapted(torch.randn(2, 1, 32, 32)).shape == (2, 5)
     features = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True)
-    x = images(tiny)
+    x = images_for(tiny)
     assert torch.equal(features(x)[0], tiny.relax(x).state[0])
     other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True, num_classes=0)
     assert torch.equal(other.model.layers[3].weight, tiny.layers[3].weight)
@@ -129,13 +110,13 @@ def test_the_feature_maps_are_the_states_at_equilibrium(name):
     model = timm.create_model(name)
     assert backbone.feature_info.channels() == [layer.out_channels for layer in model.layers]
     assert backbone.feature_info.reduction() == [2, 4, 8, 16]
-    x = images(model)
+    x = images_for(model)
     for features, state in zip(backbone(x), model.relax(x).state, strict=False):
         assert torch.equal(features, state)
 
 
 def test_features_are_chosen_by_index(tiny):
-    x = images(tiny)
+    x = images_for(tiny)
     *states, _ = tiny.relax(x).state
     last, chosen = tiny.forward_intermediates(x, indices=[0, -2], stop_early=True, norm=True)
     assert torch.equal(last, states[3])
@@ -179,11 +160,11 @@ def test_another_input_size_keeps_the_answer_to_a_uniform_map(tiny, tmp_path):
     tiny.set_input_size((48, 80))
     with pytest.raises(ValueError, match=r"\(B, 3, 48, 80\), not \(1, 3, 32, 32\)"):
         tiny(torch.zeros(1, 3, 32, 32))
-    assert tiny(images(tiny).double()).shape == (2, 10)
+    assert tiny(images_for(tiny).double()).shape == (2, 10)
     assert resolve_input_data_config(tiny)["input_size"] == (3, 48, 80)
     timm.models.save_for_hf(tiny.float(), tmp_path, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    assert torch.equal(loaded(images(tiny)), tiny(images(tiny)))
+    assert torch.equal(loaded(images_for(tiny)), tiny(images_for(tiny)))
     with pytest.raises(ValueError, match="too small"):
         tiny.set_input_size(8)
     with pytest.raises(ValueError, match="number of pixels"):
@@ -196,7 +177,7 @@ def test_resizing_and_resetting_keep_what_is_frozen(tiny):
     assert not any(p.requires_grad for p in tiny.parameters())
     tiny.reset_classifier(0)
     tiny.set_input_size(32)
-    assert tiny(images(tiny)).shape == (2, 256)
+    assert tiny(images_for(tiny)).shape == (2, 256)
     assert not any(p.requires_grad for p in tiny.parameters())
 
 
@@ -204,7 +185,7 @@ def test_resizing_and_resetting_keep_what_is_frozen(tiny):
 
 
 def test_channels_last_changes_nothing(tiny):
-    x = images(tiny)
+    x = images_for(tiny)
     expected = tiny(x)
     found = tiny.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected)
@@ -212,19 +193,19 @@ def test_channels_last_changes_nothing(tiny):
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_scripted_and_exported_networks_answer_alike(tiny, batch_size):
-    x = images(tiny, batch_size)
+    x = images_for(tiny, batch_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(tiny.eval())
     torch.testing.assert_close(scripted(x), tiny(x).detach())
     with torch.no_grad():
         batch = {0: torch.export.Dim("batch", min=1, max=64)}
-        exported = torch.export.export(tiny, (images(tiny, 3),), dynamic_shapes=(batch,))
+        exported = torch.export.export(tiny, (images_for(tiny, 3),), dynamic_shapes=(batch,))
     torch.testing.assert_close(exported.module()(x), tiny(x).detach())
 
 
 def test_a_symbolic_trace_answers_and_learns_alike(tiny):
-    x = images(tiny)
+    x = images_for(tiny)
     tiny(x).sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in tiny.named_parameters()}
     node = get_graph_node_names(tiny)[0][-1]
@@ -246,7 +227,7 @@ def test_a_symbolic_trace_is_not_scripted(tiny):
 
 @pytest.mark.slow
 def test_a_compiled_network_answers_and_learns_alike(tiny):
-    x = images(tiny)
+    x = images_for(tiny)
     tiny(x).sum().backward()
     expected = [parameter.grad.clone() for parameter in tiny.parameters()]
     tiny.zero_grad()
@@ -254,128 +235,3 @@ def test_a_compiled_network_answers_and_learns_alike(tiny):
     torch.testing.assert_close(output, tiny(x))
     output.sum().backward()
     torch.testing.assert_close([parameter.grad for parameter in tiny.parameters()], expected)
-
-
-# ------------------------------------------------------------------------------------------------------------ training
-
-
-def test_parameters_are_grouped_by_interaction(tiny):
-    groups = group_parameters(tiny, tiny.group_matcher(), reverse=True)
-    assert [groups[f"layers.{index}.weight"] for index in range(4)] == [0, 1, 2, 3]
-    assert groups["layers.2.bias"] == 2
-    assert groups["head.weight"] > 3
-    assert tiny.no_weight_decay() == set()
-    optimizer = create_optimizer_v2(tiny, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
-    decays = {
-        p: (group["weight_decay"], group["lr_scale"]) for group in optimizer.param_groups for p in group["params"]
-    }
-    assert len(decays) == 10
-    assert decays[tiny.head.weight] == (0.05, 1.0)
-    scales = [decays[layer.weight][1] for layer in tiny.layers]
-    assert scales == [0.5 * scale for scale in (*scales[1:], 1.0)]
-    assert {decays[layer.bias][0] for layer in tiny.layers} == {0.0}
-
-
-def test_an_average_of_the_weights_follows_them(tiny):
-    average = ModelEmaV3(tiny, decay=0.5)
-    before = copy.deepcopy(tiny)
-    with torch.no_grad():
-        for parameter in tiny.parameters():
-            parameter.add_(1e-2)
-    average.update(tiny, step=2)
-    for old, new, mean in zip(before.parameters(), tiny.parameters(), average.module.parameters(), strict=True):
-        torch.testing.assert_close(mean, (old + new) / 2)
-    assert average(images(tiny)).shape == (2, 10)
-    assert average.module.backward == tiny.backward
-
-
-def tasks(model):
-    teacher = timm.create_model("dchn_tiny_fashion_mnist", widths=(4, 4))
-    return {
-        "label smoothing": ClassificationTask(model, criterion_kwargs={"smoothing": 0.1}, verbose=False),
-        "distillation": LogitDistillationTask(model, teacher, task_loss_weight=0.7, verbose=False),
-        "a rule": RuleTask(model, timm_ebl.create_rule("c-ep"), verbose=False),
-    }
-
-
-@pytest.mark.parametrize("name", ["label smoothing", "distillation", "a rule"])
-def test_timms_tasks_learn(name):
-    torch.manual_seed(0)
-    data = load_dataset(None, "train")
-    x, y = data.__getitems__(range(256))
-    x = x.float() / 127.5 - 1
-    model = timm.create_model("dchn_tiny_fashion_mnist", widths=(8, 16, 32, 32))
-    task = tasks(model)[name]
-    average = task.setup_ema(decay=0.9)
-    optimizer = create_optimizer_v2(model, opt="adam", lr=3e-3)
-    for epoch in range(16):
-        for part in torch.randperm(256).split(32):
-            result = task(x[part], y[part])
-            optimizer.zero_grad()
-            result["loss"].backward()
-            optimizer.step()
-            task.update_ema(step=epoch)
-    for network in (task.get_eval_model(), average):
-        with torch.no_grad():
-            right = accuracy(network.eval()(x), y)[0]
-        assert right > 50
-    assert set(task.get_checkpoint_state()["state_dict"]) == set(model.state_dict())
-
-
-def test_mixed_labels_have_their_gradient(tiny):
-    x, y = images(tiny, 8), torch.arange(8)
-    x, y = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, num_classes=10)(x, y)
-    tiny.double()
-    found = {}
-    for name in ("ep", "rbp"):
-        tiny.backward = timm_ebl.create_backward(name)
-        tiny.zero_grad()
-        timm.loss.SoftTargetCrossEntropy()(tiny(x.double()), y.double()).backward()
-        found[name] = tiny.head.weight.grad.flatten().clone()
-    assert F.cosine_similarity(found["ep"], found["rbp"], dim=0) > 0.95
-
-
-def test_a_loop_of_timms_parts_learns_from_a_folder_of_images(tmp_path):
-    torch.manual_seed(0)
-    for split, count in (("train", 600), ("validation", 100)):
-        pictures, labels = load_dataset(None, "train" if split == "train" else "test").__getitems__(range(count))
-        for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-            folder = tmp_path / "images" / split / str(int(label))
-            folder.mkdir(parents=True, exist_ok=True)
-            to_pil_image(picture).save(folder / f"{index}.png")
-    as_in_train_py = {"drop_rate": 0.0, "drop_path_rate": None, "global_pool": None, "scriptable": False}
-    model = timm.create_model("dchn_tiny_fashion_mnist", in_chans=1, num_classes=10, **as_in_train_py)
-    config = resolve_data_config({}, model=model)
-    loaders = [
-        create_loader(
-            create_dataset("", root=tmp_path / "images", split=split, is_training=train, input_img_mode="L"),
-            batch_size=32,
-            is_training=train,
-            no_aug=True,
-            use_prefetcher=False,
-            num_workers=0,
-            **{key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct")},
-            device=torch.device("cpu"),
-        )
-        for split, train in (("train", True), ("validation", False))
-    ]
-    optimizer = create_optimizer_v2(model, opt="adamw", lr=3e-3, weight_decay=0.01, layer_decay=0.9)
-    scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=4, warmup_epochs=0)
-    scaler = NativeScaler(device="cpu")
-    saver = CheckpointSaver(model, optimizer, amp_scaler=scaler, checkpoint_dir=tmp_path, recovery_dir=tmp_path)
-    for epoch in range(epochs):
-        model.train()
-        for x, y in loaders[0]:
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = F.cross_entropy(model(x), y, label_smoothing=0.1)
-            optimizer.zero_grad()
-            scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
-        scheduler.step(epoch + 1)
-        with torch.no_grad():
-            outputs, labels = zip(*((model.eval()(x), y) for x, y in loaders[1]), strict=True)
-        right = float(accuracy(torch.cat(outputs), torch.cat(labels))[0])
-        saver.save_checkpoint(epoch, metric=right)
-    assert right > 50
-    fresh = timm.create_model("dchn_tiny_fashion_mnist")
-    load_checkpoint(fresh, str(tmp_path / "last.pth.tar"))
-    assert torch.equal(fresh(x), model(x))

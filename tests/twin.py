@@ -9,6 +9,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+GROUPS = {
+    "asynchronous": ((0, 2, 4), (1, 3)),
+    "synchronous": ((0, 1, 2, 3, 4),),
+    "forward": ((0,), (1,), (2,), (3,), (4,)),
+    "backward": ((4,), (3,), (2,), (1,), (0,)),
+}
+"""The layers of a network of five that each order updates together."""
+
 
 def parameters(model):
     """``[(weight, bias), ..]`` of the convolutions and the read-out, in float64."""

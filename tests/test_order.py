@@ -1,0 +1,61 @@
+"""Orders of update, and what an answer leaves out of the last sweeps."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+import twin
+from oracles import record_calls
+
+from timm_ebl import Minimizer, Start, register_order
+
+
+def test_an_order_from_outside_works(make_dchn, batch):
+    @register_order
+    def outside_in(layers):
+        return tuple((layer,) for layer in sorted(range(layers), key=lambda layer: min(layer, layers - 1 - layer)))
+
+    model, (x, _) = make_dchn(order="outside_in", sweeps=2000, tolerance=1e-12), batch
+    relaxation = model.relax(x)
+    assert relaxation.converged.all()
+    for layer, value in enumerate(relaxation.state):
+        expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer)
+        torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 5])
+def test_every_order_updates_every_layer_once(layers):
+    for order in twin.GROUPS:
+        groups = Minimizer(order=order).groups(layers)
+        assert sorted(layer for group in groups for layer in group) == list(range(layers))
+        if order != "synchronous":
+            assert all(b - a > 1 for group in groups for a, b in pairwise(sorted(group)))
+
+
+@pytest.mark.parametrize("order", twin.GROUPS)
+@pytest.mark.parametrize("widths", [(4,), (4, 5), (4, 5, 6, 7)])
+@pytest.mark.parametrize("sweeps", [1, 2, 5])
+def test_an_answer_is_the_relaxations(make_dchn, batch, order, widths, sweeps):
+    model, (x, _) = make_dchn(widths=widths, order=order, omega=(1.9, 1.4), sweeps=sweeps), batch
+    for start in Start:
+        minimizer = replace(model.minimizer, start=start)
+        torch.testing.assert_close(
+            model.answer(x, minimizer), model.relax(x, minimizer=minimizer).drives[-1].value, atol=1e-14, rtol=0
+        )
+    tolerant = Minimizer(sweeps=500, tolerance=1e-6)
+    torch.testing.assert_close(model.answer(x, tolerant), model.relax(x, minimizer=tolerant).drives[-1].value)
+
+
+def test_an_answer_leaves_out_what_no_longer_reaches_the_output(make_dchn, batch, monkeypatch):
+    model, (x, _) = make_dchn(), batch
+    layers = [*model.layers]
+    calls = record_calls(monkeypatch, type(layers[0]), ("drive", "feedback"), lambda layer, _: layers.index(layer))
+    counts = []
+    for relax in (model.relax, model.answer):
+        calls.clear()
+        relax(x, minimizer=Minimizer(sweeps=3))
+        counts.append([calls.count(layer) for layer in range(4)])
+    assert counts[0] == [1, 7, 7, 7]
+    # The last sweep updates neither of the two lowest layers, and nothing looks at the drive of the third any more.
+    assert counts[1] == [1, 5, 5, 7]
