@@ -93,9 +93,11 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
         layer_cosines(rule_gradients(model, x, y, name, precision, **options), expected)
         for precision in (None, torch.float16, torch.bfloat16)
     )
+    # Contrastive learning follows its routes, and rounding changes some of them.
+    least_half, least_brain = (0.8, 0.7) if name == "cl" else (0.95, 0.8)
     assert min(exact) > 1 - 1e-6
-    assert min(half) > 0.95
-    assert min(brain) > 0.8
+    assert min(half) > least_half
+    assert min(brain) > least_brain
     assert min(brain[1:]) > 0.9
 
 

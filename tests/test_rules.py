@@ -98,7 +98,7 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
     denominator = (signs[1] - signs[0]) * beta
     if not hold_routes:
         return *map(followed, signs), denominator, None
-    for _ in range(second_sweeps if paired else 0):
+    for _ in range(2 if paired else 0):
         free, potentials = twin.free_sweep(params, x, free, groups)
     each = [perturbation(sign) for sign in signs if sign]
     moved = twin.responses(params, x, free, potentials, groups, [1.0] * second_sweeps, each)

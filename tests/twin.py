@@ -100,7 +100,7 @@ def free_sweep(params, x, state, groups, omega=1.0):
 def responses(params, x, free, potentials, groups, omegas, perturbations):
     """States near a free one that counts as at rest, one for each perturbation, its pooling routes held.
 
-    Of two, the mean change of their fields is taken anew in every third sweep only.
+    Of two, the mean change of their fields is taken anew in every fourth sweep only.
     """
     states = [[*free[:-1], each.get("clamp", free[-1])] for each in perturbations]
     means = [0.0] * len(free)
@@ -112,7 +112,7 @@ def responses(params, x, free, potentials, groups, omegas, perturbations):
                 changes[layer] = [field(params, x, state, layer, held=free) - at_rest for state in states]
                 if len(states) == 2:
                     mean = sum(changes[layer]) / 2
-                    if number % 3 == 0:
+                    if number % 4 == 0:
                         means[layer] = mean
                     changes[layer] = [change - mean + means[layer] for change in changes[layer]]
             for layer, each in changes.items():

@@ -21,6 +21,7 @@ from .minimize import Minimizer
 from .network import EnergyModel, output_of
 from .perturbation import Forced
 from .relaxation import Relaxation
+from .response import SETTLING_SWEEPS
 from .values import is_number
 
 __all__ = [
@@ -45,7 +46,7 @@ class Backward(ABC):
             backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
     """
 
-    second: Minimizer = Minimizer(order="backward", sweeps=2, omega=1.2)  # noqa: RUF009 (frozen)
+    second: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))  # noqa: RUF009 (frozen)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
@@ -76,8 +77,8 @@ class EquilibriumBackward(Backward):
 
     Attributes:
         beta: Strength of the force.
-        hold_routes: Let the free state settle for as many more sweeps as the forced phases have, and then keep its
-            pooling routes in these and take it to be at rest (`timm_ebl.response`). Not in the paper: it keeps the
+        hold_routes: Let the free state settle for two more sweeps, and then keep its pooling routes in the forced
+            phases and take it to be at rest (`timm_ebl.response`). Not in the paper: it keeps the
             energy smooth in beta.
 
     Raises:
@@ -96,7 +97,7 @@ class EquilibriumBackward(Backward):
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]
         if self.hold_routes:
-            free = model.relax(free.input, free, minimizer=model.minimizer.further(self.second.sweeps))
+            free = model.relax(free.input, free, minimizer=model.minimizer.further(SETTLING_SWEEPS))
         both = free.repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)

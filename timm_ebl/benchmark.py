@@ -27,6 +27,7 @@ from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
 from .plain import PlainProcedure
+from .response import SETTLING_SWEEPS
 from .rules import ContrastiveRule, Rule, create_rule
 from .walk import Walk
 
@@ -169,9 +170,10 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     """Settings of our own procedure, from the paper's to fewer and fewer sweeps."""
     second = ContrastiveRule.second
     settings = [(PAPER, Minimizer(sweeps=20, omega=1.0)), (Minimizer(sweeps=20), replace(second, sweeps=8))]
-    settings += [(Minimizer(sweeps=10), replace(second, sweeps=n)) for n in (4, 3)]
+    settings += [(Minimizer(sweeps=10), replace(second, sweeps=4))]
     settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 6, 4)]
-    settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.0, 1.4)]
+    settings += [(Minimizer(), replace(second, sweeps=2, omega=omega)) for omega in (1.0, 1.2, 1.4)]
+    settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.2, 1.4, (1.6, 1.4, 1.0))]
     settings += [(Minimizer(omega=1.7), second)]
     return [
         rule_procedure(model, "c-ep", create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held))
@@ -205,7 +207,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
 
     return Procedure(
         ", ".join([f"{name}, ours, {free.omegas}/{second.omegas}", *notes]),
-        f"{free.sweeps} + {f'{second.sweeps} + ' if settles else ''}{'2 x ' if contrastive else ''}{second.sweeps}",
+        f"{free.sweeps} + {f'{SETTLING_SWEEPS} + ' if settles else ''}{'2 x ' if contrastive else ''}{second.sweeps}",
         free,
         predict,
         step,

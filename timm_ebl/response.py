@@ -23,9 +23,12 @@ from .products import apart, copies_of
 from .relaxation import Relaxation
 from .walk import Walk
 
-__all__ = ["Response"]
+__all__ = ["SETTLING_SWEEPS", "Response"]
 
-SWEEPS_BETWEEN_MEANS = 3
+SETTLING_SWEEPS = 2
+"""How many more sweeps a free state is given before it counts as at rest."""
+
+SWEEPS_BETWEEN_MEANS = 4
 """How often the products of the mean of two opposite responses are computed anew."""
 
 
@@ -33,7 +36,7 @@ class Response(Walk):
     """A perturbed state, or two under opposite perturbations, on their way from a free state.
 
     Two responses are relaxed by their difference: the products of their mean's change, which is of second order in the
-    strength of the perturbations, are taken in every third sweep alone, for the first time in the third.
+    strength of the perturbations, are taken in every fourth sweep alone, for the first time in the fourth.
 
     Args:
         interactions: The interactions, from the input upwards.

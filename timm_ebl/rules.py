@@ -23,6 +23,7 @@ from .minimize import Minimizer
 from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
+from .response import SETTLING_SWEEPS
 from .values import is_number
 
 __all__ = [
@@ -130,9 +131,9 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Give the free state as many more sweeps as the perturbed one: where routes are held, before it counts as
-            at rest, in every rule; where they are followed, under a perturbation of strength 0, in one-sided rules.
-            Ours; the paper, with its 60 free sweeps, takes the free state as it is.
+        paired: Give the free state more sweeps: where routes are held, two before it counts as at rest, in every rule;
+            where they are followed, as many as the perturbed one, under a perturbation of strength 0, in one-sided
+            rules. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
@@ -158,7 +159,7 @@ class ContrastiveRule(Rule):
         target = as_target(y, free.output)
         rest = free
         if self.settles:
-            further = (self.free or model.minimizer).further(self.second.sweeps)
+            further = (self.free or model.minimizer).further(SETTLING_SWEEPS)
             rest = model.relax(free.input, free, minimizer=further)
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or (self.paired and not self.hold_routes)]
