@@ -70,7 +70,7 @@ def test_timms_tasks_learn(name):
     task = tasks(model)[name]
     average = task.setup_ema(decay=0.9)
     optimizer = create_optimizer_v2(model, opt="adam", lr=3e-3)
-    for epoch in range(16):
+    for epoch in range(24):
         for part in torch.randperm(256).split(32):
             result = task(x[part], y[part])
             optimizer.zero_grad()
