@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from timm_ebl import ConvInteraction, list_rules
+from timm_ebl import ConvInteraction, Minimizer, list_rules
 from timm_ebl.gradients import layer_cosines, main, rule_gradients
 from timm_ebl.products import Products
 from timm_ebl.rules import rule_options
@@ -87,17 +87,17 @@ def wide(make_dchn, generator):
 def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name, beta):
     model, x, y = wide
     options = {} if beta is None else {"beta": beta}
+    if name == "cl":  # it follows its routes, of which more over-relaxation lets rounding change some
+        options["second"] = Minimizer(order="backward", sweeps=2, omega=1.2)
     expected = rule_gradients(model, x.double(), y, name, **options)
     model.float()
     exact, half, brain = (
         layer_cosines(rule_gradients(model, x, y, name, precision, **options), expected)
         for precision in (None, torch.float16, torch.bfloat16)
     )
-    # Contrastive learning follows its routes, and rounding changes some of them.
-    least_half, least_brain = (0.8, 0.7) if name == "cl" else (0.95, 0.8)
     assert min(exact) > 1 - 1e-6
-    assert min(half) > least_half
-    assert min(brain) > least_brain
+    assert min(half) > 0.95
+    assert min(brain) > 0.8
     assert min(brain[1:]) > 0.9
 
 
