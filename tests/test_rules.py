@@ -76,7 +76,7 @@ def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch
 
 def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, hold_routes):
     """``(state_1, state_2, denominator, held)`` of a contrastive rule, as the table of the paper's equations says."""
-    groups = ((0, 2, 4), (1, 3))
+    groups = twin.GROUPS["asynchronous"]
     free = twin.zero_state(params, x)
     for _ in range(free_sweeps):
         free, potentials = twin.free_sweep(params, x, free, groups)
@@ -137,7 +137,7 @@ def test_truncated_backpropagations_update_is_the_slow_twins(make_dchn, batch, o
     free, second = Minimizer(sweeps=3, omega=1.0, start="zero"), Minimizer(sweeps=4, omega=omega)
     loss, output, _ = create_rule("tbp", free=free, second=second)(model, x, y)
 
-    groups, state = ((0, 2, 4), (1, 3)), twin.zero_state(twin.parameters(model), x)
+    groups, state = twin.GROUPS["asynchronous"], twin.zero_state(twin.parameters(model), x)
     for _ in range(3):
         state = twin.sweep(twin.parameters(model), x, state, groups)
     torch.testing.assert_close(output, state[-1], atol=1e-10, rtol=0)

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .energy import State, norm, weigh
 from .minimize import Minimizer
-from .network import EnergyModel, output_of
+from .network import EnergyModel, output_of, settled
 from .perturbation import Forced
 from .relaxation import Relaxation
-from .response import SETTLING_SWEEPS
 from .values import is_number
 
 __all__ = [
@@ -78,8 +77,7 @@ class EquilibriumBackward(Backward):
     Attributes:
         beta: Strength of the force.
         hold_routes: Let the free state settle for two more sweeps, and then keep its pooling routes in the forced
-            phases and take it to be at rest (`timm_ebl.response`). Not in the paper: it keeps the
-            energy smooth in beta.
+            phases and take it to be at rest (`timm_ebl.response`). Not in the paper: the energy is smooth in beta.
 
     Raises:
         ValueError: beta is not a positive number.
@@ -97,7 +95,7 @@ class EquilibriumBackward(Backward):
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]
         if self.hold_routes:
-            free = model.relax(free.input, free, minimizer=model.minimizer.further(SETTLING_SWEEPS))
+            free = settled(model, free)
         both = free.repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)

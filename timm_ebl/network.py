@@ -13,10 +13,10 @@ from .interaction import Interaction
 from .minimize import Minimizer, Start, answer, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
-from .response import Response
+from .response import SETTLING_SWEEPS, Response
 from .walk import Walk, stamp_of
 
-__all__ = ["EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
+__all__ = ["EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "settled"]
 
 
 class EnergyModel(ABC):
@@ -76,6 +76,12 @@ def as_layers(state: State | Relaxation) -> State:
 def output_of(free: Relaxation) -> Tensor:
     """The output layer that minimises the energy given the others, after a free relaxation."""
     return free.drives[-1].value if free.drives else free.output
+
+
+def settled(model: EnergyModel, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+    """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to count as at rest (`timm_ebl.response`)."""
+    further = (minimizer or model.minimizer).further(SETTLING_SWEEPS)
+    return model.relax(free.input, free, minimizer=further)
 
 
 class HopfieldNetwork(nn.Module, EnergyModel):

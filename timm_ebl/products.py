@@ -90,14 +90,14 @@ class Products(Prepared):
         engine = self._engine()
         if self.of_single_states:
             return pool(engine.up(self._narrow(lower), self.bias))
-        return self._apart(lambda x, bias=None: pool(engine.up(x, bias)), lower, self.bias)
+        return self._by_parts(lambda x, bias=None: pool(engine.up(x, bias)), lower, self.bias)
 
     def down(self, upper: Tensor, unpool: Map = _same) -> Tensor:
         """The transposed convolution of ``(B, C', H, W)``, which a linear map makes from what is given."""
         engine = self._engine()
         if self.of_single_states:
             return engine.down(unpool(self._narrow(upper)))
-        return self._apart(lambda x: engine.down(unpool(x)), upper)
+        return self._by_parts(lambda x: engine.down(unpool(x)), upper)
 
     def gradient(self, lower: Tensor, upper: Tensor, unpool: Map = _same) -> Tensor:
         """Gradient of ``sum_b <unpool(upper_b), up(lower_b)>`` in the weight, of the weight's shape and type."""
@@ -124,7 +124,7 @@ class Products(Prepared):
         """The engine; of a packed weight a compiler can make nothing."""
         return Direct(self.kernel, self.padding) if self.packs and torch.compiler.is_compiling() else self.engine
 
-    def _apart(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
+    def _by_parts(self, product: Callable[..., Tensor], x: Tensor, *bias: Tensor | None) -> Tensor:
         """The product of a change, or of two copies."""
         if self.of_changes:
             return self._of_change(product, x)

@@ -20,10 +20,9 @@ from torch import Tensor
 from .backward import Backward, RecurrentBackward, TruncatedBackward, unroll
 from .energy import State
 from .minimize import Minimizer
-from .network import EnergyModel
+from .network import EnergyModel, settled
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
-from .response import SETTLING_SWEEPS
 from .values import is_number
 
 __all__ = [
@@ -157,10 +156,7 @@ class ContrastiveRule(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        rest = free
-        if self.settles:
-            further = (self.free or model.minimizer).further(SETTLING_SWEEPS)
-            rest = model.relax(free.input, free, minimizer=further)
+        rest = settled(model, free, self.free) if self.settles else free
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or (self.paired and not self.hold_routes)]
         both = rest.repeat(len(multiples))
