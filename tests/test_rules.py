@@ -98,7 +98,7 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
     denominator = (signs[1] - signs[0]) * beta
     if not hold_routes:
         return *map(followed, signs), denominator, None
-    for _ in range(2 if paired else 0):
+    for _ in range(3 if paired else 0):
         free, potentials = twin.free_sweep(params, x, free, groups)
     each = [perturbation(sign) for sign in signs if sign]
     moved = twin.responses(params, x, free, potentials, groups, [1.0] * second_sweeps, each)
@@ -183,10 +183,10 @@ def test_recurrent_backpropagations_update_is_the_slow_twins_sum_of_powers_of_th
 @pytest.mark.parametrize("name", list_rules())
 def test_every_rule_returns_the_record_and_output_of_its_free_phase(make_dchn, batch, name):
     model, (x, y) = make_dchn(), batch
-    rule = create_rule(name, free=Minimizer(sweeps=7))
+    rule = create_rule(name, free=Minimizer(sweeps=6))
     expected = model.relax(x, minimizer=rule.free)
     _, output, free = rule(model, x, y)
-    assert free.sweeps == 7
+    assert free.sweeps == 6
     assert torch.equal(output, expected.output)
     assert torch.equal(free.residual, expected.residual)
     assert all(torch.equal(a, b) for a, b in zip(free.state, expected.state, strict=True))

@@ -76,7 +76,7 @@ class EquilibriumBackward(Backward):
 
     Attributes:
         beta: Strength of the force.
-        hold_routes: Let the free state settle for two more sweeps, and then keep its pooling routes in the forced
+        hold_routes: Let the free state settle for three more sweeps, and then keep its pooling routes in the forced
             phases and take it to be at rest (`timm_ebl.response`). Not in the paper: the energy is smooth in beta.
 
     Raises:

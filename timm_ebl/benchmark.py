@@ -171,7 +171,7 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     second = ContrastiveRule.second
     settings = [(PAPER, Minimizer(sweeps=20, omega=1.0)), (Minimizer(sweeps=20), replace(second, sweeps=8))]
     settings += [(Minimizer(sweeps=10), replace(second, sweeps=4))]
-    settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 6, 4)]
+    settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 7, 6, 4)]
     settings += [(Minimizer(), replace(second, sweeps=2, omega=omega)) for omega in (1.0, 1.2, 1.4)]
     settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.2, 1.4, (1.6, 1.4, 1.0))]
     settings += [(Minimizer(omega=1.7), second)]

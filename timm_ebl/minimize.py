@@ -60,7 +60,7 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 8
+    sweeps: int = 7
     tolerance: float | None = None
     omega: float | tuple[float, ...] = (1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
     start: Start = Start.FEEDFORWARD

@@ -25,7 +25,7 @@ from .walk import Walk
 
 __all__ = ["SETTLING_SWEEPS", "Response"]
 
-SETTLING_SWEEPS = 2
+SETTLING_SWEEPS = 3
 """How many more sweeps a free state is given before it counts as at rest."""
 
 SWEEPS_BETWEEN_MEANS = 4

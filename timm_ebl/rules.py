@@ -130,9 +130,9 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Give the free state more sweeps: where routes are held, two before it counts as at rest, in every rule;
-            where they are followed, as many as the perturbed one, under a perturbation of strength 0, in one-sided
-            rules. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
+        paired: Give the free state more sweeps: where routes are held, three before it counts as at rest, in every
+            rule; where they are followed, as many as the perturbed one, under a perturbation of strength 0, in
+            one-sided rules. Ours; the paper, with its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
