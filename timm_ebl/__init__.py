@@ -3,9 +3,10 @@
 Importing the package registers the ``dchn_*`` models with timm.
 """
 
+from . import dchn  # noqa: F401  (registers the models)
 from ._version import __version__
 from .backward import Backward, create_backward, equilibrium, list_backwards
-from .dchn import DCHN
+from .convolutional import DCHN
 from .energy import State
 from .interaction import ConvInteraction, DenseInteraction, Interaction
 from .minimize import PAPER, Minimizer, Start

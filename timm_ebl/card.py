@@ -12,7 +12,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .config import TrainConfig
-from .dchn import DCHN
+from .convolutional import DCHN
 from .minimize import Minimizer
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from .spec import DATASETS, EMBEDDED
