@@ -14,7 +14,7 @@ from dense import DenseHopfield
 from hub_server import TOKEN, Hub
 from published_runs import write_images, write_run
 
-from timm_ebl import DCHN, connection, products
+from timm_ebl import DCHN, connection, winograd
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def tiny():
 
 @pytest.fixture
 def served_everywhere(monkeypatch):
-    """Every convolution by Winograd's algorithm, of narrow layers too."""
-    monkeypatch.setattr(products, "is_served", lambda *_: True)
+    """Every convolution that Winograd's algorithm can compute is made by it, of narrow layers too."""
+    monkeypatch.setattr(winograd, "_WIDE", 0)
+    monkeypatch.setattr(winograd, "_FEWEST_TILES", 0)
 
 
 @pytest.fixture

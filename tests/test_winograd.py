@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from timm_ebl import Minimizer, create_rule
-from timm_ebl import winograd as winograd_module
 from timm_ebl.gradients import gradients
 from timm_ebl.winograd import Winograd, is_served
 
 SHAPES = {
-    "one tile": (1, 1, 1, 2, 2),
-    "not square": (3, 4, 5, 6, 8),
-    "more images than are taken at once": (70, 3, 2, 12, 10),
+    "one tile": (1, 1, 1, 4, 4),
+    "not square": (3, 4, 5, 4, 12),
+    "more images than are taken at once": (70, 3, 2, 12, 8),
     "wide": (2, 128, 192, 4, 4),
 }
 needs_onednn = pytest.mark.skipif(
@@ -43,7 +42,7 @@ def test_in_64_bits_it_is_the_convolution(case, layout):
     torch.testing.assert_close(winograd.gradient(lower, upper), gradient, atol=1e-11, rtol=1e-12)
 
 
-def test_in_32_bits_it_is_as_exact_as_the_convolution(case):
+def test_in_32_bits_it_is_exact_to_some_roundings(case):
     lower, weight, bias, upper = case
     single = Winograd(weight.float())
     found = [
@@ -53,35 +52,34 @@ def test_in_32_bits_it_is_as_exact_as_the_convolution(case):
     ]
     exact = Winograd(weight)
     for a, b in zip(found, [exact.up(lower, bias), exact.down(upper), exact.gradient(lower, upper)], strict=True):
-        assert (a - b).norm() <= 2e-6 * b.norm()
+        assert (a - b).norm() <= 4e-6 * b.norm()
 
 
-@pytest.fixture
-def fast_products(monkeypatch):
-    """A CPU whose matrix products are as fast as its convolutions."""
-    monkeypatch.setattr(winograd_module, "has_fast_products", lambda: True)
+def test_it_serves_wide_layers_with_the_kernel_and_the_batch_that_it_is_made_for():
+    def served(upper=256, lower=128, kernel=3, padding=1, batch=8, image=(16, 16)):
+        return is_served(torch.empty(upper, lower, kernel, kernel), [padding, padding], [batch, lower, *image])
 
-
-def test_it_serves_wide_layers_with_the_kernel_and_the_image_that_it_is_made_for(fast_products):
-    def served(upper=256, lower=128, kernel=3, padding=1, image=(16, 16)):
-        return is_served(torch.empty(upper, lower, kernel, kernel), [padding, padding], [*image])
-
+    if not torch.backends.mkl.is_available():
+        assert not served()
+        pytest.skip("PyTorch is built without MKL, and its matrix products may be slower than its convolutions")
     assert served()
-    assert served(512, 512, image=(4, 6))
-    assert not served(128, 64)
+    assert served(512, 512, batch=16, image=(4, 8))
+    assert not served(512, 512, batch=15, image=(4, 8))
+    assert not served(128, 128)
     assert not served(128, 3)
     assert not served(kernel=5, padding=2)
     assert not served(padding=0)
-    assert not served(image=(16, 15))
+    assert not served(image=(16, 18))
 
 
 @needs_onednn
-def test_the_papers_network_is_served_where_its_layers_are_wide(fast_products):
-    model = timm.create_model("dchn_cifar10").eval()
-    prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
-    assert [isinstance(part.engine, Winograd) for part in prepared[:-1]] == [False, True, True, True]
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch is built without MKL")
+def test_the_papers_network_is_served_where_its_layers_are_wide():
+    model, x = timm.create_model("dchn_cifar10").eval(), torch.randn(8, 3, 32, 32)
+    prepared = model.relax(x, minimizer=Minimizer(sweeps=1)).prepared
+    assert [isinstance(part.engine, Winograd) for part in prepared[:-1]] == [False, True, True, False]
     with torch.autocast("cpu", torch.bfloat16):
-        prepared = model.relax(torch.randn(1, 3, 32, 32), minimizer=Minimizer(sweeps=1)).prepared
+        prepared = model.relax(x, minimizer=Minimizer(sweeps=1)).prepared
     assert not any(isinstance(part.engine, Winograd) for part in prepared[:-1])
 
 

@@ -60,7 +60,7 @@ class Products(Prepared):
         self.engine: Direct | Winograd
         if not self.packs:
             self.engine = Direct(self.kernel.contiguous(memory_format=torch.channels_last), self.padding)
-        elif self.dtype == torch.float32 and is_served(self.kernel, self.padding, lower[2:]):
+        elif self.dtype == torch.float32 and is_served(self.kernel, self.padding, lower):
             self.engine = Winograd(self.kernel)
         else:
             self.engine = Packed(self.kernel, self.padding, lower)
