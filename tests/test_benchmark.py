@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from timm_ebl import PAPER, Minimizer, Nudged, create_rule
-from timm_ebl.benchmark import main, procedures, study, sweep_flops
+from timm_ebl.benchmark import main, print_errors, procedures, study
 from timm_ebl.gradients import gradients, layer_cosines, true_gradient
 from timm_ebl.memory import peak_memory
 from timm_ebl.plain import PlainProcedure
+from timm_ebl.throughput import sweep_flops
 
 CPU = torch.device("cpu")
 
@@ -79,11 +80,29 @@ def test_every_row_of_the_table_takes_a_step(make_dchn, batch):
         assert all(gradient.norm() > 0 for gradient in gradients(model, partial(row.step, x, y)))
 
 
+def test_the_errors_are_those_of_both_predictions(make_dchn, batch, capsys):
+    model, (x, _) = make_dchn(), batch
+    answers = model.relax(x, minimizer=PAPER).output.argmax(1)
+    answers[0] = (answers[0] + 1) % 3
+    print_errors(model, x, answers, batch_size=4)
+    ours = float((model.answer(x, Minimizer()).argmax(1) != answers).double().mean()) * 100
+    expected = f"error in 6 test images: 16.67 % after the paper's 60 sweeps, {ours:.2f} % after our 7 sweeps"
+    assert capsys.readouterr().out.strip() == expected
+
+
 @pytest.mark.slow
-def test_the_command_prints_a_table(capsys):
+def test_the_command_prints_a_table(capsys, images):
     sizes = ["--batch-size", "2", "--batches", "2", "--repeats", "1", "--threads", "1"]
-    main(["--models", "dchn_tiny_mnist", *sizes, "--precisions", "bf16"])
+    data = ["--dataset", str(images), "--test-images", "4"]
+    main(["--models", "dchn_tiny_cifar10", *sizes, *data, "--precisions", "bf16"])
     table = capsys.readouterr().out
     assert "c-ep, paper" in table
     assert "c-ep, ours" in table
     assert "GFLOP/s" in table
+    assert "error in 4 test images: " in table
+
+
+def test_errors_need_images(capsys):
+    with pytest.raises(SystemExit):
+        main(["--test-images", "4"])
+    assert "--test-images asks for a --dataset." in capsys.readouterr().err

@@ -18,18 +18,24 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .gradients import PRECISIONS, add_network_options, gradients, layer_cosines, load_network, true_gradient
-from .interaction import ConvInteraction
+from .gradients import (
+    PRECISIONS,
+    add_network_options,
+    gradients,
+    layer_cosines,
+    load_images,
+    load_network,
+    true_gradient,
+)
 from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
 from .network import HopfieldNetwork
 from .plain import PlainProcedure
 from .response import SETTLING_SWEEPS
 from .rules import ContrastiveRule, Rule, create_rule
-from .walk import Walk
+from .throughput import products, sweep, sweep_flops
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
@@ -91,56 +97,6 @@ def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: i
 
     found = [[seconds(partial(several, call), device) / times for call in calls] for _ in range(turns + 1)]
     return [statistics.median(column) for column in zip(*found[1:], strict=True)]
-
-
-def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
-    """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
-    return 4 * sum(layer_products(model, x)[1:])
-
-
-def layer_products(model: HopfieldNetwork, x: Tensor) -> list[int]:
-    """Multiplications of each interaction's drive, for one image."""
-    sample, found = x.shape[1:], []
-    for interaction in model.interactions:
-        positions = sample[1:].numel() if isinstance(interaction, ConvInteraction) else 1
-        found.append(interaction.weight.numel() * positions)
-        sample = interaction.shape(sample)
-    return found
-
-
-def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
-    """The products of one sweep on this batch, with nothing between them.
-
-    The convolutions are PyTorch's own, on channels-last tensors.
-    """
-    calls: list[Callable[[], Tensor]] = []
-    for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
-        below, weight = torch.rand(lower, device=x.device), interaction.weight.detach()
-        if isinstance(interaction, ConvInteraction):
-            below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
-            bias, padding = interaction.bias.detach(), interaction.padding
-            above = F.conv2d(below, weight, bias, padding=padding)
-            calls.append(partial(F.conv2d, below, weight, bias, padding=padding))
-            calls.append(partial(F.conv_transpose2d, above, weight, padding=padding))
-        else:
-            below = below.flatten(1)
-            calls += [
-                partial(F.linear, below, weight, interaction.bias.detach()),
-                partial(F.linear, below @ weight.t(), weight.t()),
-            ]
-
-    def all_of_them() -> None:
-        for call in calls:
-            call()
-
-    return all_of_them
-
-
-def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
-    """One sweep on this batch, without over-relaxation."""
-    relaxation = model.relax(x)
-    walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
-    return partial(walk.sweep, PAPER.groups(len(walk.state)))
 
 
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
@@ -269,6 +225,16 @@ def measure(
     )
 
 
+@torch.no_grad()
+def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) -> None:
+    """Print the error of a trained model's prediction by the paper's free phase and by ours."""
+    errors = []
+    for name, free in (("the paper's", PAPER), ("our", Minimizer())):
+        output = torch.cat([model.answer(images, free) for images in x.split(batch_size)])
+        errors.append(f"{float((output.argmax(1) != y).double().mean()) * 100:.2f} % after {name} {free.sweeps} sweeps")
+    print(f"error in {len(y)} test images: {', '.join(errors)}")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(
@@ -294,8 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=on_gpu,
         help="time our c-ep compiled as well (default: on a GPU)",
     )
+    parser.add_argument("--test-images", type=int, help="print the error in so many images of the test split as well")
     parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
     options = parser.parse_args(arguments)
+    if options.test_images and not options.dataset:
+        parser.error("--test-images asks for a --dataset.")
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -313,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += variants(model, options.beta, options.precisions, options.compiled)
         batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
         measure(model, batches, rows, options.repeats)
+        if options.test_images:
+            images, labels = load_images(model, options, "test", options.test_images)
+            print_errors(model, images.to(device), labels.to(device), options.batch_size)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ __all__ = [
     "add_network_options",
     "gradients",
     "layer_cosines",
+    "load_images",
     "load_network",
     "main",
     "rule_gradients",
@@ -120,10 +121,16 @@ def load_network(
     x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
     y = torch.randint(model.num_classes, (len(x),))
     if options.dataset:
-        images, y = load_dataset(options.dataset, "train", root=options.data_root).__getitems__(range(len(x)))
-        config = model.pretrained_cfg
-        x = BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images)
+        x, y = load_images(model, options, "train", len(x))
     return model, x.to(device), y.to(device)
+
+
+def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
+    """The first images of a split of the data set of the options, normalised for a model, and their labels."""
+    data = load_dataset(options.dataset, split, root=options.data_root)
+    images, labels = data.__getitems__(range(min(most, len(data))))
+    config = model.pretrained_cfg
+    return BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images), labels
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

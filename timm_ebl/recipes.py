@@ -13,13 +13,13 @@ from pathlib import Path
 import timm
 import torch
 
-from .benchmark import layer_products, sweep_flops
 from .config import TrainConfig, read_recipe
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
 from .published import RECIPES, Checkpoint
 from .rules import ContrastiveRule
 from .run import write_whole
+from .throughput import layer_products, sweep_flops
 from .training import build_rule
 from .weights import list_shipped
 
