@@ -33,7 +33,7 @@ def test_the_plain_step_has_the_engines_gradient(make_dchn, batch):
     model, (x, y) = make_dchn(), batch
     nudged = Minimizer(order="asynchronous", sweeps=20, omega=1.0)
     plain = gradients(model, lambda: PlainProcedure(PAPER, nudged, beta=0.25).step(model, x, y))
-    rule = create_rule("c-ep", beta=0.25, free=PAPER, second=nudged, hold_routes=False)
+    rule = create_rule("c-ep", beta=0.25, free=PAPER, second=nudged, hold_routes=False, paired=False)
     ours = gradients(model, lambda: rule(model, x, y).loss.backward())
     torch.testing.assert_close(plain, ours, atol=1e-10, rtol=1e-9)
     assert layer_cosines(plain, ours) == pytest.approx([1.0] * 5)

@@ -60,7 +60,7 @@ def test_the_bias_of_equilibrium_propagation_has_its_order_in_beta(dense, make_d
 def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch):
     model, (x, y) = make_dchn(), batch
     beta, second = 0.2, Minimizer(sweeps=4)
-    rule = create_rule("c-ep", beta=beta, second=second, hold_routes=False)
+    rule = create_rule("c-ep", beta=beta, second=second, hold_routes=False, paired=False)
     rule(model, x, y).loss.backward()
     free = model.relax(x)
     target = torch.eye(3, dtype=torch.float64)[y]
@@ -96,10 +96,10 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
 
     signs = {"cl": (0, 1), "p": (0, 1), "n": (-1, 0), "c": (-1, 1)}[name.split("-")[0]]
     denominator = (signs[1] - signs[0]) * beta
-    if not hold_routes:
-        return *map(followed, signs), denominator, None
     for _ in range(3 if paired else 0):
         free, potentials = twin.free_sweep(params, x, free, groups)
+    if not hold_routes:
+        return *map(followed, signs), denominator, None
     each = [perturbation(sign) for sign in signs if sign]
     moved = twin.responses(params, x, free, potentials, groups, [1.0] * second_sweeps, each)
     first, second = [moved.pop(0) if sign else free for sign in signs]

@@ -72,12 +72,12 @@ class EquilibriumBackward(Backward):
     in the parameters and the input alike, whatever the loss and its scale. It differs from the true gradient by
     ``O(beta^2)`` (Theorem 3). A Hopfield network's energy is quadratic between the bounds of its units, given the
     routes: with held routes and converged phases it is the true gradient, for any beta that moves no unit across a
-    bound. A sample without a gradient contributes nothing.
+    bound. A sample without a gradient contributes nothing. The free state is given three more sweeps first.
 
     Attributes:
         beta: Strength of the force.
-        hold_routes: Let the free state settle for three more sweeps, and then keep its pooling routes in the forced
-            phases and take it to be at rest (`timm_ebl.response`). Not in the paper: the energy is smooth in beta.
+        hold_routes: Keep the free state's pooling routes in the forced phases, and take it to be at rest
+            (`timm_ebl.response`). Not in the paper: the energy is smooth in beta.
 
     Raises:
         ValueError: beta is not a positive number.
@@ -94,9 +94,7 @@ class EquilibriumBackward(Backward):
         norm = _norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]
-        if self.hold_routes:
-            free = settled(model, free)
-        both = free.repeat(2)
+        both = settled(model, free).repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)
         weights = norm / (2 * self.beta)

@@ -31,9 +31,8 @@ from .gradients import (
 )
 from .memory import keep_freed_memory, peak_memory
 from .minimize import PAPER, Minimizer, Start
-from .network import HopfieldNetwork
+from .network import SETTLING_SWEEPS, HopfieldNetwork
 from .plain import PlainProcedure
-from .response import SETTLING_SWEEPS
 from .rules import ContrastiveRule, Rule, create_rule
 from .throughput import products, sweep, sweep_flops
 
@@ -142,7 +141,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
     """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
     free, second = rule.free, rule.second
     contrastive = isinstance(rule, ContrastiveRule)
-    settles = contrastive and rule.settles
+    settles = contrastive and rule.paired
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
         *(["compiled"] if free.compiled else []),

@@ -13,10 +13,13 @@ from .interaction import Interaction
 from .minimize import Minimizer, Start, answer, minimize
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
-from .response import SETTLING_SWEEPS, Response
+from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "settled"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "settled"]
+
+SETTLING_SWEEPS = 3
+"""How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
 
 
 class EnergyModel(ABC):
@@ -79,7 +82,7 @@ def output_of(free: Relaxation) -> Tensor:
 
 
 def settled(model: EnergyModel, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
-    """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to count as at rest (`timm_ebl.response`)."""
+    """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others."""
     further = (minimizer or model.minimizer).further(SETTLING_SWEEPS)
     return model.relax(free.input, free, minimizer=further)
 

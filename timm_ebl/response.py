@@ -23,10 +23,7 @@ from .products import apart, copies_of
 from .relaxation import Relaxation
 from .walk import Walk
 
-__all__ = ["SETTLING_SWEEPS", "Response"]
-
-SETTLING_SWEEPS = 3
-"""How many more sweeps a free state is given before it counts as at rest."""
+__all__ = ["Response"]
 
 SWEEPS_BETWEEN_MEANS = 4
 """How often the products of the mean of two opposite responses are computed anew."""
