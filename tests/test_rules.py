@@ -96,7 +96,7 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
 
     signs = {"cl": (0, 1), "p": (0, 1), "n": (-1, 0), "c": (-1, 1)}[name.split("-")[0]]
     denominator = (signs[1] - signs[0]) * beta
-    for _ in range(3 if paired else 0):
+    for _ in range(3 if paired and (hold_routes or 0 not in signs) else 0):
         free, potentials = twin.free_sweep(params, x, free, groups)
     if not hold_routes:
         return *map(followed, signs), denominator, None

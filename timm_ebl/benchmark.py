@@ -141,7 +141,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
     """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
     free, second = rule.free, rule.second
     contrastive = isinstance(rule, ContrastiveRule)
-    settles = contrastive and rule.paired
+    settles = contrastive and rule.settles
     notes = [
         *(["unheld"] if contrastive and not rule.hold_routes else []),
         *(["compiled"] if free.compiled else []),

@@ -109,8 +109,8 @@ class TrainConfig:
     )
     paired: bool = _flag(
         True,
-        "give the free state three more sweeps before it is contrasted, and then, in one-sided rules whose routes are "
-        "followed, as many as the perturbed one (not in the paper)",
+        "give the free state more sweeps before it is contrasted: three, or as many as the perturbed one in one-sided "
+        "rules whose routes are followed (not in the paper)",
     )
     compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
     opt: str = _option("adam", "optimiser, by its name in timm.optim")

@@ -130,9 +130,9 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Give the free state three more sweeps first, and, in one-sided rules whose routes are followed, then as
-            many as the perturbed one, under a perturbation of strength 0. Ours; the paper, with its 60 free sweeps,
-            takes the free state as it is.
+        paired: Give the free state more sweeps before it is contrasted: three, or, in one-sided rules whose routes are
+            followed, as many as the perturbed one beside it, under a perturbation of strength 0. Ours; the paper, with
+            its 60 free sweeps, takes the free state as it is.
     """
 
     beta: float = 0.25
@@ -148,12 +148,22 @@ class ContrastiveRule(Rule):
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         """The perturbation of signed strength ``beta``, ``(B, 1)``, given the free output and the target."""
 
+    @property
+    def accompanies(self) -> bool:
+        """Whether the free state goes on beside the perturbed one."""
+        return self.paired and not self.hold_routes and 0 in self.nudging.value
+
+    @property
+    def settles(self) -> bool:
+        """Whether the free state goes on by itself before the perturbed phases."""
+        return self.paired and not self.accompanies
+
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        rest = settled(model, free, self.free) if self.paired else free
+        rest = settled(model, free, self.free) if self.settles else free
         first, second = self.nudging.value
-        multiples = [multiple for multiple in (first, second) if multiple or (self.paired and not self.hold_routes)]
+        multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
         both = rest.repeat(len(multiples))
         perturbation = self.perturbation(
             both.output,
