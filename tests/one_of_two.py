@@ -1,7 +1,7 @@
 """Trains in each of the processes that launched it, for `test_processes`: ``one_of_two.py IMAGES OUT``."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,16 +15,24 @@ from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.progress import Progress
 from timm_ebl.task import RuleTask
 from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
+from timm_ebl.transforms import BatchTransform
 
 RULES = tuple(list_rules())
 BATCH = 12
+
+
+class ExactTransform(BatchTransform):
+    """Images in 64 bits: in 32, rounding would turn a pooling route now and then, and what it parts stays apart."""
+
+    def eval(self, images):
+        return super().eval(images).double()
 
 
 def trained(accelerator, config):
     """Weights before and after two epochs of batches of 12, shared out to the processes, and metrics."""
     set_seed(config.seed)
     data = load_splits(config)
-    model, transform = build_model(config, data.train), build_transform(data.train)
+    model, transform = build_model(config, data.train).double(), ExactTransform(**asdict(build_transform(data.train)))
     task = RuleTask(model, build_rule(config), device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, build_optimizer(config, model))
     loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
@@ -46,7 +54,6 @@ def results(accelerator, images):
         model_kwargs={"widths": [4, 4, 4, 4], "gains": 0.8},
         opt="momentum",
         lr=(0.02,),
-        seed=1,  # under seed 0 rounding turns a pooling route, and what it parts stays apart
     )
     found = {rule: trained(accelerator, replace(config, algo=rule)) for rule in RULES}
     return {"processes": accelerator.num_processes, **found}
