@@ -50,6 +50,7 @@ class Winograd:
 
     def __init__(self, weight: Tensor) -> None:
         self.kernel, self.input, self.output = (m.to(weight) for m in _transforms())
+        self.turned_input, self.turned_output = self.input.flip(1), self.output.flip(0)
         flat = weight.detach().flatten(2).flatten(0, 1)
         self.kernels = torch.mm(self.kernel, flat.t()).view(-1, *weight.shape[:2])
 
@@ -62,14 +63,16 @@ class Winograd:
 
         It is the convolution with the kernels turned about, and that is the convolution of tiles that are turned about.
         """
-        return _apply(upper, self.input.flip(1), self.kernels, self.output.flip(0), None)
+        return _apply(upper, self.turned_input, self.kernels, self.turned_output, None)
 
     def gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Gradient of ``sum_b <upper_b, up(lower_b)>`` in the weight, ``(C', C, 3, 3)``."""
-        below, above = (x.permute(0, 2, 3, 1) for x in (lower, upper))
-        outputs = torch.mm(self.output.t(), _tiles(above).reshape(_SIDE**2, -1))
-        terms = outputs.view(len(self.kernels), -1, above.shape[3]).transpose(1, 2)
-        total = torch.bmm(terms, _terms(below, self.input))
+        total = torch.zeros_like(self.kernels)
+        images = _images_at_once(lower)
+        for below, above in zip(*(x.permute(0, 2, 3, 1).split(images) for x in (lower, upper)), strict=True):
+            outputs = torch.mm(self.output.t(), _tiles(above).reshape(_SIDE**2, -1))
+            terms = outputs.view(len(total), -1, above.shape[3])
+            total.baddbmm_(terms.transpose(1, 2), _terms(below, self.input))
         found = torch.mm(self.kernel.t(), total.flatten(1)).view(3, 3, *total.shape[1:])
         return found.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
 
@@ -103,13 +106,17 @@ def _polynomial(roots: Tensor) -> Tensor:
 
 def _apply(x: Tensor, inputs: Tensor, kernels: Tensor, output: Tensor, bias: Tensor | None) -> Tensor:
     result = x.new_empty((len(x), *x.shape[2:], kernels.shape[2]))
-    images = max(1, _TILES * _SIDE**2 // x.shape[2:].numel())
+    images = _images_at_once(x)
     for part, into in zip(x.permute(0, 2, 3, 1).split(images), result.split(images), strict=True):
         products = torch.bmm(_terms(part, inputs), kernels)
         tiles = _tiles(into)
         found = torch.mm(output, products.flatten(1)).view(tiles.shape)
         tiles.copy_(found) if bias is None else torch.add(found, bias, out=tiles)
     return result.permute(0, 3, 1, 2)
+
+
+def _images_at_once(x: Tensor) -> int:
+    return max(1, _TILES * _SIDE**2 // x.shape[2:].numel())
 
 
 def _tiles(x: Tensor) -> Tensor:
