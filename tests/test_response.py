@@ -5,7 +5,8 @@ import torch
 import twin
 from oracles import CONVERGED, distance, record_calls
 
-from timm_ebl import Clamped, Minimizer, Nudged, create_rule
+from timm_ebl import Clamped, Forced, Minimizer, Nudged, create_rule
+from timm_ebl.response import Response
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 FREE_OMEGAS = (1.9, 1.7, 1.5)
@@ -46,6 +47,17 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, k
         expected = twin.responses(*arguments, [equivalent(-1), equivalent(1)])
         found = model.relax(pair.input, pair, both_signs(make), minimizer, hold_routes=True)
         assert distance(found.state, [torch.cat(layers) for layers in zip(*expected, strict=True)]) <= 1e-10
+
+
+def test_the_first_of_several_sweeps_updates_the_first_layer_only_under_a_force_on_it(make_dchn, batch, monkeypatch):
+    model, (x, _) = make_dchn(), batch
+    free, layers = model.relax(x), range(5)
+    updates = record_calls(monkeypatch, Response, ("set",), lambda _, layer: layer)
+    forced = Forced([torch.full_like(free.state[0], 0.1), None, None, None, None])
+    for perturbation, first in ((Nudged(TARGET, 0.1), layers[1:]), (forced, layers)):
+        updates.clear()
+        model.relax(x, free, perturbation, Minimizer(order="forward", sweeps=2), hold_routes=True)
+        assert updates == [*first, *layers]
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -105,5 +117,6 @@ def test_two_opposite_nudges_cost_the_products_of_one(make_dchn, batch, monkeypa
     model.relax(x)
     feedbacks = len(calls)
     create_rule("c-ep", second=second, paired=False)(model, x, y)
-    # From the output down: a feedback for each hidden layer but the last, then drives as well, in the second sweep.
-    assert calls[2 * feedbacks :] == [len(x)] * (3 + 3 + 3)
+    # From the output down: feedbacks of the layers between the first and the last, which has that of the matrix; in the
+    # second sweep the first layer's as well, and the drives of what lies above a layer that has moved.
+    assert calls[2 * feedbacks :] == [len(x)] * (2 + 3 + 2)

@@ -100,7 +100,8 @@ def free_sweep(params, x, state, groups, omega=1.0):
 def responses(params, x, free, potentials, groups, omegas, perturbations):
     """States near a free one that counts as at rest, one for each perturbation, its pooling routes held.
 
-    Of two, the mean change of their fields is taken anew in every fourth sweep only.
+    Of two, the mean change of their fields is taken anew in every fourth sweep only. The first of several sweeps leaves
+    out the first layer.
     """
     states = [[*free[:-1], each.get("clamp", free[-1])] for each in perturbations]
     means = [0.0] * len(free)
@@ -108,6 +109,8 @@ def responses(params, x, free, potentials, groups, omegas, perturbations):
         for group in groups:
             changes = {}
             for layer in group:
+                if layer == 0 and number == 1 < len(omegas):
+                    continue
                 at_rest = field(params, x, free, layer, held=free)
                 changes[layer] = [field(params, x, state, layer, held=free) - at_rest for state in states]
                 if len(states) == 2:

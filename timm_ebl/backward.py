@@ -72,7 +72,7 @@ class EquilibriumBackward(Backward):
     in the parameters and the input alike, whatever the loss and its scale. It differs from the true gradient by
     ``O(beta^2)`` (Theorem 3). A Hopfield network's energy is quadratic between the bounds of its units, given the
     routes: with held routes and converged phases it is the true gradient, for any beta that moves no unit across a
-    bound. A sample without a gradient contributes nothing. The free state is given three more sweeps first.
+    bound. A sample without a gradient contributes nothing. The free state is given two more sweeps first.
 
     Attributes:
         beta: Strength of the force.

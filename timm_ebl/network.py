@@ -18,7 +18,7 @@ from .walk import Walk, stamp_of
 
 __all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "settled"]
 
-SETTLING_SWEEPS = 3
+SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
 
 
@@ -176,9 +176,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         Raises:
             ValueError: The input or the start does not fit the network, or the input is not finite.
         """
-        self.check_input(x)
         minimizer = minimizer or self.minimizer
         known = self._knows_drives(x, start)
+        if not known:
+            self.check_input(x)
         if hold_routes and not known:
             raise ValueError(
                 "Routes can only be held from a relaxation of this input: pass that as start, and its input as x."

@@ -29,6 +29,10 @@ class Perturbation(ABC):
         """The input to hidden layer number ``layer`` (from 0), given its drive and feedback together."""
         return drive
 
+    def reaches(self, layer: int) -> bool:
+        """Whether it acts on hidden layer number ``layer`` itself."""
+        return False
+
     @abstractmethod
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         """What the perturbation adds to the energy, ``(B,)``, at a state ``(s_1, .., o)``."""
@@ -138,6 +142,9 @@ class Forced(Perturbation):
     def hidden(self, layer: int, drive: Tensor) -> Tensor:
         force = self.forces[layer]
         return drive if force is None else drive - force.to(drive.dtype)
+
+    def reaches(self, layer: int) -> bool:
+        return self.forces[layer] is not None
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         works = [(f * s).flatten(1).sum(1) for f, s in zip(self.forces, state, strict=True) if f is not None]

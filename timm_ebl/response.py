@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .interaction import Drive, Interaction
+from .order import Groups
 from .perturbation import Perturbation
 from .products import apart, copies_of
 from .relaxation import Relaxation
@@ -33,7 +34,8 @@ class Response(Walk):
     """A perturbed state, or two under opposite perturbations, on their way from a free state.
 
     Two responses are relaxed by their difference: the products of their mean's change, which is of second order in the
-    strength of the perturbations, are taken in every fourth sweep alone, for the first time in the fourth.
+    strength of the perturbations, are taken in every fourth sweep alone, for the first time in the fourth. The first of
+    several sweeps leaves out the first layer, the dearest and the furthest from the output, unless a force acts on it.
 
     Args:
         interactions: The interactions, from the input upwards.
@@ -54,7 +56,7 @@ class Response(Walk):
         self.state[-1] = perturbation.start(free.output)
         self._moved = [False] * (len(self.state) - 1) + [self.state[-1] is not free.output]
         self._mean_changes: list[Tensor | None] = [None] * len(self.state)
-        self._moves_mean = False
+        self._moves_mean = self._spares_first = False
 
     @property
     def copies(self) -> int:
@@ -66,6 +68,12 @@ class Response(Walk):
 
     def begin(self, sweep: int, measured: bool) -> None:
         self._moves_mean = self.copies == 2 and sweep % SWEEPS_BETWEEN_MEANS == 0
+        self._spares_first = sweep == 1 and not measured and not self.perturbation.reaches(0)
+
+    def sweep(self, groups: Groups, omega: float | Tensor = 1.0) -> None:
+        if self._spares_first:
+            groups = tuple(tuple(layer for layer in group if layer > 0) for group in groups)
+        super().sweep(groups, omega)
 
     def field(self, layer: int) -> Tensor:
         centre = self.free.potentials[layer]

@@ -130,7 +130,7 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Give the free state more sweeps before it is contrasted: three, or, in one-sided rules whose routes are
+        paired: Give the free state more sweeps before it is contrasted: two, or, in one-sided rules whose routes are
             followed, as many as the perturbed one beside it, under a perturbation of strength 0. Ours; the paper, with
             its 60 free sweeps, takes the free state as it is.
     """
