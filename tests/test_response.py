@@ -32,7 +32,7 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, k
     model, (x, _) = make_dchn(), batch
     params, state = twin.parameters(model), twin.feedforward_state(twin.parameters(model), x)
     for free_omega in FREE_OMEGAS:
-        state, potentials = twin.free_sweep(params, x, state, twin.GROUPS["asynchronous"], free_omega)
+        state, potentials, _ = twin.free_sweep(params, x, state, twin.GROUPS["asynchronous"], free_omega)
     free = model.relax(x, minimizer=Minimizer(sweeps=3, omega=FREE_OMEGAS))
     assert distance(free.potentials, potentials) <= 1e-10
     assert max(layer.max() for layer in potentials[:-1]) > 1
@@ -40,7 +40,7 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, k
     pair = free.repeat(2)
     for sweeps in range(1, 8):
         minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
-        arguments = params, x, state, potentials, twin.GROUPS[order], [omega] * sweeps
+        arguments = params, x, state, potentials, state, twin.GROUPS[order], [omega] * sweeps
         for sign in (-1, 1):
             (expected,) = twin.responses(*arguments, [equivalent(sign)])
             assert distance(model.relax(x, free, make(sign), minimizer, hold_routes=True).state, expected) <= 1e-10

@@ -79,7 +79,8 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
     groups = twin.GROUPS["asynchronous"]
     free = twin.zero_state(params, x)
     for _ in range(free_sweeps):
-        free, potentials = twin.free_sweep(params, x, free, groups)
+        free, potentials, _ = twin.free_sweep(params, x, free, groups)
+    held = free
 
     def perturbation(sign):
         if name == "cl" or name.endswith("cpl"):
@@ -96,14 +97,14 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
 
     signs = {"cl": (0, 1), "p": (0, 1), "n": (-1, 0), "c": (-1, 1)}[name.split("-")[0]]
     denominator = (signs[1] - signs[0]) * beta
-    for _ in range(3 if paired and (hold_routes or 0 not in signs) else 0):
-        free, potentials = twin.free_sweep(params, x, free, groups)
+    for _ in range(2 if paired and (hold_routes or 0 not in signs) else 0):
+        free, potentials, held = twin.free_sweep(params, x, free, groups)
     if not hold_routes:
         return *map(followed, signs), denominator, None
     each = [perturbation(sign) for sign in signs if sign]
-    moved = twin.responses(params, x, free, potentials, groups, [1.0] * second_sweeps, each)
+    moved = twin.responses(params, x, free, potentials, held, groups, [1.0] * second_sweeps, each)
     first, second = [moved.pop(0) if sign else free for sign in signs]
-    return first, second, denominator, free
+    return first, second, denominator, held
 
 
 @pytest.mark.parametrize("paired", [False, True])

@@ -84,9 +84,13 @@ def sweep(params, x, state, groups, omega=1.0, held=None, differentiable=False, 
 
 
 def free_sweep(params, x, state, groups, omega=1.0):
-    """A free sweep and its potentials: the states, but as far beyond their bounds as the fields are."""
+    """A free sweep and its potentials: the states, but as far beyond their bounds as the fields are.
+
+    The third is the state whose pooling routes the last updates used.
+    """
     state, potentials = list(state), [None] * len(state)
     for group in groups:
+        routing = tuple(state)
         fields = {layer: field(params, x, state, layer) for layer in group}
         for layer, value in fields.items():
             relaxed = state[layer] + omega * (value - state[layer])
@@ -94,11 +98,11 @@ def free_sweep(params, x, state, groups, omega=1.0):
             potentials[layer] = state[layer]
             if layer < len(state) - 1:
                 potentials[layer] = state[layer] + (relaxed - state[layer]) / omega
-    return tuple(state), tuple(potentials)
+    return tuple(state), tuple(potentials), routing
 
 
-def responses(params, x, free, potentials, groups, omegas, perturbations):
-    """States near a free one that counts as at rest, one for each perturbation, its pooling routes held.
+def responses(params, x, free, potentials, held, groups, omegas, perturbations):
+    """States near a free one that counts as at rest, one for each perturbation, the routes of another state held.
 
     Of two, the mean change of their fields is taken anew in every fourth sweep only. The first of several sweeps leaves
     out the first layer.
@@ -111,8 +115,8 @@ def responses(params, x, free, potentials, groups, omegas, perturbations):
             for layer in group:
                 if layer == 0 and number == 1 < len(omegas):
                     continue
-                at_rest = field(params, x, free, layer, held=free)
-                changes[layer] = [field(params, x, state, layer, held=free) - at_rest for state in states]
+                at_rest = field(params, x, free, layer, held=held)
+                changes[layer] = [field(params, x, state, layer, held=held) - at_rest for state in states]
                 if len(states) == 2:
                     mean = sum(changes[layer]) / 2
                     if number % 4 == 0:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .energy import State, norm, weigh
 from .minimize import Minimizer
-from .network import EnergyModel, output_of, settled
+from .network import EnergyModel, output_of
 from .perturbation import Forced
 from .relaxation import Relaxation
 from .values import is_number
@@ -94,7 +94,7 @@ class EquilibriumBackward(Backward):
         norm = _norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]
-        both = settled(model, free).repeat(2)
+        both = model.settle(free).repeat(2)
         forced = Forced([None if f is None else torch.cat([-f, f]) for f in steps])
         pair = model.relax(both.input, both, forced, self.second, self.hold_routes)
         weights = norm / (2 * self.beta)

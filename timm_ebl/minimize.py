@@ -16,7 +16,7 @@ from .relaxation import Relaxation
 from .values import Choice, is_number
 from .walk import Walk
 
-__all__ = ["PAPER", "Minimizer", "Start", "answer", "minimize", "relative_change"]
+__all__ = ["PAPER", "Minimizer", "Start", "answer", "minimize", "relative_change", "settle"]
 
 SWEEPS_BETWEEN_LOOKS = 4
 """With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
@@ -165,6 +165,23 @@ def answer(walk: Walk, minimizer: Minimizer) -> Tensor:
     for sweep, groups in enumerate(leading_to({last - 1}, minimizer.groups(last + 1), minimizer.sweeps), 1):
         step(walk, groups, minimizer.omega_of(sweep))
     return walk.drive(last).value
+
+
+@torch.no_grad()
+def settle(walk: Walk, minimizer: Minimizer) -> Relaxation:
+    """All sweeps of a minimiser, whatever its tolerance, and what a perturbed phase starts from.
+
+    There is neither energy nor residual, and the routes are those of the last updates, as the potentials are.
+
+    Args:
+        walk: Where to start.
+        minimizer: Order and over-relaxation of the walk.
+    """
+    step, groups, last = _step(walk, minimizer), minimizer.groups(len(walk.state)), minimizer.sweeps
+    for sweep in range(1, last + 1):
+        walk.begin(sweep, sweep == last)
+        step(walk, groups, minimizer.omega_of(sweep))
+    return walk.record(None, last, minimizer.omega_of(last), None)
 
 
 @cache

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .energy import State, WeightedEnergy, energy_from_drives
 from .interaction import Interaction
-from .minimize import Minimizer, Start, answer, minimize
+from .minimize import Minimizer, Start, answer, minimize, settle
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "settled"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
@@ -61,6 +61,10 @@ class EnergyModel(ABC):
         """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
         return output_of(self.relax(x))
 
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others."""
+        return self.relax(free.input, free, minimizer=(minimizer or self.minimizer).further(SETTLING_SWEEPS))
+
     def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
         """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation, differentiable in the parameters.
 
@@ -79,12 +83,6 @@ def as_layers(state: State | Relaxation) -> State:
 def output_of(free: Relaxation) -> Tensor:
     """The output layer that minimises the energy given the others, after a free relaxation."""
     return free.drives[-1].value if free.drives else free.output
-
-
-def settled(model: EnergyModel, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
-    """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others."""
-    further = (minimizer or model.minimizer).further(SETTLING_SWEEPS)
-    return model.relax(free.input, free, minimizer=further)
 
 
 class HopfieldNetwork(nn.Module, EnergyModel):
@@ -212,6 +210,23 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         self.check_input(x)
         minimizer = minimizer or self.minimizer
         return answer(self._walk_from(x, minimizer.start, FREE), minimizer)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
+
+        Args:
+            free: A free relaxation.
+            minimizer: That of the free relaxation; by default as the model was built.
+
+        Returns:
+            A record with what a perturbed phase starts from: without energy and residual, and with the pooling routes
+            of the last updates.
+        """
+        drives, prepared = (free.drives, free.prepared) if self._knows_drives(free.input, free) else ((), ())
+        walk = Walk(self.interactions, free.input, free.state, FREE, drives, prepared)
+        return settle(walk, (minimizer or self.minimizer).further(SETTLING_SWEEPS))
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.

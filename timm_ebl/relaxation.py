@@ -24,9 +24,10 @@ class Relaxation:
     Attributes:
         input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after a `Response`, which
-            does not need it (`EnergyModel.energy` tells).
-        residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``.
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after a `Response` and
+            after `EnergyModel.settle`, which do not need it (`EnergyModel.energy` tells).
+        residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``;
+            ``None`` after `EnergyModel.settle`.
         sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
@@ -43,7 +44,7 @@ class Relaxation:
     input: Tensor
     state: State
     energy: Tensor | None
-    residual: Tensor
+    residual: Tensor | None
     sweeps: int
     tolerance: float | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
@@ -85,7 +86,7 @@ class Relaxation:
             input=inputs,
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
             energy=cat_known([r.energy for r in relaxations]),
-            residual=torch.cat([r.residual for r in relaxations]),
+            residual=cat_known([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
@@ -103,7 +104,7 @@ class Relaxation:
             input=x,
             state=tuple(layer[samples] for layer in self.state),
             energy=None if self.energy is None else self.energy[samples],
-            residual=self.residual[samples],
+            residual=None if self.residual is None else self.residual[samples],
             drives=tuple(drive.select(samples) for drive in self.drives),
             potentials=tuple(layer[samples] for layer in self.potentials),
             stamp=stamp([x]) + self.stamp[1:],

@@ -20,7 +20,7 @@ from torch import Tensor
 from .backward import Backward, RecurrentBackward, TruncatedBackward, unroll
 from .energy import State
 from .minimize import Minimizer
-from .network import EnergyModel, settled
+from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
 from .values import is_number
@@ -161,7 +161,7 @@ class ContrastiveRule(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        rest = settled(model, free, self.free) if self.settles else free
+        rest = model.settle(free, self.free) if self.settles else free
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
         both = rest.repeat(len(multiples))

@@ -52,7 +52,7 @@ class Walk:
             interaction.prepare(lower.shape) for interaction, lower in zip(interactions, below, strict=True)
         )
         self.perturbation = perturbation
-        self._drives = [drive if drive.value is not None else None for drive in drives] or [None] * len(self.state)
+        self._drives: list[Drive | None] = [*drives] or [None] * len(self.state)
         self._keeps_potentials = False
         self._potentials: list[Tensor | None] = [None] * len(self.state)
 
@@ -69,7 +69,7 @@ class Walk:
     def drive(self, layer: int) -> Drive:
         """The drive into a layer from the present state of the one below."""
         drive = self._drives[layer]
-        if drive is None:
+        if drive is None or drive.value is None:
             below = self.state[layer - 1] if layer else self.x
             drive = self._drives[layer] = self.interactions[layer].drive(below, None, self.prepared[layer])
         return drive
@@ -114,8 +114,9 @@ class Walk:
     def set(self, layer: int, value: Tensor) -> None:
         """Replace one layer of the state."""
         self.state[layer] = value
-        if layer + 1 < len(self.state):
-            self._drives[layer + 1] = None
+        outdated = self._drives[layer + 1] if layer + 1 < len(self.state) else None
+        if outdated is not None:
+            self._drives[layer + 1] = Drive(None, outdated.route)
 
     def select(self, samples: Tensor) -> Walk:
         """The walk of some samples of the batch, given by a mask, between two sweeps."""
@@ -126,17 +127,22 @@ class Walk:
         walk._potentials = [None if layer is None else layer[samples] for layer in self._potentials]
         return walk
 
-    def record(self, residual: Tensor, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
-        """The walk so far as a relaxation."""
-        drives = tuple(self.drive(layer) for layer in range(len(self.state)))
+    def record(self, residual: Tensor | None, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
+        """The walk so far as a relaxation.
+
+        Given no residual, nothing is computed for it: it has no energy, and the routes are those of the last updates.
+        """
+        layers, energy = range(len(self.state)), None
+        if residual is not None:
+            energy = energy_from_drives(self.state, [self.drive(layer).value for layer in layers])
         return Relaxation(
             input=self.x,
             state=tuple(self.state),
-            energy=energy_from_drives(self.state, [drive.value for drive in drives]),
+            energy=energy,
             residual=residual,
             sweeps=sweeps,
             tolerance=tolerance,
-            drives=drives,
+            drives=tuple(self._drives[layer] or self.drive(layer) for layer in layers),
             potentials=(*self._potentials[:-1], self.state[-1]) if self._keeps_potentials else (),
             copies=self.copies,
             stamp=stamp_of(self.interactions, self.x),
