@@ -102,7 +102,24 @@ def test_the_command_prints_a_table(capsys, images):
     assert "error in 4 test images: " in table
 
 
-def test_errors_need_images(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--test-images", "4"], "--test-images asks for a --dataset."),
+        (["--repeats", "0"], "argument --repeats: a whole number of at least 1 is asked for, not '0'"),
+        (["--batch-size", "many"], "argument --batch-size: a whole number of at least 1 is asked for, not 'many'"),
+    ],
+)
+def test_options_out_of_range_are_refused(capsys, arguments, sentence):
     with pytest.raises(SystemExit):
-        main(["--test-images", "4"])
-    assert "--test-images asks for a --dataset." in capsys.readouterr().err
+        main(arguments)
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [("dchn_tiny", "Unknown model"), ("dchn_tiny_mnist", "the images have 3 channels but the statistics have 1")],
+)
+def test_what_cannot_be_loaded_is_said_in_a_sentence(images, model, sentence):
+    with pytest.raises(SystemExit, match=f"error: {model}: {sentence}"):
+        main(["--models", model, "--dataset", str(images)])

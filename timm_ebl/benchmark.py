@@ -35,6 +35,7 @@ from .network import SETTLING_SWEEPS, HopfieldNetwork
 from .plain import PlainProcedure
 from .rules import ContrastiveRule, Rule, create_rule
 from .throughput import products, sweep, sweep_flops
+from .values import positive_count
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
@@ -241,8 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
-    parser.add_argument("--repeats", type=int, default=3, help="turns of all procedures (default: 3)")
-    parser.add_argument("--batches", type=int, default=4, help="batches for the cosines (default: 4)")
+    parser.add_argument("--repeats", type=positive_count, default=3, help="turns of all procedures (default: 3)")
+    parser.add_argument("--batches", type=positive_count, default=4, help="batches for the cosines (default: 4)")
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the nudge (default: 0.25)")
     parser.add_argument("--laborieux", action="store_true", help="time the synchronous procedure as well")
     on_gpu = torch.cuda.is_available()
@@ -259,7 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=on_gpu,
         help="time our c-ep compiled as well (default: on a GPU)",
     )
-    parser.add_argument("--test-images", type=int, help="print the error in so many images of the test split as well")
+    parser.add_argument(
+        "--test-images", type=positive_count, help="print the error in so many images of the test split as well"
+    )
     parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
     options = parser.parse_args(arguments)
     if options.test_images and not options.dataset:

@@ -9,6 +9,7 @@ interaction from the input upwards.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
 from .transforms import BatchTransform
+from .values import positive_count
 
 __all__ = [
     "PRECISIONS",
@@ -102,10 +104,10 @@ def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], 
         default=models,
         help="timm names, with a tag those of checkpoints, or local-dir:FOLDER of a trained run (default: some)",
     )
-    parser.add_argument("--batch-size", type=int, default=images, help=f"images (default: {images})")
+    parser.add_argument("--batch-size", type=positive_count, default=images, help=f"images (default: {images})")
     parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
     parser.add_argument("--data-root", help="folder with copies of Hub data sets")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
 
 
 def load_network(
@@ -113,15 +115,19 @@ def load_network(
 ) -> tuple[HopfieldNetwork, Tensor, Tensor]:
     """A model by name, and some batches of training images of the data set with their labels, or of noise.
 
-    What is read off their gradients chooses defaults, which is nothing for test images.
+    What is read off their gradients chooses defaults, which is nothing for test images. What cannot be loaded ends the
+    command with a sentence.
     """
     torch.manual_seed(0)
     pretrained = name.startswith("local-dir:") or "." in name
-    model = timm.create_model(name, pretrained=pretrained).to(device).eval()
-    x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
-    y = torch.randint(model.num_classes, (len(x),))
-    if options.dataset:
-        x, y = load_images(model, options, "train", len(x))
+    try:
+        model = timm.create_model(name, pretrained=pretrained).to(device).eval()
+        x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
+        y = torch.randint(model.num_classes, (len(x),))
+        if options.dataset:
+            x, y = load_images(model, options, "train", len(x))
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {name}: {error}")
     return model, x.to(device), y.to(device)
 
 

@@ -31,6 +31,7 @@ from .data import DataError, ImageDataset
 from .package import package, stage
 from .published import CARD, RECORDS, Checkpoint, CheckpointError, Evaluation, same_error
 from .recipes import write_overview
+from .values import positive_count
 from .weights import CONFIG, WEIGHTS, WeightsError, read_config
 
 __all__ = ["HubError", "check_access", "main", "publish", "verify"]
@@ -277,7 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
-        command.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+        command.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
     for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
     return parser

@@ -29,6 +29,7 @@ from .rules import create_rule
 from .signals import StopSignals
 from .task import RuleTask
 from .training import build_optimizer
+from .values import positive_count
 from .watch import Watch
 
 __all__ = ["main", "measure"]
@@ -90,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--models", nargs="+", default=["dchn_tiny_fashion_mnist"], help="timm names")
-    parser.add_argument("--batch-size", type=int, default=32, help="images in a step (default: 32)")
-    parser.add_argument("--repeats", type=int, default=20, help="turns (default: 20)")
-    parser.add_argument("--epoch-images", type=int, default=4500, help="images of an epoch (default: 4500)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--batch-size", type=positive_count, default=32, help="images in a step (default: 32)")
+    parser.add_argument("--repeats", type=positive_count, default=20, help="turns (default: 20)")
+    parser.add_argument("--epoch-images", type=positive_count, default=4500, help="images of an epoch (default: 4500)")
+    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     if options.threads:

@@ -33,6 +33,7 @@ from .data import DataError
 from .network import HopfieldNetwork
 from .run import OutputError, write_whole
 from .training import build_transform, free_phase, load_splits
+from .values import positive_count
 
 __all__ = [
     "Trace",
@@ -278,11 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--images", type=int, default=32, help="images to relax (default: 32)")
-    parser.add_argument("--sweeps", type=int, default=60, help="sweeps to draw (default: 60)")
+    parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
+    parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
     options = parser.parse_args(arguments)
-    if options.images < 1 or options.sweeps < 1:
-        parser.error("--images and --sweeps are at least 1.")
     try:
         runs = [_read_run(path) for path in options.runs]
         written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from enum import Enum
 from typing import NoReturn
 
-__all__ = ["Choice", "is_number"]
+__all__ = ["Choice", "is_number", "positive_count"]
 
 
 class Choice(str, Enum):
@@ -22,3 +23,14 @@ class Choice(str, Enum):
 def is_number(value: object) -> bool:
     """Whether a value is a real number; ``True`` and ``False`` are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def positive_count(text: str) -> int:
+    """A whole number of at least 1, from the command line.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"a whole number of at least 1 is asked for, not {text!r}")
+    return int(text)
