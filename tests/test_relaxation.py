@@ -1,5 +1,7 @@
 """Records of a relaxation: going on from them, several as one, and what they hold."""
 
+from dataclasses import replace
+
 import torch
 from oracles import distance
 
@@ -14,6 +16,20 @@ def test_going_on_from_a_relaxation_is_going_on_from_its_state(make_dchn, batch)
     whole = model.relax(x, minimizer=Minimizer(sweeps=7, omega=1.7))
     for start in (first, first.state):
         assert distance(model.relax(x, start, minimizer=Minimizer(sweeps=4, omega=1.7)).state, whole.state) <= 1e-14
+
+
+def test_settling_is_going_on_without_a_measure_of_it(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    minimizer = Minimizer(sweeps=3, omega=(1.9, 1.8, 1.7, 1.6, 1.5))
+    free = model.relax(x, minimizer=minimizer)
+    settled, expected = model.settle(free, minimizer), model.relax(x, minimizer=replace(minimizer, sweeps=5))
+    assert distance(settled.state, expected.state) <= 1e-14
+    assert distance(settled.potentials, expected.potentials) <= 1e-14
+    assert settled.energy is None
+    assert settled.residual is None
+    further = Minimizer(sweeps=2)
+    going_on = [model.relax(x, start, minimizer=further) for start in (settled, expected)]
+    assert distance(*(relaxation.state for relaxation in going_on)) <= 1e-14
 
 
 def test_a_repeated_relaxation_holds_every_sample_again_block_after_block(make_dchn, batch):
