@@ -106,6 +106,7 @@ def test_the_command_prints_a_table(capsys, images):
     ("arguments", "sentence"),
     [
         (["--test-images", "4"], "--test-images asks for a --dataset."),
+        (["--beta", "1"], "A negative nudge needs beta below 1"),
         (["--repeats", "0"], "argument --repeats: a whole number of at least 1 is asked for, not '0'"),
         (["--batch-size", "many"], "argument --batch-size: a whole number of at least 1 is asked for, not 'many'"),
     ],

@@ -267,6 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.test_images and not options.dataset:
         parser.error("--test-images asks for a --dataset.")
+    try:
+        create_rule("c-ep", beta=options.beta)
+    except ValueError as error:
+        parser.error(str(error))
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
