@@ -280,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
     for name in options.models:
         model, x, y = load_network(name, options, device, options.batches)
+        tests = load_images(model, options, "test", options.test_images) if options.test_images else None
         print(f"\n{name}, {options.batch_size} images, milliseconds per image")
         if options.study:
             rows = study(model, options.beta)
@@ -288,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows += variants(model, options.beta, options.precisions, options.compiled)
         batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
         measure(model, batches, rows, options.repeats)
-        if options.test_images:
-            images, labels = load_images(model, options, "test", options.test_images)
+        if tests:
+            images, labels = tests
             print_errors(model, images.to(device), labels.to(device), options.batch_size)
 
 

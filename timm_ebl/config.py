@@ -109,7 +109,7 @@ class TrainConfig:
     )
     paired: bool = _flag(
         True,
-        "give the free state more sweeps before it is contrasted: three, or as many as the perturbed one in one-sided "
+        "give the free state more sweeps before it is contrasted: two, or as many as the perturbed one in one-sided "
         "rules whose routes are followed (not in the paper)",
     )
     compiled: bool = _flag(False, "run sweeps as torch.compile makes them")

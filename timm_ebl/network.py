@@ -185,13 +185,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if start is None or isinstance(start, str):
             walk = self._walk_from(x, Start(start or minimizer.start), perturbation)
             return minimize(walk, minimizer)
-        layers = as_layers(start)
-        self._check_state(x, layers)
+        self._check_state(x, as_layers(start))
         if hold_routes:
             return minimize(Response(self.interactions, start, perturbation), minimizer)
-        layers = (*layers[:-1], perturbation.start(layers[-1]))
-        drives, prepared = (start.drives, start.prepared) if known else ((), ())
-        return minimize(Walk(self.interactions, x, layers, perturbation, drives, prepared), minimizer)
+        return minimize(self._walk_on(x, start, perturbation, known), minimizer)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -224,8 +221,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             A record with what a perturbed phase starts from: without energy and residual, and with the pooling routes
             of the last updates.
         """
-        drives, prepared = (free.drives, free.prepared) if self._knows_drives(free.input, free) else ((), ())
-        walk = Walk(self.interactions, free.input, free.state, FREE, drives, prepared)
+        walk = self._walk_on(free.input, free, FREE, self._knows_drives(free.input, free))
         return settle(walk, (minimizer or self.minimizer).further(SETTLING_SWEEPS))
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
@@ -267,6 +263,12 @@ class HopfieldNetwork(nn.Module, EnergyModel):
                 walk.set(layer, walk.drive(layer).value.clamp(0, 1))
             walk.set(len(zero) - 1, walk.field(len(zero) - 1))
         return walk
+
+    def _walk_on(self, x: Tensor, start: State | Relaxation, perturbation: Perturbation, known: bool) -> Walk:
+        """A walk from a state, with what is known of it."""
+        *hidden, output = as_layers(start)
+        drives, prepared = (start.drives, start.prepared) if known else ((), ())
+        return Walk(self.interactions, x, (*hidden, perturbation.start(output)), perturbation, drives, prepared)
 
     def _check_state(self, x: Tensor, state: State) -> None:
         shapes, expected = [layer.shape for layer in state], self.state_shapes(x)

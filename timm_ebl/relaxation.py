@@ -31,7 +31,7 @@ class Relaxation:
         sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
-            needed it; empty if they are not known.
+            needed it; empty if they are not known. After `EnergyModel.settle` the routes are those of the last updates.
         potentials: The last update of each layer without its bounds, ``state = clip(potentials)``, once for all copies.
             Beyond the bounds they are the field's, whatever the over-relaxation. Empty if a `Response` cannot start
             here.

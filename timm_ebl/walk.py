@@ -95,10 +95,10 @@ class Walk:
 
     def sweep(self, groups: Groups, omega: float | Tensor = 1.0) -> None:
         """Update every layer once; the output layer has no bounds and is never over-relaxed."""
-        last = len(self.state) - 1
         for group in groups:
-            for layer, field in [(layer, self.field(layer)) for layer in group]:
-                if layer != last:
+            fields = [(layer, self.field(layer)) for layer in group]
+            for layer, field in fields:
+                if layer < len(self.state) - 1:
                     _towards(field, self.state[layer], 1 - omega)
                     field = self._bounded(layer, field, omega)
                 self.set(layer, field)
