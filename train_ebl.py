@@ -20,17 +20,16 @@ from accelerate.utils import set_seed
 from timm.scheduler import CosineLRScheduler
 
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
-from timm_ebl.config import ConfigError, TrainConfig, parse_config
-from timm_ebl.data import DataError
-from timm_ebl.hub import HubError, check_access, publish
+from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.errors import Diverged, one_sentence
+from timm_ebl.hub import check_access, publish
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
-from timm_ebl.published import CheckpointError
-from timm_ebl.run import OutputError, RunFolder, device_name, versions
-from timm_ebl.signals import Interrupted, StopSignals
+from timm_ebl.run import RunFolder, device_name, versions
+from timm_ebl.signals import StopSignals
 from timm_ebl.task import RuleTask
 from timm_ebl.tracking import check_trackers, start_trackers
 from timm_ebl.training import (
@@ -42,9 +41,7 @@ from timm_ebl.training import (
     load_splits,
     set_threads,
 )
-from timm_ebl.watch import Diverged, Watch
-
-EXIT_DIVERGED = 3
+from timm_ebl.watch import Watch
 
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
@@ -165,7 +162,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             if accelerator.is_main_process:
                 reason = {"status": "diverged", "reason": str(error), "warnings": progress.warnings}
                 folder.write_summary(summary | reason | {"seconds": progress.elapsed()})
-            raise
+            raise Diverged(f"{error}; what was saved before is kept") from error
 
         best = deepcopy(model)
         best.load_state_dict(progress.weights)
@@ -193,6 +190,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
+@one_sentence()
 def main() -> None:
     """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
     config = parse_config(description=__doc__)
@@ -203,18 +201,7 @@ def main() -> None:
         "mixed_precision": accelerator.mixed_precision,
         "grad_accum_steps": accelerator.gradient_accumulation_steps,
     }
-    try:
-        train(replace(config, **launched), accelerator)
-    except (CheckpointError, ConfigError, DataError, HubError, OutputError) as error:
-        message, status = f"error: {error}", 1
-    except Diverged as error:
-        message, status = f"diverged: {error}; what was saved before is kept", EXIT_DIVERGED
-    except Interrupted as stop:
-        message, status = str(stop), 128 + stop.signal
-    else:
-        return
-    accelerator.print(message, file=sys.stderr)
-    sys.exit(status)
+    train(replace(config, **launched), accelerator)
 
 
 if __name__ == "__main__":

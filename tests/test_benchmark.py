@@ -121,6 +121,7 @@ def test_options_out_of_range_are_refused(capsys, arguments, sentence):
     ("model", "sentence"),
     [("dchn_tiny", "Unknown model"), ("dchn_tiny_mnist", "the images have 3 channels but the statistics have 1")],
 )
-def test_what_cannot_be_loaded_is_said_in_a_sentence(images, model, sentence):
-    with pytest.raises(SystemExit, match=f"error: {model}: {sentence}"):
+def test_what_cannot_be_loaded_is_said_in_a_sentence(images, capsys, model, sentence):
+    with pytest.raises(SystemExit, match="1"):
         main(["--models", model, "--dataset", str(images)])
+    assert capsys.readouterr().err.startswith(f"error: {model}: {sentence}")

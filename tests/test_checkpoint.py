@@ -15,9 +15,8 @@ from runs import arguments, assert_same_run, train, write_images
 
 from timm_ebl import checkpoint
 from timm_ebl.checkpoint import Checkpoints
-from timm_ebl.config import ConfigError
-from timm_ebl.run import OutputError, RunFolder
-from timm_ebl.signals import Interrupted
+from timm_ebl.errors import ConfigError, Interrupted, OutputError
+from timm_ebl.run import RunFolder
 from timm_ebl.transforms import BatchTransform
 
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from timm_ebl import PAPER, Minimizer
-from timm_ebl.config import ConfigError, TrainConfig, parse_config, read_recipe
+from timm_ebl.config import TrainConfig, parse_config, read_recipe
+from timm_ebl.errors import ConfigError
 from timm_ebl.training import build_rule
 
 RECIPES = sorted(Path(__file__).parents[1].glob("hub_configs/*.yaml"))

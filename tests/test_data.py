@@ -15,7 +15,8 @@ from pictures import encode, images, pixels
 from PIL import Image
 from pyarrow.parquet import read_table, write_table
 
-from timm_ebl.data import DataError, list_datasets, load_dataset
+from timm_ebl.data import list_datasets, load_dataset
+from timm_ebl.errors import DataError
 from timm_ebl.spec import DATASETS, DatasetSpec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -306,7 +307,8 @@ class TestRefusals:
 def test_without_a_network(tmp_path: Path) -> None:
     """In a fresh process that cannot reach the Hub, the sample loads and a named set is refused at once."""
     script = """
-from timm_ebl.data import DataError, load_dataset
+from timm_ebl.errors import DataError
+from timm_ebl.data import load_dataset
 print(len(load_dataset(None)))
 try:
     load_dataset("svhn")

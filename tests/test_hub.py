@@ -20,9 +20,10 @@ from timm_ebl.card import card_error
 from timm_ebl.config import TrainConfig
 from timm_ebl.connection import is_transient, retry
 from timm_ebl.data import load_dataset
-from timm_ebl.hub import HubError, build_parser, check_access, main, publish, verify
+from timm_ebl.errors import CheckpointError, HubError
+from timm_ebl.hub import build_parser, check_access, main, publish, verify
 from timm_ebl.package import package
-from timm_ebl.published import Checkpoint, CheckpointError
+from timm_ebl.published import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 

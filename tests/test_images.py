@@ -10,7 +10,8 @@ import torch
 from pictures import images, pixels, toy
 from PIL import Image
 
-from timm_ebl.data import DataError, ImageDataset, collate, load_dataset
+from timm_ebl.data import ImageDataset, collate, load_dataset
+from timm_ebl.errors import DataError
 from timm_ebl.spec import DatasetSpec
 from timm_ebl.transforms import decode_images, fit_image
 

@@ -8,7 +8,8 @@ import pytest
 from hub_server import TOKEN, Fault, Repo
 from pictures import images
 
-from timm_ebl.data import DataError, load_dataset
+from timm_ebl.data import load_dataset
+from timm_ebl.errors import DataError
 
 CARD = b"""---
 configs:

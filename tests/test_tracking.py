@@ -7,7 +7,7 @@ from accelerate.tracking import GeneralTracker
 from runs import arguments, results, train, write_images
 
 from timm_ebl import tracking
-from timm_ebl.config import ConfigError
+from timm_ebl.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

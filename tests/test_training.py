@@ -17,8 +17,9 @@ from runs import SCRIPT, SMALL, arguments, results, train, train_ebl, write_imag
 
 import timm_ebl
 from timm_ebl import training
-from timm_ebl.config import ConfigError, TrainConfig, parse_config
-from timm_ebl.data import DataError, load_dataset
+from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.data import load_dataset
+from timm_ebl.errors import ConfigError, DataError
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.progress import Progress

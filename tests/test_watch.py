@@ -10,8 +10,9 @@ from runs import arguments, results, train, train_ebl, write_images
 from torch import nn
 
 from timm_ebl import rules
+from timm_ebl.errors import Diverged
 from timm_ebl.progress import Progress
-from timm_ebl.watch import Diverged, Watch, report_layers, require_finite
+from timm_ebl.watch import Watch, report_layers, require_finite
 
 
 @pytest.fixture(scope="module")

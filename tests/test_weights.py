@@ -16,9 +16,10 @@ from hub_server import Fault, Repo
 from safetensors.torch import load_file, save_file
 
 from timm_ebl import card, published
+from timm_ebl.errors import WeightsError
 from timm_ebl.hub import verify
 from timm_ebl.published import RECIPES, Checkpoint
-from timm_ebl.weights import SHIPPED, WeightsError, list_shipped, source_of
+from timm_ebl.weights import SHIPPED, list_shipped, source_of
 
 ROOT = Path(__file__).parents[1]
 

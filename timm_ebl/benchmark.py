@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import one_sentence
 from .gradients import (
     PRECISIONS,
     add_network_options,
@@ -235,6 +236,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
     print(f"error in {len(y)} test images: {', '.join(errors)}")
 
 
+@one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(

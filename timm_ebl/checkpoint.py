@@ -26,10 +26,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from torch.optim import Optimizer
 
-from .config import ConfigError
+from .errors import ConfigError, EBLError, Interrupted
 from .progress import Progress
 from .run import LEFTOVER, writing
-from .signals import Interrupted, StopSignals
+from .signals import StopSignals, stop_message
 from .watch import require_finite
 
 __all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
@@ -39,15 +39,15 @@ _Outcome = TypeVar("_Outcome")
 
 
 def on_main(accelerator: Accelerator, call: Callable[[], _Outcome]) -> _Outcome:
-    """Call something on the main process; every process gets what it returns, or the `ConfigError` that it raises."""
+    """Call something on the main process; every process gets what it returns, or the `EBLError` that it raises."""
     outcome: list[Any] = [None]
     if accelerator.is_main_process:
         try:
             outcome = [call()]
-        except ConfigError as error:
+        except EBLError as error:
             outcome = [error]
     (result,) = broadcast_object_list(outcome)
-    if isinstance(result, ConfigError):
+    if isinstance(result, EBLError):
         raise result
     return result
 
@@ -141,7 +141,7 @@ class Checkpoints:
         if stop or due:
             self.save()
         if stop:
-            raise Interrupted(stop, self.progress, self.folder.parent)
+            raise Interrupted(stop_message(stop, self.progress, self.folder.parent), stop)
 
     def resume(self, force: bool) -> bool:
         """Take the run up where the newest undamaged checkpoint left it.

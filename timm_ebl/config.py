@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
+from .errors import ConfigError
 from .minimize import Minimizer, Start
 from .order import list_orders
 from .rules import list_rules, rule_options
 
-__all__ = ["PRESETS", "ConfigError", "TrainConfig", "parse_config"]
+__all__ = ["PRESETS", "TrainConfig", "parse_config"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
@@ -36,10 +37,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 TRACKERS = ("tensorboard", "wandb", "all")
 """Values of ``log_with``."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says what to change."""
 
 
 def _option(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:

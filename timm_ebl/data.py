@@ -16,11 +16,12 @@ import torch
 from pyarrow.parquet import read_table
 from torch import Tensor
 
-from .source import DataError, read_folder, read_hub
+from .errors import DataError
+from .source import read_folder, read_hub
 from .spec import DATASETS, EMBEDDED, DatasetSpec
 from .transforms import decode_images
 
-__all__ = ["DataError", "ImageDataset", "collate", "list_datasets", "load_dataset"]
+__all__ = ["ImageDataset", "collate", "list_datasets", "load_dataset"]
 
 
 def list_datasets() -> list[str]:

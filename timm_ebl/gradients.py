@@ -9,7 +9,6 @@ interaction from the input upwards.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .data import load_dataset
+from .errors import ConfigError, one_sentence
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
@@ -127,7 +127,7 @@ def load_network(
         if options.dataset:
             x, y = load_images(model, options, "train", len(x))
     except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {name}: {error}")
+        raise ConfigError(f"{name}: {error}") from error
     return model, x.to(device), y.to(device)
 
 
@@ -139,6 +139,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
     return BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images), labels
 
 
+@one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
     parser = argparse.ArgumentParser(

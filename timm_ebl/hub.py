@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,22 +24,18 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from .card import render_card
-from .config import ConfigError
 from .connection import explain, is_transient, retry
-from .data import DataError, ImageDataset
+from .data import ImageDataset
+from .errors import CheckpointError, HubError, WeightsError, one_sentence
 from .package import package, stage
-from .published import CARD, RECORDS, Checkpoint, CheckpointError, Evaluation, same_error
+from .published import CARD, RECORDS, Checkpoint, Evaluation, same_error
 from .recipes import write_overview
 from .values import positive_count
-from .weights import CONFIG, WEIGHTS, WeightsError, read_config
+from .weights import CONFIG, WEIGHTS, read_config
 
-__all__ = ["HubError", "check_access", "main", "publish", "verify"]
+__all__ = ["check_access", "main", "publish", "verify"]
 
 Result = TypeVar("Result")
-
-
-class HubError(RuntimeError):
-    """The Hub cannot or may not be used as asked; the message says why and what can be done."""
 
 
 class State(str, Enum):
@@ -284,26 +279,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
     options = build_parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        if options.command == "package":
-            run, *others = map(Checkpoint.open, options.runs)
-            name = package(run, options.tag, others, options.note, options.data_root)
-            print(f"packaged {name}; overview in {write_overview()}")
-        elif options.command == "publish":
-            access = {"private": options.private, "dry_run": options.dry_run}
-            publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)
-        else:
-            measured = verify(options.source, options.data_root, options.dataset)
-            print(
-                f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says"
-            )
-    except (CheckpointError, ConfigError, DataError, HubError, WeightsError) as error:
-        sys.exit(f"error: {error}")
+    if options.command == "package":
+        run, *others = map(Checkpoint.open, options.runs)
+        name = package(run, options.tag, others, options.note, options.data_root)
+        print(f"packaged {name}; overview in {write_overview()}")
+    elif options.command == "publish":
+        access = {"private": options.private, "dry_run": options.dry_run}
+        publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)
+    else:
+        measured = verify(options.source, options.data_root, options.dataset)
+        print(f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says")
 
 
 if __name__ == "__main__":

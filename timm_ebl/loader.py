@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import ConfigError
 from .data import ImageDataset, collate
+from .errors import ConfigError
 
 __all__ = ["EpochOrder", "Stream", "build_eval_loader", "build_train_loader", "epoch_generator"]
 

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .errors import Diverged
 from .loader import Stream, epoch_generator
 from .network import HopfieldNetwork
 from .progress import Averages, Progress
 from .rules import squared_error
 from .transforms import BatchTransform
-from .watch import Diverged
 
 __all__ = ["add_metrics", "evaluate", "train_epoch"]
 

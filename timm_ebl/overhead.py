@@ -22,6 +22,7 @@ import timm_ebl  # noqa: F401 (registers the models)
 from .benchmark import seconds
 from .checkpoint import Checkpoints
 from .config import TrainConfig
+from .errors import one_sentence
 from .loop import add_metrics, nothing
 from .memory import keep_freed_memory
 from .progress import Progress
@@ -85,6 +86,7 @@ def measure(name: str, batch_size: int, repeats: int, epoch_images: int, folder:
     return found | {"overhead": overhead / found["step"]}
 
 
+@one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the overhead of some models."""
     parser = argparse.ArgumentParser(

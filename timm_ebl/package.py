@@ -19,7 +19,8 @@ from torch import Tensor
 from .card import render_card
 from .config import TrainConfig
 from .data import ImageDataset
-from .published import CARD, RECIPES, RECORDS, Checkpoint, CheckpointError, Evaluation, predict, same_error
+from .errors import CheckpointError
+from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
 from .run import write_whole
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
 

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,10 @@ from torch import Tensor
 
 import timm_ebl  # noqa: F401 (registers the models)
 
-from .config import ConfigError, TrainConfig, read_recipe
-from .data import DataError
+from .config import TrainConfig, read_recipe
+from .errors import ConfigError, one_sentence
 from .network import HopfieldNetwork
-from .run import OutputError, write_whole
+from .run import write_whole
 from .training import build_transform, free_phase, load_splits
 from .values import positive_count
 
@@ -273,6 +272,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     return [run.path / name for name in figures]
 
 
+@one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
     parser = argparse.ArgumentParser(
@@ -282,16 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
     options = parser.parse_args(arguments)
-    try:
-        runs = [_read_run(path) for path in options.runs]
-        written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]
-        if len(runs) > 1:
-            parent = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
-            tests = {str(run.path): run.summary["test_error"] for run in runs if "test_error" in run.summary}
-            plot_comparison(parent / "comparison.png", {str(run.path): run.epochs for run in runs}, tests)
-            written.append(parent / "comparison.png")
-    except (ConfigError, DataError, OutputError) as error:
-        sys.exit(f"error: {error}")
+    runs = [_read_run(path) for path in options.runs]
+    written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]
+    if len(runs) > 1:
+        parent = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
+        tests = {str(run.path): run.summary["test_error"] for run in runs if "test_error" in run.summary}
+        plot_comparison(parent / "comparison.png", {str(run.path): run.epochs for run in runs}, tests)
+        written.append(parent / "comparison.png")
     print("\n".join(map(str, written)))
 
 

@@ -15,22 +15,19 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from .card import card_error
-from .config import ConfigError, TrainConfig, read_recipe
+from .config import TrainConfig, read_recipe
 from .connection import explain, retry
 from .data import ImageDataset, load_dataset
+from .errors import CheckpointError, ConfigError, WeightsError
 from .transforms import BatchTransform
-from .weights import CONFIG, SHIPPED, WEIGHTS, WeightsError, list_shipped, read_config
+from .weights import CONFIG, SHIPPED, WEIGHTS, list_shipped, read_config
 
-__all__ = ["CARD", "RECORDS", "Checkpoint", "CheckpointError", "Evaluation", "predict", "same_error"]
+__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "predict", "same_error"]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
 CARD = "README.md"
 RECIPES = Path(__file__).parents[1] / "hub_configs"
 """Where a clone of the repository keeps the records of the shipped checkpoints."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not what it is said to be, or lacks a part; the message says which."""
 
 
 @dataclass(frozen=True)

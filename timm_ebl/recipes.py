@@ -14,6 +14,7 @@ import timm
 import torch
 
 from .config import TrainConfig, read_recipe
+from .errors import one_sentence
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
 from .published import RECIPES, Checkpoint
@@ -176,6 +177,7 @@ Weights in the package, trained by this repository; each folder has the recipe, 
 """
 
 
+@one_sentence()
 def main() -> None:
     """Write the overview."""
     print(f"wrote {write_overview()}")

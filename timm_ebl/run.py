@@ -20,7 +20,7 @@ import yaml
 from timm.models import save_for_hf
 from torch import nn
 
-from .config import ConfigError
+from .errors import ConfigError, OutputError
 from .progress import Progress
 from .transforms import BatchTransform
 
@@ -29,14 +29,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LEFTOVER", "OutputError", "RunFolder", "device_name", "versions", "write_whole", "writing"]
+__all__ = ["LEFTOVER", "RunFolder", "device_name", "versions", "write_whole", "writing"]
 
 LEFTOVER = ".tmp-"
 """Start of the name of what is being written. What still has it when a run is taken up again is removed."""
-
-
-class OutputError(OSError):
-    """The results cannot be written; the message says where and why."""
 
 
 @contextmanager

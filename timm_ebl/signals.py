@@ -9,22 +9,15 @@ from typing import Any
 
 from .progress import Progress
 
-__all__ = ["Interrupted", "StopSignals"]
+__all__ = ["StopSignals", "stop_message"]
 
 
-class Interrupted(Exception):
-    """A signal has stopped the run; its state is saved, and the message says how to go on.
-
-    Attributes:
-        signal: The number of the signal.
-    """
-
-    def __init__(self, number: int, progress: Progress, run: Path) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after batch {progress.step} of epoch {progress.epoch}, which is "
-            f"saved; go on by: {resume_command(run)}"
-        )
-        self.signal = number
+def stop_message(number: int, progress: Progress, run: Path) -> str:
+    """What is said when a signal has stopped a run whose state is saved."""
+    return (
+        f"stopped by {signal.Signals(number).name} after batch {progress.step} of epoch {progress.epoch}, which is "
+        f"saved; go on by: {resume_command(run)}"
+    )
 
 
 def resume_command(run: Path) -> str:

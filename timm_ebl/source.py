@@ -14,13 +14,10 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.file_download import repo_folder_name
 
 from .connection import explain, is_busy, retry
+from .errors import DataError
 from .spec import EMBEDDED
 
-__all__ = ["DataError", "read_folder", "read_hub"]
-
-
-class DataError(ValueError):
-    """A data set cannot be loaded or used as asked; the message says why and what can be done."""
+__all__ = ["read_folder", "read_hub"]
 
 
 def read_folder(folder: Path, config: str | None, split: str) -> Mapping[str, datasets.Dataset | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 
-from .config import ConfigError
+from .errors import ConfigError
 
 __all__ = ["check_trackers", "start_trackers"]
 

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
-from .config import ConfigError, TrainConfig
-from .data import DataError, ImageDataset, load_dataset
+from .config import TrainConfig
+from .data import ImageDataset, load_dataset
+from .errors import ConfigError, DataError
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import ContrastiveRule, Rule, create_rule, rule_options

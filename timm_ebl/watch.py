@@ -9,18 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from .energy import State
+from .errors import Diverged
 from .progress import Progress
 
-__all__ = ["Diverged", "LayerReport", "Watch", "report_layers", "require_finite"]
+__all__ = ["LayerReport", "Watch", "report_layers", "require_finite"]
 
 _DEAD = 0.999  # share of the units at one end
 _SATURATED = 0.99  # share of the units at either end; in runs that learn it is below 0.95
 _RISE = 5.0  # times the lowest residual
 _SETTLED = 0.1  # residual that is no cause for a warning; runs that learn stay below 0.05
-
-
-class Diverged(Exception):
-    """The weights are not finite any more; the message says which."""
 
 
 class LayerReport(NamedTuple):

@@ -17,8 +17,9 @@ from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from .connection import explain, retry
+from .errors import WeightsError
 
-__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "WeightsError", "build_with_weights", "read_config", "read_weights"]
+__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "build_with_weights", "read_config", "read_weights"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -27,10 +28,6 @@ SHIPPED = Path(__file__).parent / "pretrained"
 
 HUB_OWNER = "timm-ebl"
 """Owner of the repositories that hold the same checkpoints on the Hugging Face Hub."""
-
-
-class WeightsError(RuntimeError):
-    """Weights that cannot be loaded; the message names the file and says why."""
 
 
 def list_shipped() -> list[str]:

@@ -1,0 +1,59 @@
+"""An expected error ends a command by one line on stderr and its exit status; any other one stays a traceback."""
+
+import inspect
+import pickle
+import signal
+
+import pytest
+
+from timm_ebl import errors
+from timm_ebl.errors import ConfigError, Diverged, EBLError, HubError, Interrupted, OutputError, one_sentence
+
+ALL = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, EBLError)]
+
+
+def end(error):
+    with pytest.raises(SystemExit) as stop, one_sentence():
+        raise error
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ConfigError("--lr is at least 0."), 1, "error: --lr is at least 0."),
+        (HubError("the library said:\n\n  no\r\n  more than that"), 1, "error: the library said: no more than that"),
+        (OutputError("the disk is full."), 1, "error: the disk is full."),
+        (Diverged("not finite: head.weight"), 3, "diverged: not finite: head.weight"),
+        (Interrupted("stopped by SIGUSR1", signal.SIGUSR1), 138, "stopped by SIGUSR1"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_a_status(capsys, error, status, line):
+    assert end(error) == status
+    assert capsys.readouterr() == ("", line + "\n")
+
+
+def test_every_error_is_an_expected_one_and_travels_between_processes():
+    assert len(ALL) == 9
+    for kind in {*ALL} - {Interrupted}:
+        copy = pickle.loads(pickle.dumps(kind("one\ntwo")))
+        assert (type(copy), str(copy), copy.args) == (kind, "one two", ("one\ntwo",))
+
+
+def test_the_first_process_of_a_machine_speaks_for_all(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert end(ConfigError("wrong")) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_a_closed_stderr_does_not_hide_the_status(monkeypatch, tmp_path):
+    with open(tmp_path / "closed", "w") as closed:
+        pass
+    monkeypatch.setattr("sys.stderr", closed)
+    assert end(Diverged("not finite")) == 3
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError), one_sentence():
+        raise ZeroDivisionError

@@ -1,0 +1,105 @@
+"""Every exception of the package, and how a command ends by one: a sentence on stderr and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "Diverged",
+    "EBLError",
+    "HubError",
+    "Interrupted",
+    "OutputError",
+    "WeightsError",
+    "one_sentence",
+]
+
+
+class EBLError(Exception):
+    """What may be expected to go wrong; the message is one line that says what is wrong and what to do.
+
+    Attributes:
+        status: Exit status of a command that it ends.
+        title: What the command says before the message.
+    """
+
+    status = 1
+    title = "error: "
+
+    def __str__(self) -> str:
+        """The message; the lines of what a library said in it are joined."""
+        return " ".join(filter(None, map(str.strip, super().__str__().splitlines())))
+
+
+class ConfigError(EBLError, ValueError):
+    """A configuration that cannot be run; the message says what to change."""
+
+
+class DataError(EBLError, ValueError):
+    """A data set cannot be loaded or used as asked; the message says why and what can be done."""
+
+
+class OutputError(EBLError, OSError):
+    """The results cannot be written; the message says where and why."""
+
+
+class CheckpointError(EBLError, ValueError):
+    """A checkpoint that is not what it is said to be, or lacks a part; the message says which."""
+
+
+class WeightsError(EBLError, RuntimeError):
+    """Weights that cannot be loaded; the message names the file and says why."""
+
+
+class HubError(EBLError, RuntimeError):
+    """The Hub cannot or may not be used as asked; the message says why and what can be done."""
+
+
+class Diverged(EBLError):
+    """The weights are not finite any more; the message says which."""
+
+    status = 3
+    title = "diverged: "
+
+
+class Interrupted(EBLError):
+    """A signal has stopped the run; the message says what is saved and how to go on.
+
+    Attributes:
+        signal: The number of the signal.
+    """
+
+    title = ""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal, self.status = signal, 128 + signal
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process by a sentence on stderr and an exit status where an `EBLError` or Ctrl-C ends what is inside.
+
+    Of several processes on a machine the first one speaks. It is a decorator as well.
+
+    Raises:
+        SystemExit: With the status of the error; 128 + N for a signal N.
+    """
+    try:
+        yield
+    except EBLError as error:
+        message, status = f"{error.title}{error}", error.status
+    except KeyboardInterrupt:
+        message, status = "stopped by SIGINT", 130
+    else:
+        return
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        with suppress(OSError, ValueError):  # nobody reads it
+            print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
