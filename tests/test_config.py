@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import yaml
 
 from timm_ebl import PAPER, Minimizer
 from timm_ebl.config import TrainConfig, parse_config, read_recipe
 from timm_ebl.errors import ConfigError
 from timm_ebl.training import build_rule
+from timm_ebl.yaml12 import dump_yaml
 
 RECIPES = sorted(Path(__file__).parents[1].glob("hub_configs/*.yaml"))
 
@@ -37,15 +37,24 @@ def test_values_have_their_types(tmp_path):
     assert config.weight_decay == 3e-4
     assert config.model_kwargs == {"gains": [0.5, 0.4]}
     assert isinstance(config.beta, float)
-    given = parse_config(["--model-kwargs", "gains=[0.5, 0.4]", "tolerance=1e-3", "order=forward", "--lr", "1", "2"])
-    assert given.model_kwargs == {"gains": [0.5, 0.4], "tolerance": 1e-3, "order": "forward"}
+    pairs = ["gains=[0.5, 0.4]", "widths=(8, 16)", "tolerance=1e-3", "pooling=average", "pool=2", "backward=None"]
+    given = parse_config(["--model-kwargs", *pairs, "compiled=False", "--lr", "1", "2"])
+    assert given.model_kwargs == {
+        "gains": [0.5, 0.4],
+        "widths": (8, 16),
+        "tolerance": 1e-3,
+        "pooling": "average",
+        "pool": 2,
+        "backward": None,
+        "compiled": False,
+    }
     assert given.lr == (1.0, 2.0)
 
 
 def test_the_resolved_settings_are_a_recipe(tmp_path):
-    config = parse_config(["--algo", "n-ep", "--lr", "0.1", "0.2", "--model-kwargs", "sweeps=3"])
+    config = parse_config(["--algo", "n-ep", "--lr", "0.1", "0.2", "--output-dir", "1e5", "--model-kwargs", "pool=3"])
     path = tmp_path / "args.yaml"
-    path.write_text(yaml.safe_dump(config.to_dict()))
+    path.write_text(dump_yaml(config.to_dict()))
     assert parse_config(["--config", str(path)]) == config
 
 
@@ -94,7 +103,29 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--grad-accum-steps", "0"], ["--grad-accum-steps", "at least 1"]),
         (["--nonsense", "1"], ["--nonsense", "--algo"]),
         (["--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
-        (["--model-kwargs", "sweeps"], ["model_kwargs", "KEY=VALUE"]),
+        (["--config", "/dev/zero"], ["/dev/zero", "cannot be read"]),
+        (["--config", "a\0b"], ["cannot be read"]),
+        (["--model-kwargs", "sweeps"], ["--model-kwargs", "KEY=VALUE"]),
+        (["--model-kwargs", "a b=1"], ["--model-kwargs", "KEY=VALUE", "a b"]),
+        (["--model-kwargs", "gains=1", "gains=2"], ["--model-kwargs", "twice"]),
+        (["--model-kwargs", "pretrained=false"], ["pretrained=false", "True, False"]),
+        (["--model-kwargs", "compiled=no"], ["compiled=no", "True, False"]),
+        (["--model-kwargs", "widths={1, 2}"], ["widths", "list"]),
+        (["--model-kwargs", "gains=1e400"], ["gains", "inf"]),
+        (["--epochs", "99999999999999999999999"], ["--epochs", "1,000,000"]),
+        (["--epochs", "inf"], ["--epochs", "whole number", "inf"]),
+        (["--epochs", "1e400"], ["--epochs", "whole number"]),
+        (["--epochs", "9" * 5000], ["--epochs", "whole number"]),
+        (["--seed", str(2**32)], ["--seed", "2^32"]),
+        (["--omega", "1e-300"], ["--omega", "1e-30"]),
+        (["--beta", "nan"], ["--beta", "a number", "nan"]),
+        (["--lr", "1e-3", "inf"], ["--lr", "inf"]),
+        (["--weight-decay", "1e300"], ["--weight-decay", "1e+30"]),
+        (["--dataset", ""], ["--dataset", "not empty"]),
+        (["--output-dir", " "], ["--output-dir", "not empty"]),
+        (["--output-dir", "a\0b"], ["--output-dir", "one line"]),
+        (["--push-to-hub", "a\nb"], ["--push-to-hub", "one line"]),
+        (["--output-dir", "\udcff"], ["--output-dir", "one line"]),
     ],
 )
 def test_a_wrong_command_line_is_refused_in_one_sentence(arguments, words, capsys):
@@ -103,6 +134,7 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(arguments, words, capsy
     assert refusal.value.code == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
+    assert message.count("\n") == 1
 
 
 def test_what_decides_a_result_leaves_out_where_and_how_it_is_kept():
@@ -127,7 +159,30 @@ def test_what_decides_a_result_leaves_out_where_and_how_it_is_kept():
         ("- epochs\n", ["option: value"]),
         ("epochs: {a: 1}\n", ["epochs", "whole number"]),
         ("warm_start: 1\n", ["warm_start", "true or false"]),
-        ("a: [\n", ["cannot be read"]),
+        ("a: [\n", ["cannot be read", "line 2"]),
+        ("epochs: 3\nepochs: 4\n", ["cannot be read", "'epochs'", "2 times"]),
+        ("model_kwargs: {gains: 1, gains: 2}\n", ["'gains'", "2 times"]),
+        ("lr: &rate [1]\nomega: *rate\n", ["line 2", "written out"]),
+        ("lr: " + "[" * 5000, ["nested too deeply"]),
+        ("lr: [[1]]\n", ["lr", "a number", "[1]"]),
+        ("epochs: 1:30\n", ["epochs", "whole number", "'1:30'"]),
+        ("epochs: true\n", ["epochs", "whole number", "True"]),
+        ("lr: true\n", ["lr", "a number", "True"]),
+        ("lr: [0.1, .inf]\n", ["lr", "a number", "inf"]),
+        ("lr: []\n", ["lr", "empty"]),
+        ("log_with: []\n", ["log_with", "empty"]),
+        ("lr: null\n", ["lr", "a number", "None"]),
+        ("warm_start: yes\n", ["warm_start", "true or false", "'yes'"]),
+        ("dataset: ''\n", ["dataset", "not empty"]),
+        ("dataset_revision: 1e5\n", ["dataset_revision", "in quotes", "100000.0"]),
+        ("model_kwargs: {compiled: yes}\n", ["compiled=yes", "true"]),
+        ("model_kwargs: {1: 2}\n", ["model_kwargs", "KEY=VALUE", "1"]),
+        ("model_kwargs: []\n", ["model_kwargs", "KEY=VALUE", "[]"]),
+        ("false\n", ["option: value"]),
+        ("0\n", ["option: value"]),
+        ("''\n", ["option: value"]),
+        ("[]\n", ["option: value"]),
+        ("#" * 1_000_001, ["cannot be read", "1,000,000 letters"]),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_sentence(text, words, tmp_path):

@@ -8,14 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, NoReturn
 
 from .errors import ConfigError
 from .minimize import Minimizer, Start
+from .options import read_option
 from .order import list_orders
 from .rules import list_rules, rule_options
+from .yaml12 import parse_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "parse_config"]
 
@@ -38,6 +38,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 TRACKERS = ("tensorboard", "wandb", "all")
 """Values of ``log_with``."""
 
+MOST = 1_000_000
+"""Bound of whatever is counted."""
+
+LONGEST_RECIPE = 1_000_000
+"""Letters of a recipe; what is longer is something else."""
+
+COMMAND_LINE = "command line"
+"""Source of a value that has none in a file."""
+
 
 def _option(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
     return field(default=default, metadata={"help": description, "parse": parse, "many": many})
@@ -50,14 +59,6 @@ def _aside(default: Any, description: str, parse: Any = str, many: bool = False)
 
 def _flag(default: bool | None, description: str) -> Any:
     return _option(default, description, parse=bool)
-
-
-def _value(text: str) -> Any:
-    """A YAML scalar or list, with ``1e-3`` read as the number it is."""
-    try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except ValueError:
-        return text
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,10 @@ class TrainConfig:
             raise ConfigError(f"Rule {self.algo!r} holds no pooling routes: leave --hold-routes out.")
         counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
-            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "weight_decay", "min_lr", "momentum", "seed"):
+            count = getattr(self, name)
+            self._require(name, count is None or 1 <= count <= MOST, f"at least 1 and at most {MOST:,}")
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
+        for name in ("lr", "weight_decay", "min_lr", "momentum"):
             value = getattr(self, name)
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
         self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
@@ -161,7 +164,7 @@ class TrainConfig:
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise ConfigError(f"--{name.replace('_', '-')} is {allowed}, not {getattr(self, name)!r}.")
+            raise ConfigError(f"{_flag_of(name)} is {allowed}, not {getattr(self, name)!r}.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the result of a run, as `to_dict` gives them."""
@@ -181,49 +184,46 @@ def _named(function: Any, name: str) -> Any:
 
 
 def _coerce(spec: dataclasses.Field, value: Any, source: str) -> Any:
-    parse, many = spec.metadata["parse"], spec.metadata["many"]
-    name = f"{source}: {spec.name}"
-    try:
-        if value is None and (spec.default is None or spec.default is dataclasses.MISSING):
-            return None
-        if parse is dict:
-            if isinstance(value, Mapping):
-                return dict(value)
-            pairs = dict(item.split("=", 1) for item in value)
-            return {key: _value(text) for key, text in pairs.items()}
-        if parse is bool:
-            if not isinstance(value, bool):
-                raise TypeError
-            return value
-        if many:
-            return tuple(parse(item) for item in (value if isinstance(value, (list, tuple)) else (value,)))
-        if parse is int and float(value) != int(float(value)):
-            raise ValueError
-        if isinstance(value, (list, dict, bool)):
-            raise TypeError
-        return parse(value)
-    except (TypeError, ValueError):
-        kind = {dict: "KEY=VALUE pairs", bool: "true or false", int: "a whole number", float: "a number"}
-        raise ConfigError(f"{name} is {kind.get(parse, 'a text')}, not {value!r}.") from None
+    if value is None and spec.default in (None, dataclasses.MISSING):
+        return None
+    name = _flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
+    return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
+
+
+def _flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML recipe.
 
     Raises:
-        ConfigError: The file cannot be read, is no mapping, or has an unknown key.
+        ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}") from None
-    if not isinstance(settings, dict):
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST_RECIPE + 1)
+        if len(text) > LONGEST_RECIPE:
+            raise ConfigError(f"it has more than {LONGEST_RECIPE:,} letters")
+        settings = parse_yaml(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
+    if settings is not None and not isinstance(settings, dict):
         raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
     specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
-    unknown = [key for key in settings if key not in specs]
+    unknown = [key for key in settings or () if key not in specs]
     if unknown:
         raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are {', '.join(specs)}.")
-    return {key: _coerce(specs[key], value, str(path)) for key, value in settings.items()}
+    return {key: _coerce(specs[key], value, str(path)) for key, value in (settings or {}).items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends in one line, where argparse would print all options above it."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += f"; the options are {', '.join(sorted(filter(None, self._option_string_actions)))}"
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
@@ -236,9 +236,7 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
     Raises:
         SystemExit: Something is wrong with the command line or the recipe; one sentence says what.
     """
-    parser = argparse.ArgumentParser(
-        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE", help="YAML recipe; what the command line says comes before it")
     parser.add_argument(
         "--preset",
@@ -257,15 +255,15 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
         else:
             options |= {"nargs": "+"} if many else {}
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
-        parser.add_argument(f"--{spec.name.replace('_', '-')}", **options)
+        parser.add_argument(_flag_of(spec.name), **options)
     given = vars(parser.parse_args(arguments))
     recipe, preset = given.pop("config"), given.pop("preset")
     try:
         settings = {**PRESETS[preset], **(read_recipe(recipe) if recipe else {})}
-        settings |= {s.name: _coerce(s, given[s.name], "command line") for s in specs if s.name in given}
+        settings |= {s.name: _coerce(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
         return TrainConfig(**settings)
     except ConfigError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.error(str(error))
 
 
 def _shown(default: Any) -> str:

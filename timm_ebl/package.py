@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from .errors import CheckpointError
 from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
 from .run import write_whole
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
+from .yaml12 import dump_yaml
 
 __all__ = ["package", "stage"]
 
@@ -126,7 +126,7 @@ def stage(
     texts = {
         CONFIG: json.dumps(config, indent=2) + "\n",
         "summary.json": json.dumps(summary, indent=2) + "\n",
-        "args.yaml": yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True),
+        "args.yaml": dump_yaml(recipe.to_dict()),
         CARD: render_card(name, model, recipe, summary, config),
     }
     for file, text in texts.items():

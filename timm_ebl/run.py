@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from timm.models import save_for_hf
 from torch import nn
 
 from .errors import ConfigError, OutputError
 from .progress import Progress
 from .transforms import BatchTransform
+from .yaml12 import dump_yaml
 
 try:
     import fcntl
@@ -182,7 +182,7 @@ class RunFolder:
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write ``args.yaml``."""
-        text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+        text = dump_yaml(dict(settings))
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_results(self, progress: Progress, model: nn.Module, transform: BatchTransform, better: bool) -> None:
