@@ -144,7 +144,7 @@ def test_truncated_backpropagations_update_is_the_slow_twins(make_dchn, batch, o
     torch.testing.assert_close(output, state[-1], atol=1e-10, rtol=0)
     params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
     for _ in range(4):
-        state = twin.sweep(params, x, state, groups, omega, differentiable=True)
+        state = twin.sweep(params, x, state, groups, omega)
     cost = ((state[-1] - torch.eye(3, dtype=torch.float64)[y]) ** 2).sum(1).mean() / 2
     expected = torch.autograd.grad(cost, [p for pair in params for p in pair])
     assert loss.item() == pytest.approx(cost.item(), abs=1e-10)
@@ -168,7 +168,7 @@ def test_recurrent_backpropagations_update_is_the_slow_twins_sum_of_powers_of_th
 
     def sweep(flat):
         layers = [part.view_as(layer) for part, layer in zip(flat.split(sizes), state, strict=True)]
-        swept = twin.sweep(params, x, layers, ((0, 1, 2),), differentiable=True)
+        swept = twin.sweep(params, x, layers, ((0, 1, 2),))
         return torch.cat([layer.flatten() for layer in swept])
 
     flat = torch.cat([layer.flatten() for layer in state])

@@ -1,13 +1,16 @@
-"""The slow, obvious twin of the package's fast path: the paper's equations, one statement each.
+"""The reference procedure with what the package adds to the paper: over-relaxation, held pooling routes, responses.
 
-Nothing is kept from one update to the next, feedback is taken as the gradient that it is by definition, and every
-layer is written out. Only the parameters are read from the network under test.
+Nothing is kept from one update to the next, and every layer is written out. Only the parameters are read from the
+network under test.
 """
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
+
+from timm_ebl import reference
+
+zero_state = reference.zero_state
 
 GROUPS = {
     "asynchronous": ((0, 2, 4), (1, 3)),
@@ -23,40 +26,32 @@ def parameters(model):
     return [(m.weight.detach().double(), m.bias.detach().double()) for m in (*model.layers, model.head)]
 
 
-def drive(weight, bias, lower, held=None):
+def drive(layer, lower, held=None):
     """``P(w * s) + b`` for a convolution, ``W s + b`` for the read-out; on request pooled as a held lower layer is."""
-    if weight.ndim == 2:
-        return lower.flatten(1) @ weight.T + bias
-    maps = F.conv2d(lower, weight, padding=1)
-    _, route = F.max_pool2d(maps if held is None else F.conv2d(held, weight, padding=1), 2, return_indices=True)
-    return maps.flatten(2).gather(2, route.flatten(2)).view(route.shape) + bias.view(-1, 1, 1)
-
-
-def below(x, state):
-    """The layer below each layer of the state."""
-    return [x, *state[:-1]]
+    weight, bias = layer
+    if held is None or weight.ndim == 2:
+        return reference.drive(layer, lower)
+    maps, at = (F.conv2d(each, weight, padding=1) for each in (lower, held))
+    route = F.max_pool2d(at, 2, return_indices=True)[1]
+    return maps.flatten(2).gather(2, route.flatten(2)).view(route.shape) + bias[:, None, None]
 
 
 def energy(params, x, state, held=None):
     """``E(theta, x, s)``, ``(B,)``, on request with the pooling routes of a held state."""
-    total = torch.zeros(x.shape[0], dtype=x.dtype)
-    kept = [None] * len(state) if held is None else below(x, held)
-    for (weight, bias), lower, upper, at in zip(params, below(x, state), state, kept, strict=True):
-        total = total + (upper**2).flatten(1).sum(1) / 2
-        total = total - (upper * drive(weight, bias, lower, at)).flatten(1).sum(1)
-    return total
+    if held is None:
+        return reference.energy(params, x, state)
+    layers = zip(params, (x, *state[:-1]), state, (x, *held[:-1]), strict=True)
+    return sum((s * (s / 2 - drive(layer, lower, at))).flatten(1).sum(1) for layer, lower, s, at in layers)
 
 
-def field(params, x, state, layer, held=None, differentiable=False):
-    """``drive + feedback`` on a layer, on request with a graph to the other layers."""
-    kept = [None] * len(state) if held is None else below(x, held)
-    bottom_up = drive(*params[layer], below(x, state)[layer], kept[layer])
+def field(params, x, state, layer, held=None):
+    """``drive + feedback`` on a layer, on request with the pooling routes of a held state."""
+    routing = state if held is None else held
+    below, at = (x, x) if layer == 0 else (state[layer - 1], routing[layer - 1])
+    bottom_up = drive(params[layer], below, None if held is None else at)
     if layer == len(state) - 1:
         return bottom_up
-    here = state[layer].clone().requires_grad_()
-    interaction = (state[layer + 1] * drive(*params[layer + 1], here, kept[layer + 1])).sum()
-    (top_down,) = torch.autograd.grad(interaction, here, create_graph=differentiable)
-    return bottom_up + top_down
+    return bottom_up + reference.feedback(params[layer + 1], routing[layer], state[layer + 1])
 
 
 def update(state, layer, value, omega=1.0, beta=0.0, y=None, clamp=None):
@@ -73,11 +68,11 @@ def minimum(params, x, state, layer, held=None, **perturbation):
     return update(state, layer, field(params, x, state, layer, held), **perturbation)
 
 
-def sweep(params, x, state, groups, omega=1.0, held=None, differentiable=False, **perturbation):
+def sweep(params, x, state, groups, omega=1.0, held=None, **perturbation):
     """One sweep over the groups of layers."""
     state = list(state)
     for group in groups:
-        fields = {layer: field(params, x, state, layer, held, differentiable) for layer in group}
+        fields = {layer: field(params, x, state, layer, held) for layer in group}
         for layer, value in fields.items():
             state[layer] = update(state, layer, value, omega, **perturbation)
     return tuple(state)
@@ -128,21 +123,12 @@ def responses(params, x, free, potentials, held, groups, omegas, perturbations):
     return [tuple(state) for state in states]
 
 
-def zero_state(params, x):
-    """Every layer at zero."""
-    state, lower = [], x
-    for weight, bias in params:
-        lower = torch.zeros_like(drive(weight, bias, lower))
-        state.append(lower)
-    return tuple(state)
-
-
 def feedforward_state(params, x):
     """Each layer from the one below, without feedback."""
     state, lower = [], x
-    for weight, bias in params:
-        lower = drive(weight, bias, lower)
-        if weight.ndim > 2:
+    for layer in params:
+        lower = drive(layer, lower)
+        if layer is not params[-1]:
             lower = lower.clamp(0, 1)
         state.append(lower)
     return tuple(state)
