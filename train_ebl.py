@@ -9,12 +9,16 @@ Without --dataset it trains on a sample of Fashion-MNIST that comes with the pac
 on two CPU cores. Settings come from the defaults, then --config, then the command line.
 """
 
+import os
 import sys
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
+import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
+
+# isort: split
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.scheduler import CosineLRScheduler
@@ -23,6 +27,7 @@ from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.config import TrainConfig, parse_config
 from timm_ebl.errors import Diverged, one_sentence
 from timm_ebl.hub import check_access, publish
+from timm_ebl.launch import start_accelerator
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
@@ -31,6 +36,7 @@ from timm_ebl.progress import Progress
 from timm_ebl.run import RunFolder, device_name, versions
 from timm_ebl.signals import StopSignals
 from timm_ebl.task import RuleTask
+from timm_ebl.threads import set_threads
 from timm_ebl.tracking import check_trackers, start_trackers
 from timm_ebl.training import (
     build_model,
@@ -39,7 +45,6 @@ from timm_ebl.training import (
     build_transform,
     empty_classes,
     load_splits,
-    set_threads,
 )
 from timm_ebl.watch import Watch
 
@@ -48,7 +53,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
     check_trackers(config.log_with)
     set_seed(config.seed)
-    set_threads(accelerator, config.threads)
+    if config.threads or accelerator.device.type == "cpu":
+        set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     keep_freed_memory()
 
     if config.push_to_hub and accelerator.is_main_process:
@@ -194,9 +200,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 def main() -> None:
     """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
     config = parse_config(description=__doc__)
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.grad_accum_steps
-    )
+    accelerator = start_accelerator(config)
     launched = {
         "mixed_precision": accelerator.mixed_precision,
         "grad_accum_steps": accelerator.gradient_accumulation_steps,

@@ -5,6 +5,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
+
+# isort: split
 import datasets
 import huggingface_hub.constants
 import pytest

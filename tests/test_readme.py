@@ -1,5 +1,6 @@
 """The README says what is so: its Python runs, its commands and links exist."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -70,8 +71,13 @@ def test_timms_scripts_start_with_the_plugin(tmp_path):
     script.write_text("import sys, timm; print(sys.argv, timm.is_model('dchn_mnist'), __name__)")
     words = [sys.executable, *shlex.split(command)[1:]]
     words[words.index("SCRIPT") :] = [str(script), "--model", "dchn_mnist"]
-    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"}
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        environment.pop(name, None)
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
     assert ran.stdout.split("\n")[0] == f"['{script}', '--model', 'dchn_mnist'] True __main__"
+    if "GOMP_SPINCOUNT" in ran.stderr:  # GNU's OpenMP says how its threads wait
+        assert "GOMP_SPINCOUNT = '0'" in ran.stderr
 
 
 def test_every_training_command_has_known_options():

@@ -1,7 +1,15 @@
 """Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
 
-Importing the package registers the ``dchn_*`` models with timm.
+Importing the package registers the ``dchn_*`` models with timm. Where torch is not loaded yet and ``OMP_WAIT_POLICY``
+is not set, it is set to ``PASSIVE``: a relaxation is many small kernels, whose threads would otherwise spin for each
+other and, on a machine with other work to do, keep each other from running.
 """
+
+import os
+import sys
+
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from . import dchn  # noqa: F401  (registers the models)
 from ._version import __version__

@@ -35,6 +35,7 @@ from .minimize import PAPER, Minimizer, Start
 from .network import SETTLING_SWEEPS, HopfieldNetwork
 from .plain import PlainProcedure
 from .rules import ContrastiveRule, Rule, create_rule
+from .threads import set_threads
 from .throughput import products, sweep, sweep_flops
 from .values import positive_count
 
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     keep_freed_memory()
     if options.threads:
-        torch.set_num_threads(options.threads)
+        set_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     matrix = torch.randn(2048, 2048, device=device)
     peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9

@@ -24,6 +24,7 @@ from .errors import ConfigError, one_sentence
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
+from .threads import set_threads
 from .transforms import BatchTransform
 from .values import positive_count
 
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
     options = parser.parse_args(arguments)
     if options.threads:
-        torch.set_num_threads(options.threads)
+        set_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for model_name in options.models:
         model, x, y = load_network(model_name, options, device)

@@ -17,7 +17,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
@@ -30,6 +29,7 @@ from .errors import CheckpointError, HubError, WeightsError, one_sentence
 from .package import package, stage
 from .published import CARD, RECORDS, Checkpoint, Evaluation, same_error
 from .recipes import write_overview
+from .threads import set_threads
 from .values import positive_count
 from .weights import CONFIG, WEIGHTS, read_config
 
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
     options = build_parser().parse_args(arguments)
     if options.threads:
-        torch.set_num_threads(options.threads)
+        set_threads(options.threads)
     if options.command == "package":
         run, *others = map(Checkpoint.open, options.runs)
         name = package(run, options.tag, others, options.note, options.data_root)

@@ -29,6 +29,7 @@ from .progress import Progress
 from .rules import create_rule
 from .signals import StopSignals
 from .task import RuleTask
+from .threads import set_threads
 from .training import build_optimizer
 from .values import positive_count
 from .watch import Watch
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keep_freed_memory()
     if options.threads:
-        torch.set_num_threads(options.threads)
+        set_threads(options.threads)
     for name in options.models:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(name, options.batch_size, options.repeats, options.epoch_images, Path(folder))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import timm
-import torch
-from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
@@ -30,7 +27,6 @@ __all__ = [
     "empty_classes",
     "free_phase",
     "load_splits",
-    "set_threads",
 ]
 
 
@@ -40,20 +36,6 @@ class Splits(NamedTuple):
     train: ImageDataset
     held_out: ImageDataset
     test: ImageDataset
-
-
-def set_threads(accelerator: Accelerator, threads: int | None = None) -> None:
-    """Give this process its share of the CPU cores; ``accelerate launch`` leaves each process a single one.
-
-    Args:
-        accelerator: Knows the device and the number of processes.
-        threads: Number of threads; ``None`` for all cores divided by the processes, if the device is a CPU.
-    """
-    if threads is None and accelerator.device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, cores // accelerator.num_processes)
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def load_splits(config: TrainConfig) -> Splits:
