@@ -3,7 +3,7 @@
     python -m timm_ebl.benchmark --models dchn_tiny_cifar10 dchn_small_cifar10 dchn_cifar10
 
 All procedures run in one process, on the same weights and the same batch, by turns. The two yardsticks are simulated
-plainly (`timm_ebl.plain`). With --study it compares settings of our own procedure instead.
+plainly (`timm_ebl.reference`). With --study it compares settings of our own procedure instead.
 """
 
 from __future__ import annotations
@@ -104,17 +104,16 @@ def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: i
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
     """The rows of the table."""
     synchronous = Minimizer(order="synchronous", sweeps=250, omega=1.0, start=Start.ZERO)
-    plain = {"paper": PlainProcedure(PAPER, Minimizer(sweeps=20, omega=1.0), beta)}
+    plain = {"paper": PlainProcedure(model, PAPER, 20, beta)}
     if laborieux:
-        nudged = Minimizer(order="synchronous", sweeps=30, omega=1.0)
-        plain["Laborieux 2021"] = PlainProcedure(synchronous, nudged, beta)
+        plain["Laborieux 2021"] = PlainProcedure(model, synchronous, 30, beta)
     rows = [
         Procedure(
             f"c-ep, {name}",
-            f"{procedure.free.sweeps} + 2 x {procedure.nudged.sweeps}",
+            f"{procedure.free.sweeps} + 2 x {procedure.nudged_sweeps}",
             procedure.free,
-            partial(procedure.infer, model),
-            partial(procedure.step, model),
+            procedure.infer,
+            procedure.step,
         )
         for name, procedure in plain.items()
     ]
