@@ -62,7 +62,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)
-    transform = build_transform(data.train)
+    transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
     scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
     name = model.pretrained_cfg["architecture"]
@@ -71,7 +71,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     source = data.train.name + (" (embedded; choose another with --dataset)" if config.dataset is None else "")
     sizes = ", ".join(
-        f"{len(part):,} {title}" for part, title in zip(data, ("to train", "held out", "to test"), strict=True)
+        f"{len(part or ()):,} {title}" for part, title in zip(data, ("to train", "held out", "to test"), strict=True)
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(f"data:  {source}: {sizes}, {len(data.train.classes)} classes")
@@ -83,7 +83,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         warn(f"the class {empty!r} has no image to train on.")
 
     train_loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
-    held_out_loader = build_eval_loader(data.held_out, config.eval_batch_size, accelerator)
+    held_out_loader = data.held_out and build_eval_loader(data.held_out, config.eval_batch_size, accelerator)
     test_loader = build_eval_loader(data.test, config.eval_batch_size, accelerator)
     task = RuleTask(model, rule, device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
@@ -141,7 +141,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     between=checkpoints.between_batches,
                     title=f"epoch {progress.epoch}/{config.epochs}",
                 )
-                held_out = evaluate(accelerator, model, held_out_loader, transform, checkpoints.between_batches)
+                held_out = {"error": None, "cost": None}
+                if held_out_loader:
+                    held_out = evaluate(accelerator, model, held_out_loader, transform, checkpoints.between_batches)
                 metrics = {
                     "lr": optimizer.param_groups[0]["lr"],
                     "train_error": trained["error"],
@@ -155,15 +157,13 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 checkpoints.save()
                 if accelerator.is_main_process:
                     folder.write_results(progress, model, transform, better)
-                accelerator.log(metrics, step=progress.epoch - 1)
+                known = {name: value for name, value in metrics.items() if value is not None}
+                accelerator.log(known, step=progress.epoch - 1)
                 left = progress.elapsed() / (progress.epoch - 1) * (config.epochs - progress.epoch + 1)
-                accelerator.print(
-                    "epoch {epoch:3d}  lr {lr:.1e}  training error {train_error:5.2f} %  held-out error "
-                    "{held_out_error:5.2f} %  energy {energy:8.2f}  residual {residual:.1e}  {seconds:.0f} s".format(
-                        **progress.epochs[-1]
-                    )
-                    + (f", {left:.0f} s left" if left else "")
-                )
+                selecting = "" if held_out["error"] is None else "  held-out error {held_out_error:5.2f} %"
+                line = "epoch {epoch:3d}  lr {lr:.1e}  training error {train_error:5.2f} %" + selecting
+                line += "  energy {energy:8.2f}  residual {residual:.1e}  {seconds:.0f} s"
+                accelerator.print(line.format(**progress.epochs[-1]) + (f", {left:.0f} s left" if left else ""))
         except Diverged as error:
             if accelerator.is_main_process:
                 reason = {"status": "diverged", "reason": str(error), "warnings": progress.warnings}
@@ -187,8 +187,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
+            chosen = "the best on the held-out part" if data.held_out else "the last one"
             print(
-                f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, the best on the held-out part, "
+                f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, {chosen}, "
                 f"in {summary['seconds']:.0f} s; results in {folder.path}"
             )
             if config.push_to_hub:

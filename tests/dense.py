@@ -28,7 +28,7 @@ class DenseHopfield(nn.Module, EnergyModel):
 
     def sweep(self, x, state, minimizer=None, perturbation=FREE):
         h, o = as_layers(state)
-        o = perturbation.output(h @ self.W.T + self.b)
+        o = perturbation.output(h @ self.W.T + self.b, o)
         h = (x @ self.V.T + self.a + o @ self.W).clamp(0, 1)
         return h, o
 

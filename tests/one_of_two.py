@@ -32,7 +32,8 @@ def trained(accelerator, config):
     """Weights before and after two epochs of batches of 12, shared out to the processes, and metrics."""
     set_seed(config.seed)
     data = load_splits(config)
-    model, transform = build_model(config, data.train).double(), ExactTransform(**asdict(build_transform(data.train)))
+    model = build_model(config, data.train).double()
+    transform = ExactTransform(**asdict(build_transform(config, data.train)))
     task = RuleTask(model, build_rule(config), device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, build_optimizer(config, model))
     loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)

@@ -36,7 +36,7 @@ def write_run(path: Path, images: Path, seed: int = 0, **changes: object) -> Pat
     torch.manual_seed(seed)
     model = timm.create_model("dchn_tiny_cifar10", widths=WIDTHS, gains=1.2, num_classes=3, in_chans=3, sweeps=4)
     model.eval()
-    transform = build_transform(train)
+    transform = build_transform(TrainConfig(), train)
     with torch.no_grad():
         error = float((model(transform.eval(test.images)).argmax(1) != test.labels).double().mean() * 100)
     epoch = {"epoch": 1, "train_error": 70.0, "held_out_error": 50.0, "energy": -3.0, "residual": 1e-2}

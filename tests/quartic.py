@@ -14,7 +14,7 @@ class QuarticHopfield(DenseHopfield):
 
     def sweep(self, x, state, minimizer=None, perturbation=FREE):
         h, o = as_layers(state)
-        o = perturbation.output(h @ self.W.T + self.b)
+        o = perturbation.output(h @ self.W.T + self.b, o)
         drive = x @ self.V.T + self.a + o @ self.W
         for _ in range(30):  # Newton's method for h + h^3 = drive
             h = h - (h + h**3 - drive) / (1 + 3 * h**2)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from timm_ebl import PAPER, Minimizer
-from timm_ebl.config import TrainConfig, parse_config, read_recipe
+from timm_ebl import PAPER, Minimizer, create_rule
+from timm_ebl.config import TrainConfig, parse_config, read_recipe, resolve
 from timm_ebl.errors import ConfigError
 from timm_ebl.training import build_rule
 from timm_ebl.yaml12 import dump_yaml
@@ -32,7 +32,7 @@ def test_an_explicit_default_on_the_command_line_overrides_the_file(tmp_path):
 def test_values_have_their_types(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("lr: [1e-3, 2.0e-3]\nweight_decay: 3e-4\nmodel_kwargs: {gains: [0.5, 0.4]}\nbeta: 1\n")
-    config = TrainConfig(**read_recipe(recipe))
+    config = resolve(read_recipe(recipe))
     assert config.lr == (1e-3, 2e-3)
     assert config.weight_decay == 3e-4
     assert config.model_kwargs == {"gains": [0.5, 0.4]}
@@ -71,11 +71,10 @@ def test_every_recipe_can_be_read(recipe):
 
 def test_the_papers_recipes_have_the_released_settings():
     folder = RECIPES[0].parent
-    cifar10 = TrainConfig(**read_recipe(folder / "table2_cifar10.yaml"))
+    cifar10 = resolve(read_recipe(folder / "table2_cifar10.yaml"))
     assert (cifar10.beta, cifar10.free_sweeps, cifar10.nudged_sweeps) == (0.1, 60, 20)
     assert (cifar10.opt, cifar10.momentum, cifar10.weight_decay, cifar10.min_lr) == ("momentum", 0.9, 2.5e-4, 2e-6)
-    assert (cifar10.omega, cifar10.start, cifar10.warm_start) == ((1.0,), "zero", True)
-    assert not build_rule(cifar10).hold_routes
+    assert (cifar10.omega, cifar10.start, cifar10.warm_start, cifar10.holdout) == ((1.0,), "zero", True, 0.0)
     assert cifar10.model_kwargs == {"gains": [0.4, 0.7, 0.6, 0.3, 0.4]}
 
 
@@ -92,7 +91,11 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--omega", "2"], ["--omega", "below 2"]),
         (["--omega", "1.9", "2"], ["--omega", "below 2"]),
         (["--order", "random"], ["--order", "asynchronous"]),
-        (["--holdout", "0"], ["--holdout", "above 0"]),
+        (["--holdout", "0.6"], ["--holdout", "between 0 and 0.5"]),
+        (["--algo", "c-ep", "--companion"], ["c-ep", "--companion", "damped"]),
+        (["--algo", "p-cpl", "--damped"], ["p-cpl", "--damped", "companion"]),
+        (["--mean", "0.5"], ["--mean and --std go together"]),
+        (["--mean", "0.5", "--std", "0"], ["--std", "above 0"]),
         (["--lr", "-1"], ["lr", "-1"]),
         (["--mixed-precision", "fp8"], ["--mixed-precision", "bf16"]),
         (["--resume"], ["--resume", "--output-dir"]),
@@ -194,12 +197,39 @@ def test_a_wrong_recipe_is_refused_in_one_sentence(text, words, tmp_path):
 
 
 def test_the_preset_is_the_papers_procedure_under_recipe_and_command_line(tmp_path):
-    config = parse_config(["--preset", "paper"])
-    assert build_rule(config).free == PAPER
-    assert build_rule(config).second == Minimizer(sweeps=20, omega=1.0)
-    assert not build_rule(config).hold_routes
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("free_sweeps: 30\nnudged_sweeps: 5\n")
     config = parse_config(["--preset", "paper", "--config", str(recipe), "--nudged-sweeps", "6"])
     assert (config.free_sweeps, config.nudged_sweeps, config.start) == (30, 6, "zero")
+    recipe.write_text("preset: paper\nnudged_sweeps: 5\n")
+    config = parse_config(["--config", str(recipe), "--algo", "n-ep"])
+    assert (config.free_sweeps, config.nudged_sweeps, config.companion) == (60, 5, True)
     assert parse_config([]) == parse_config(["--preset", "fast"]) == TrainConfig()
+    with pytest.raises(ConfigError, match="Unknown preset 'slow': choose one of fast, paper"):
+        resolve({"preset": "slow"})
+
+
+PAPERS = {"free": PAPER, "second": Minimizer(sweeps=15, omega=1.0)}
+UNHELD = {**PAPERS, "settle": False, "hold_routes": False}
+
+
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [
+        ("cl", {**PAPERS, "settle": False, "companion": True}),
+        ("p-ep", {**UNHELD, "companion": True, "damped": True}),
+        ("n-ep", {**UNHELD, "companion": True, "damped": True}),
+        ("c-ep", {**UNHELD, "damped": True}),
+        ("p-cpl", {**UNHELD, "companion": True}),
+        ("n-cpl", {**UNHELD, "companion": True}),
+        ("c-cpl", UNHELD),
+        ("tbp", PAPERS),
+        ("rbp", {**PAPERS, "second": Minimizer(sweeps=15, omega=1.0, order="synchronous")}),
+    ],
+)
+def test_under_the_preset_and_in_table_1_every_rule_is_the_released_codes(algo, options):
+    expected = create_rule(algo, **options)
+    assert build_rule(parse_config(["--preset", "paper", "--algo", algo])) == expected
+    for recipe in RECIPES:
+        if recipe.stem.startswith("table1"):
+            assert build_rule(parse_config(["--config", str(recipe), "--algo", algo])) == expected

@@ -15,6 +15,7 @@ PHASES = {
     "free": (FREE, {}),
     "nudged towards": (Nudged(TARGET, 0.3), {"beta": 0.3, "y": TARGET}),
     "nudged away": (Nudged(TARGET, -0.3), {"beta": -0.3, "y": TARGET}),
+    "damped": (Nudged(TARGET, -0.3, damped=True), {"beta": -0.3, "y": TARGET, "damped": True}),
     "clamped": (Clamped(TARGET), {"clamp": TARGET}),
 }
 STARTS = {Start.ZERO: twin.zero_state, Start.FEEDFORWARD: twin.feedforward_state}
@@ -22,8 +23,8 @@ STARTS = {Start.ZERO: twin.zero_state, Start.FEEDFORWARD: twin.feedforward_state
 
 def cast(phase, dtype):
     match phase:
-        case Nudged(target, beta):
-            return Nudged(target.to(dtype), beta)
+        case Nudged(target, beta, damped):
+            return Nudged(target.to(dtype), beta, damped)
         case Clamped(target):
             return Clamped(target.to(dtype))
     return phase
@@ -49,6 +50,7 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, p
         if phase == "clamped":
             state = (*state[:-1], TARGET)
         elif start is Start.FEEDFORWARD:
+            state = (*state[:-1], torch.zeros_like(state[-1]))  # where a damped update of the output starts
             state = (*state[:-1], twin.minimum(params, x, state, 4, **equivalent))
         for sweeps in range(1, 6):
             minimizer = Minimizer(order=order, omega=omega, start=start, sweeps=sweeps)

@@ -55,7 +55,7 @@ def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, im
     _, weights, records = packaged(tmp_path, run)
     test = load_dataset(str(images), "test")
     model = timm.create_model(f"local-dir:{weights}", pretrained=True).eval()
-    outputs = model(build_transform(load_dataset(str(images), "train")).eval(test.images))
+    outputs = model(build_transform(TrainConfig(), load_dataset(str(images), "train")).eval(test.images))
     error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
     evaluation = json.loads((weights / "config.json").read_text())["evaluation"]
     assert evaluation["error"] == json.loads((records / "summary.json").read_text())["test_error"] == error
@@ -201,7 +201,7 @@ SUMMARY = {
 CONFIG = {
     "architecture": "dchn_small_cifar10",
     "model_args": {"sweeps": 8, "order": "asynchronous", "omega": 1.5, "start": "feedforward"},
-    "pretrained_cfg": {"input_size": [3, 32, 32]},
+    "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "evaluation": {"config": None, "revision": "abc", "images": 5000, "error": 25.0},
 }
 

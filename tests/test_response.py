@@ -116,7 +116,7 @@ def test_two_opposite_nudges_cost_the_products_of_one(make_dchn, batch, monkeypa
     second = Minimizer(order="backward", sweeps=2, omega=1.4)
     model.relax(x)
     feedbacks = len(calls)
-    create_rule("c-ep", second=second, paired=False)(model, x, y)
+    create_rule("c-ep", second=second, settle=False)(model, x, y)
     # From the output down: feedbacks of the layers between the first and the last, which has that of the matrix; in the
     # second sweep the first layer's as well, and the drives of what lies above a layer that has moved.
     assert calls[2 * feedbacks :] == [len(x)] * (2 + 3 + 2)

@@ -6,7 +6,7 @@ import twin
 from oracles import BETAS, CONVERGED, LABELS, TARGET, error, finite_difference, gradient, slope, true_gradient
 
 from timm_ebl import Minimizer, Nudged, create_rule, list_rules
-from timm_ebl.rules import as_target, squared_error
+from timm_ebl.rules import as_target, rule_options, squared_error
 
 CONTRASTIVE = [name for name in list_rules() if name not in ("tbp", "rbp")]
 
@@ -60,7 +60,7 @@ def test_the_bias_of_equilibrium_propagation_has_its_order_in_beta(dense, make_d
 def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch):
     model, (x, y) = make_dchn(), batch
     beta, second = 0.2, Minimizer(sweeps=4)
-    rule = create_rule("c-ep", beta=beta, second=second, hold_routes=False, paired=False)
+    rule = create_rule("c-ep", beta=beta, second=second, hold_routes=False, settle=False)
     rule(model, x, y).loss.backward()
     free = model.relax(x)
     target = torch.eye(3, dtype=torch.float64)[y]
@@ -74,9 +74,9 @@ def test_the_read_outs_update_is_the_contrast_of_outer_products(make_dchn, batch
 # ------------------------------------------------------------------------------------------------- the slow twin
 
 
-def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, hold_routes):
-    """``(state_1, state_2, denominator, held)`` of a contrastive rule, as the table of the paper's equations says."""
-    groups = twin.GROUPS["asynchronous"]
+def twin_states(params, x, y, name, rule, free_sweeps, second_sweeps):
+    """``(state_1, state_2, held)`` of a contrastive rule, as the table of the paper's equations says."""
+    groups, beta = twin.GROUPS["asynchronous"], rule.beta
     free = twin.zero_state(params, x)
     for _ in range(free_sweeps):
         free, potentials, _ = twin.free_sweep(params, x, free, groups)
@@ -85,10 +85,10 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
     def perturbation(sign):
         if name == "cl" or name.endswith("cpl"):
             return {"clamp": (1 - sign * beta) * free[-1] + sign * beta * y}
-        return {"beta": sign * beta, "y": y}
+        return {"beta": sign * beta, "y": y, "damped": rule.damped}
 
     def followed(sign):
-        if not sign and not paired:
+        if not sign and rule.companion is False:
             return free
         state = (*free[:-1], perturbation(sign).get("clamp", free[-1]))
         for _ in range(second_sweeps):
@@ -96,38 +96,46 @@ def twin_states(params, x, y, name, beta, free_sweeps, second_sweeps, paired, ho
         return state
 
     signs = {"cl": (0, 1), "p": (0, 1), "n": (-1, 0), "c": (-1, 1)}[name.split("-")[0]]
-    denominator = (signs[1] - signs[0]) * beta
-    for _ in range(2 if paired and (hold_routes or 0 not in signs) else 0):
+    for _ in range(2 if rule.settle else 0):
         free, potentials, held = twin.free_sweep(params, x, free, groups)
-    if not hold_routes:
-        return *map(followed, signs), denominator, None
+    if not rule.hold_routes:
+        return *map(followed, signs), None
     each = [perturbation(sign) for sign in signs if sign]
     moved = twin.responses(params, x, free, potentials, held, groups, [1.0] * second_sweeps, each)
     first, second = [moved.pop(0) if sign else free for sign in signs]
-    return first, second, denominator, held
+    return first, second, held
 
 
-@pytest.mark.parametrize("paired", [False, True])
+WAYS = {
+    "the paper's": {"hold_routes": False, "settle": False, "companion": True, "damped": True},
+    "no companion": {"hold_routes": False, "settle": False, "companion": False},
+    "settled, no companion": {"hold_routes": False, "settle": True, "companion": False},
+    "settled, a companion": {"hold_routes": False, "settle": True, "companion": True},
+    "held, settled": {"hold_routes": True, "settle": True},
+    "held as it is": {"hold_routes": True, "settle": False, "companion": True},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "hold_routes"), [("cl", False), *((name, held) for name in CONTRASTIVE[1:] for held in (False, True))]
+    ("name", "way"),
+    [(name, way) for name in CONTRASTIVE for way in WAYS if name != "cl" or not WAYS[way]["hold_routes"]],
 )
-def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired, hold_routes):
+def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, way):
     model, (x, y) = make_dchn(), batch
+    options = {option: value for option, value in {"beta": 0.3, **WAYS[way]}.items() if option in rule_options(name)}
     plain = Minimizer(sweeps=9, omega=1.0, start="zero")
-    options = {"free": plain, "second": Minimizer(sweeps=5, omega=1.0), "paired": paired}
-    beta = 1.0 if name == "cl" else 0.3
-    if name != "cl":
-        options |= {"beta": beta, "hold_routes": hold_routes}
-    loss, output, free = create_rule(name, **options)(model, x, y)
+    rule = create_rule(name, free=plain, second=Minimizer(sweeps=5, omega=1.0), **options)
+    loss, output, free, last = rule(model, x, y)
 
     params = [(w.requires_grad_(), b.requires_grad_()) for w, b in twin.parameters(model)]
-    frozen = twin.parameters(model)
     target = torch.eye(3, dtype=torch.float64)[y]
-    first, second, denominator, held = twin_states(frozen, x, target, name, beta, 9, 5, paired, hold_routes)
+    first, second, held = twin_states(twin.parameters(model), x, target, name, rule, 9, 5)
+    denominator = (2 if name.startswith("c-") else 1) * rule.beta
     contrast = (twin.energy(params, x, second, held) - twin.energy(params, x, first, held)).mean() / denominator
     expected = torch.autograd.grad(contrast, [p for pair in params for p in pair])
     assert loss.item() == pytest.approx(contrast.item(), abs=1e-10)
     torch.testing.assert_close(gradient(model, loss), torch.cat([g.flatten() for g in expected]), atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(last, second)
     assert free.sweeps == 9
     assert output is free.output
 
@@ -136,7 +144,7 @@ def test_every_rules_update_is_the_slow_twins(make_dchn, batch, name, paired, ho
 def test_truncated_backpropagations_update_is_the_slow_twins(make_dchn, batch, omega):
     model, (x, y) = make_dchn(), batch
     free, second = Minimizer(sweeps=3, omega=1.0, start="zero"), Minimizer(sweeps=4, omega=omega)
-    loss, output, _ = create_rule("tbp", free=free, second=second)(model, x, y)
+    loss, output, *_ = create_rule("tbp", free=free, second=second)(model, x, y)
 
     groups, state = twin.GROUPS["asynchronous"], twin.zero_state(twin.parameters(model), x)
     for _ in range(3):
@@ -158,7 +166,7 @@ def test_recurrent_backpropagations_update_is_the_slow_twins_sum_of_powers_of_th
     y = torch.tensor([2, 0])
     free = Minimizer(sweeps=3, omega=1.0, start="zero")
     second = Minimizer(sweeps=steps, order="synchronous", omega=1.0)
-    loss, output, _ = create_rule("rbp", free=free, second=second)(model, x, y)
+    loss, output, *_ = create_rule("rbp", free=free, second=second)(model, x, y)
 
     state = twin.zero_state(twin.parameters(model), x)
     for _ in range(3):
@@ -186,13 +194,13 @@ def test_every_rule_returns_the_record_and_output_of_its_free_phase(make_dchn, b
     model, (x, y) = make_dchn(), batch
     rule = create_rule(name, free=Minimizer(sweeps=6))
     expected = model.relax(x, minimizer=rule.free)
-    _, output, free = rule(model, x, y)
+    _, output, free, _ = rule(model, x, y)
     assert free.sweeps == 6
     assert torch.equal(output, expected.output)
     assert torch.equal(free.residual, expected.residual)
     assert all(torch.equal(a, b) for a, b in zip(free.state, expected.state, strict=True))
     warm = model.relax(x, minimizer=Minimizer(sweeps=30)).state
-    _, output, _ = rule(model, x, y, warm)
+    _, output, *_ = rule(model, x, y, warm)
     assert torch.equal(output, model.relax(x, warm, minimizer=rule.free).output)
 
 
@@ -212,7 +220,7 @@ def test_every_rule_trains_a_model_that_only_has_the_interface(dense, name):
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     for _ in range(15):
         optimizer.zero_grad()
-        loss, output, _ = rule(model, x, LABELS)
+        loss, output, *_ = rule(model, x, LABELS)
         loss.backward()
         optimizer.step()
         costs.append(float(squared_error(output, TARGET).mean()))
@@ -225,7 +233,7 @@ def test_what_the_free_phase_left_undone_is_no_effect_of_the_perturbation(make_d
     second = Minimizer(order="backward", sweeps=4, omega=1.0)
     for name in ("p-ep", "n-ep"):
         errors = []
-        for options in ({}, {"hold_routes": False}, {"hold_routes": False, "paired": False}):
+        for options in ({}, {"hold_routes": False}, {"hold_routes": False, "settle": False, "companion": False}):
             rule = create_rule(name, beta=0.02, free=Minimizer(sweeps=4), second=second, **options)
             errors.append(error(gradient(model, rule(model, x, y).loss), expected))
         assert max(errors[:2]) < 0.1

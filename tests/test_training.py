@@ -72,7 +72,7 @@ def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
     # The weights are the selected epoch's: measured anew from the folder, they have the error that was reported.
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     test = load_dataset(str(folder), "test")
-    transform = build_transform(load_splits(TrainConfig(dataset=str(folder))).train)
+    transform = build_transform(TrainConfig(), load_splits(TrainConfig(dataset=str(folder))).train)
     error = (model(transform.eval(test.images)).argmax(1) != test.labels).double().mean() * 100
     assert float(error) == pytest.approx(summary["test_error"])
 
@@ -93,7 +93,7 @@ def test_every_rule_runs_from_the_parts(folder, algo):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     task, optimizer = accelerator.prepare(RuleTask(model, build_rule(config)), build_optimizer(config, model))
     loader, progress = build_train_loader(data.train, 16, 0, accelerator), Progress()
-    transform = build_transform(data.train)
+    transform = build_transform(config, data.train)
     metrics = train_epoch(accelerator, task, loader, optimizer, transform, progress, warm_start=True)
     assert progress.step == len(loader) == 3
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
@@ -135,7 +135,7 @@ def test_warm_start_hands_the_state_of_one_batch_to_the_next(folder):
     model = build_model(config, data.train)
     accelerator = Accelerator(cpu=True)
     loader = build_train_loader(data.train, 27, 0, accelerator)
-    parts = (loader, build_optimizer(config, model), build_transform(data.train))
+    parts = (loader, build_optimizer(config, model), build_transform(config, data.train))
     task = Recorder(model, build_rule(config))
     train_epoch(accelerator, task, *parts, Progress(), warm_start=True)
     assert starts[0] is None
@@ -160,7 +160,7 @@ def test_the_held_out_part_comes_from_the_training_split(folder):
 def test_evaluation_counts_every_image_once(folder):
     config = TrainConfig(dataset=str(folder), model_kwargs={"widths": [4, 4, 4, 4]})
     data = load_splits(config)
-    model, transform = build_model(config, data.train), build_transform(data.train)
+    model, transform = build_model(config, data.train), build_transform(config, data.train)
     accelerator = Accelerator(cpu=True)
     measured = evaluate(accelerator, model, build_eval_loader(data.test, 4, accelerator), transform)
     output = model(transform.eval(data.test.images))

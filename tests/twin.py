@@ -54,11 +54,13 @@ def field(params, x, state, layer, held=None):
     return bottom_up + reference.feedback(params[layer + 1], routing[layer], state[layer + 1])
 
 
-def update(state, layer, value, omega=1.0, beta=0.0, y=None, clamp=None):
+def update(state, layer, value, omega=1.0, beta=0.0, y=None, clamp=None, damped=False):
     """What a field makes of a layer: hidden layers are over-relaxed and bounded, the output layer is perturbed."""
     if layer == len(state) - 1:
         if clamp is not None:
             return clamp
+        if damped:
+            return value - beta * (state[layer] - y)
         return value if y is None else (value + beta * y) / (1 + beta)
     return (state[layer] + omega * (value - state[layer])).clamp(0, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def render_card(
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config["evaluation"], network),
         _use(model, recipe.dataset, config["pretrained_cfg"]["input_size"][1]),
-        _training(recipe, summary, network.minimizer),
+        _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
     ]
@@ -114,11 +114,12 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
     count = summary.get("training_images")
     trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
     widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
     rows = {
         "test error": found,
-        "held-out error": f"{summary['held_out_error']:.2f} %",
+        "held-out error": "nothing was held out" if held_out is None else f"{held_out:.2f} %",
         "seeds": seeds,
-        "trained for": f"{trained}; epoch {summary['best_epoch']} was best on the held-out part",
+        "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
         "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
     paper = paper_error(summary["algo"], summary["dataset"])
@@ -156,17 +157,20 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 `python -m timm_ebl.hub verify {model}` measures the test error again."""
 
 
-def _training(recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer) -> str:
+def _training(
+    recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
+) -> str:
     rule = build_rule(recipe)
     held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
-        "free phase": _describe(rule.free) + (", from the last batch's state" if recipe.warm_start else ""),
+        "free phase": _describe(rule.free) + (", from where the last batch ended" if recipe.warm_start else ""),
         "second phase": _describe(rule.second) + held,
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}",
         "batch": f"{recipe.batch_size} images on each process",
+        "normalisation": _normalisation(summary["dataset"], normalisation["mean"], normalisation["std"]),
         "precision": "float32" if precision == "no" else precision,
         "cost": _duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
@@ -174,10 +178,26 @@ def _training(recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimi
     }
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
-        f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {recipe.holdout:.0%} of the training "
-        "split was held out, class by class, and selected the epoch; the test split was measured once, at the end, and "
-        "selected nothing."
+        f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
+        "The test split was measured once, at the end, and selected nothing."
     )
+
+
+def _selection(holdout: float) -> str:
+    if not holdout:
+        return "The whole training split was trained on, and the last epoch's weights were kept."
+    return f"{holdout:.0%} of the training split was held out, class by class, and selected the epoch."
+
+
+def _normalisation(dataset: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    def listed(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.4g}" for value in values)
+
+    text = f"mean {listed(mean)}; deviation {listed(std)}"
+    spec = DATASETS.get(dataset)
+    if spec is not None and spec.std and tuple(spec.std) != tuple(std):
+        text += f" (the paper's: {listed(spec.std)})"
+    return text
 
 
 def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from .order import list_orders
 from .rules import list_rules, rule_options
 from .yaml12 import parse_yaml
 
-__all__ = ["PRESETS", "TrainConfig", "parse_config"]
+__all__ = ["PRESETS", "TrainConfig", "parse_config", "read_recipe", "resolve"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
@@ -25,14 +25,22 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "free_sweeps": 60,
         "omega": (1.0,),
         "start": "zero",
-        "nudged_sweeps": 20,
+        "warm_start": True,
+        "nudged_sweeps": 15,
         "nudged_omega": (1.0,),
         "nudged_order": "asynchronous",
         "hold_routes": False,
-        "paired": False,
+        "settle": False,
+        "companion": True,
+        "damped": True,
     },
 }
-"""How the states are found: our default, and the paper's procedure (Section 4.2; released code)."""
+"""How states are found: our default, and the procedure of the paper's comparative study (Section 4.1; released code).
+
+What the rule has no option for is left out: `resolve`."""
+
+_OF_THE_RULE = ("hold_routes", "settle", "companion", "damped")
+"""Settings that are options of some rules (`rule_options`)."""
 
 
 TRACKERS = ("tensorboard", "wandb", "all")
@@ -76,6 +84,10 @@ class TrainConfig:
     dataset_revision: str | None = _option(None, "revision of the data set on the Hub")
     image_column: str | None = _option(None, "column of the images, if there are several")
     label_column: str | None = _option(None, "column of the labels, if there are several")
+    mean: tuple[float, ...] | None = _option(
+        None, "mean of each channel, of 0 to 1, to normalise by; by default the data set's", float, True
+    )
+    std: tuple[float, ...] | None = _option(None, "deviation of each channel to normalise by, likewise", float, True)
     model: str | None = _option(None, "timm model; by default the tiny DCHN of the data set")
     model_kwargs: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
@@ -105,10 +117,16 @@ class TrainConfig:
         "keep the free state's pooling routes in the perturbed phases and take it to be at rest (not in the paper); by "
         "default the rule's",
     )
-    paired: bool = _flag(
-        True,
-        "give the free state more sweeps before it is contrasted: two, or as many as the perturbed one in one-sided "
-        "rules whose routes are followed (not in the paper)",
+    settle: bool | None = _flag(
+        None, "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's"
+    )
+    companion: bool | None = _flag(
+        None,
+        "in one-sided rules whose routes are followed, relax the unperturbed state as long as the perturbed one; by "
+        "default the rule's",
+    )
+    damped: bool | None = _flag(
+        None, "update a nudged output by o <- u - beta (o - y), as the paper does, and not to its minimum at once"
     )
     compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
     opt: str = _option("adam", "optimiser, by its name in timm.optim")
@@ -117,7 +135,9 @@ class TrainConfig:
     momentum: float = _option(0.9, "momentum, where the optimiser has one", float)
     opt_betas: tuple[float, ...] | None = _option(None, "betas, where the optimiser has them", float, True)
     weight_decay: float = _option(0.0, "weight decay of weights and biases", float)
-    holdout: float = _option(0.1, "part of the training split held out to select the best epoch", float)
+    holdout: float = _option(
+        0.1, "part of the training split held out to select the best epoch; 0 trains on all of it, to the last", float
+    )
     seed: int = _option(0, "seed of initialisation, held-out part, order and augmentation", int)
     mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
     threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
@@ -134,8 +154,10 @@ class TrainConfig:
         options = _named(rule_options, self.algo)
         if self.beta is not None and "beta" not in options:
             raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
-        if self.hold_routes and "hold_routes" not in options:
-            raise ConfigError(f"Rule {self.algo!r} holds no pooling routes: leave --hold-routes out.")
+        for name in _OF_THE_RULE:
+            if getattr(self, name) and name not in options:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"Rule {self.algo!r} has no option {option}: its options are {', '.join(options)}.")
         counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             count = getattr(self, name)
@@ -144,7 +166,10 @@ class TrainConfig:
         for name in ("lr", "weight_decay", "min_lr", "momentum"):
             value = getattr(self, name)
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
-        self._require("holdout", 0 < self.holdout <= 0.5, "above 0 and at most 0.5")
+        self._require("holdout", 0 <= self.holdout <= 0.5, "between 0 and 0.5")
+        self._require("std", self.std is None or min(self.std, default=0) > 0, "above 0")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("--mean and --std go together, with a value for each channel.")
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)
             self._require(name, omegas is None or all(0 < omega < 2 for omega in omegas), "above 0 and below 2")
@@ -195,7 +220,7 @@ def _flag_of(name: str) -> str:
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The settings of a YAML recipe.
+    """The settings of a YAML recipe, ``preset`` among them if it names one (`resolve`).
 
     Raises:
         ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
@@ -211,10 +236,37 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if settings is not None and not isinstance(settings, dict):
         raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
     specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
-    unknown = [key for key in settings or () if key not in specs]
+    settings = settings or {}
+    preset = {"preset": settings.pop("preset")} if "preset" in settings else {}
+    unknown = [key for key in settings if key not in specs]
     if unknown:
-        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are {', '.join(specs)}.")
-    return {key: _coerce(specs[key], value, str(path)) for key, value in (settings or {}).items()}
+        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
+    return preset | {key: _coerce(specs[key], value, str(path)) for key, value in settings.items()}
+
+
+def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of some settings over others, over the preset that they name, over the defaults.
+
+    A preset sets what the rule has an option for: the baselines take the free phase and the number of sweeps from it.
+
+    Args:
+        *layers: Settings, the last ones first in rank; ``preset`` may be one of them.
+
+    Raises:
+        ConfigError: A value is out of range, or does not go with the rule.
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        settings |= layer
+    preset = settings.pop("preset", "fast")
+    if preset not in PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    options = _named(rule_options, settings.get("algo", TrainConfig.algo))
+    left_out = {name for name in _OF_THE_RULE if name not in options}
+    if "settle" not in options:
+        left_out |= {"nudged_omega", "nudged_order"}
+    chosen = {name: value for name, value in PRESETS[preset].items() if name not in left_out}
+    return TrainConfig(**(chosen | settings))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -241,9 +293,9 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        default="fast",
-        help="fast: the defaults below; paper: 60 free sweeps from zero and 20 of what follows, asynchronous, without "
-        "over-relaxation (default: fast)",
+        default=argparse.SUPPRESS,
+        help="how states are found; fast: the defaults below; paper: the procedure of the paper's comparative study, "
+        "60 free sweeps and 15 of what follows, asynchronous, without over-relaxation (default: fast)",
     )
     specs = dataclasses.fields(TrainConfig)
     for spec in specs:
@@ -257,11 +309,11 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
         parser.add_argument(_flag_of(spec.name), **options)
     given = vars(parser.parse_args(arguments))
-    recipe, preset = given.pop("config"), given.pop("preset")
+    recipe = given.pop("config")
     try:
-        settings = {**PRESETS[preset], **(read_recipe(recipe) if recipe else {})}
-        settings |= {s.name: _coerce(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
-        return TrainConfig(**settings)
+        chosen = {s.name: _coerce(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
+        chosen |= {name: given[name] for name in ("preset",) if name in given}
+        return resolve(read_recipe(recipe) if recipe else {}, chosen)
     except ConfigError as error:
         parser.error(str(error))
 

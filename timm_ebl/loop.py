@@ -50,7 +50,8 @@ def train_epoch(
         transform: Augmentation and normalisation.
         progress: The epoch to train and the batches of it that are done; kept up to date.
         seed: Seed of the augmentation.
-        warm_start: Start every free phase from the state that the batch before left, as the paper does.
+        warm_start: Start every free phase but the epoch's first from the state that the second phase of the batch
+            before left, as the paper's released code does.
         skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
         watch: Sees the task's result after every batch.
         between: Called after every batch, once progress includes it.
@@ -79,7 +80,7 @@ def train_epoch(
                     optimizer.step()
                 optimizer.zero_grad()
             progress.step += 1
-            progress.state = result["state"] if warm_start and good else None
+            progress.state = result["last"] if warm_start and good else None
             if good:
                 add_metrics(progress.averages, result, labels)
             else:

@@ -61,8 +61,14 @@ class EnergyModel(ABC):
         """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
         return output_of(self.relax(x))
 
-    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
-        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others."""
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None, hold_routes: bool = True) -> Relaxation:
+        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
+
+        Args:
+            free: A free relaxation.
+            minimizer: That of the free relaxation; by default as the model was built.
+            hold_routes: Whether the relaxations that start from it hold its routes.
+        """
         return self.relax(free.input, free, minimizer=(minimizer or self.minimizer).further(SETTLING_SWEEPS))
 
     def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
@@ -210,17 +216,20 @@ class HopfieldNetwork(nn.Module, EnergyModel):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None, hold_routes: bool = True) -> Relaxation:
         """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
 
         Args:
             free: A free relaxation.
             minimizer: That of the free relaxation; by default as the model was built.
+            hold_routes: Whether the relaxations that start from it hold its routes.
 
         Returns:
-            A record with what a perturbed phase starts from: without energy and residual, and with the pooling routes
-            of the last updates.
+            With held routes a record with what a perturbed phase starts from: without energy and residual, and with the
+            pooling routes of the last updates. Else that of a relaxation.
         """
+        if not hold_routes:
+            return super().settle(free, minimizer)
         walk = self._walk_on(free.input, free, FREE, self._knows_drives(free.input, free))
         return settle(walk, (minimizer or self.minimizer).further(SETTLING_SWEEPS))
 

@@ -22,8 +22,13 @@ class Perturbation(ABC):
     """A change to the energy: a cost of the state, most often of the output layer alone."""
 
     @abstractmethod
-    def output(self, drive: Tensor) -> Tensor:
-        """The output layer ``(B, M)`` that minimises the perturbed energy, given the drive into it, ``(B, M)``."""
+    def output(self, drive: Tensor, present: Tensor) -> Tensor:
+        """The updated output layer, ``(B, M)``: the minimum of the perturbed energy over it, the others fixed.
+
+        Args:
+            drive: The drive into it, ``(B, M)``.
+            present: The output layer as it is, ``(B, M)``; only a damped update depends on it.
+        """
 
     def hidden(self, layer: int, drive: Tensor) -> Tensor:
         """The input to hidden layer number ``layer`` (from 0), given its drive and feedback together."""
@@ -50,7 +55,7 @@ class Perturbation(ABC):
 class Free(Perturbation):
     """No perturbation (Equation 1): ``o = u``."""
 
-    def output(self, drive: Tensor) -> Tensor:
+    def output(self, drive: Tensor, present: Tensor) -> Tensor:
         return drive
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
@@ -74,6 +79,8 @@ class Nudged(Perturbation):
         target: The desired output ``y``, ``(B, M)``.
         beta: Strength, positive towards the target and negative away from it, above -1 (at -1 the output has no
             minimum). A float, or a tensor ``(B, 1)`` with a strength for each sample.
+        damped: Update the output by ``o <- u - beta (o - y)``, as the paper's released code does: a step down the
+            gradient instead of the minimum. It has the same fixed point, and converges for ``|beta| < 1``.
 
     Raises:
         ValueError: The strength, given as a float, is not above -1.
@@ -81,6 +88,7 @@ class Nudged(Perturbation):
 
     target: Tensor
     beta: float | Tensor
+    damped: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.beta, Tensor) and not -1 < self.beta < math.inf:
@@ -88,7 +96,9 @@ class Nudged(Perturbation):
                 f"A nudge has a finite strength above -1, or the output has no minimum; got {self.beta!r}."
             )
 
-    def output(self, drive: Tensor) -> Tensor:
+    def output(self, drive: Tensor, present: Tensor) -> Tensor:
+        if self.damped:
+            return drive - self.beta * (present - self.target)
         return (drive + self.beta * self.target) / (1 + self.beta)
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
@@ -96,7 +106,7 @@ class Nudged(Perturbation):
 
     def select(self, samples: Tensor) -> Nudged:
         beta = self.beta[samples] if isinstance(self.beta, Tensor) else self.beta
-        return Nudged(self.target[samples], beta)
+        return Nudged(self.target[samples], beta, self.damped)
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class Clamped(Perturbation):
 
     target: Tensor
 
-    def output(self, drive: Tensor) -> Tensor:
+    def output(self, drive: Tensor, present: Tensor) -> Tensor:
         return self.target.to(drive.dtype)
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
@@ -136,7 +146,7 @@ class Forced(Perturbation):
 
     forces: Sequence[Tensor | None]
 
-    def output(self, drive: Tensor) -> Tensor:
+    def output(self, drive: Tensor, present: Tensor) -> Tensor:
         return self.hidden(-1, drive)
 
     def hidden(self, layer: int, drive: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import timm_ebl  # noqa: F401 (registers the models)
 
-from .config import TrainConfig, read_recipe
+from .config import TrainConfig, read_recipe, resolve
 from .errors import ConfigError, one_sentence
 from .network import HopfieldNetwork
 from .run import write_whole
@@ -74,7 +74,8 @@ def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapp
     number = [epoch["epoch"] for epoch in epochs]
 
     errors.plot(number, [epoch["train_error"] for epoch in epochs], "o--", color="0.55", label="training (augmented)")
-    errors.plot(number, [epoch["held_out_error"] for epoch in epochs], "s-", color="C0", label="held out")
+    if epochs[-1]["held_out_error"] is not None:
+        errors.plot(number, [epoch["held_out_error"] for epoch in epochs], "s-", color="C0", label="held out")
     if "test_error" in summary:
         label = f"test {summary['test_error']:.2f} %"
         errors.plot([summary["best_epoch"]], [summary["test_error"]], "*", color="k", ms=13, label=label)
@@ -210,7 +211,7 @@ def plot_states(path: Path, image: Tensor, state: Sequence[Tensor], classes: Seq
 
 
 def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], tests: Mapping[str, float]) -> None:
-    """Draw several runs side by side: held-out error over epochs and over time.
+    """Draw several runs side by side: held-out error over epochs and over time, where something was held out.
 
     Args:
         path: The picture to write.
@@ -222,7 +223,8 @@ def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     for (name, epochs), (index, (line, marker)) in zip(runs.items(), enumerate(_STYLES * len(runs)), strict=False):
         label = f"{name}: test {tests[name]:.2f} %" if name in tests else name
         style = {"ls": line, "marker": marker, "ms": 4, "color": f"C{index}", "label": label}
-        errors, seconds = [epoch["held_out_error"] for epoch in epochs], 0.0
+        errors = [math.nan if epoch["held_out_error"] is None else epoch["held_out_error"] for epoch in epochs]
+        seconds = 0.0
         times = [seconds := seconds + epoch["seconds"] for epoch in epochs]
         panels[0].plot([epoch["epoch"] for epoch in epochs], errors, **style)
         panels[1].plot([time / 60 for time in times], errors, **style)
@@ -247,7 +249,7 @@ def _read_run(path: Path) -> _Run:
         summary = json.loads(done.read_text()) if done.exists() else {}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not the folder of a run with an epoch done: {error}") from None
-    config = TrainConfig(**read_recipe(path / "args.yaml"))
+    config = resolve(read_recipe(path / "args.yaml"))
     plain = {"model": config.model or "DCHN", "algo": config.algo, "dataset": config.dataset, "seed": config.seed}
     return _Run(path, config, epochs, plain | summary)
 
@@ -256,16 +258,17 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
     config = run.config
     data = load_splits(config)
-    held_out = data.held_out.subset(range(min(images, len(data.held_out))))
+    part = data.held_out or data.train
+    shown = part.subset(range(min(images, len(part))))
     model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
     model.minimizer = replace(model.minimizer, **free_phase(config))
-    x = build_transform(data.train).eval(held_out.images)
-    state, label = model.relax(x[:1]).state, int(held_out.labels[0])
+    x = build_transform(config, data.train).eval(shown.images)
+    state, label = model.relax(x[:1]).state, int(shown.labels[0])
     figures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
         "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
         "filters.png": lambda path: plot_filters(path, model.interactions[0].weight),
-        "states.png": lambda path: plot_states(path, held_out.images[0], state, held_out.classes, label),
+        "states.png": lambda path: plot_states(path, shown.images[0], state, shown.classes, label),
     }
     for name, draw in figures.items():
         draw(run.path / name)

@@ -65,7 +65,7 @@ class Progress:
         epoch: The epoch under way, from 1; one more than the run has once all are done.
         step: Batches of that epoch that this process has trained on.
         averages: Training metrics of that epoch so far.
-        state: State that the last batch left, where the next one starts from it.
+        state: State that the last batch's second phase left, where the next one of this epoch starts from it.
         epochs: Metrics of the epochs that are done.
         weights: Weights of the best of them.
         skipped: Bad batches left out so far.
@@ -80,7 +80,7 @@ class Progress:
     step: int = 0
     averages: Averages = field(default_factory=Averages)
     state: State | None = None
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, float | None]] = field(default_factory=list)
     weights: dict[str, Tensor] | None = None
     skipped: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -91,15 +91,17 @@ class Progress:
     clock: float = field(default_factory=time.monotonic)
 
     @property
-    def best(self) -> dict[str, float]:
-        """Metrics of the best epoch on the held-out part, the first of several."""
+    def best(self) -> dict[str, float | None]:
+        """Metrics of the best epoch on the held-out part, the first of several; the last epoch's if there is none."""
+        if self.epochs[-1]["held_out_error"] is None:
+            return self.epochs[-1]
         return min(self.epochs, key=lambda epoch: epoch["held_out_error"])
 
     def elapsed(self) -> float:
         """Seconds spent on the run so far, interruptions left out."""
         return self.seconds + time.monotonic() - self.clock
 
-    def finish_epoch(self, metrics: dict[str, float], weights: dict[str, Tensor]) -> bool:
+    def finish_epoch(self, metrics: dict[str, float | None], weights: dict[str, Tensor]) -> bool:
         """Note the metrics of the epoch under way, keep the weights if they are the best, and go to the next epoch.
 
         Returns:
@@ -108,7 +110,8 @@ class Progress:
         seconds = self.elapsed()
         self.epochs.append({"epoch": self.epoch, **metrics, "seconds": seconds - self.epoch_began})
         self.epoch_began = seconds
-        self.epoch, self.step, self.averages = self.epoch + 1, 0, Averages()
+        self.epoch += 1
+        self.restart_epoch()
         if better := self.best is self.epochs[-1]:
             self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         return better

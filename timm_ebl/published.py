@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from .card import card_error
-from .config import TrainConfig, read_recipe
+from .config import TrainConfig, read_recipe, resolve
 from .connection import explain, retry
 from .data import ImageDataset, load_dataset
 from .errors import CheckpointError, ConfigError, WeightsError
@@ -130,7 +130,7 @@ class Checkpoint:
     def recipe(self) -> TrainConfig:
         """The resolved settings of the run."""
         try:
-            return TrainConfig(**read_recipe(self.record("args.yaml")))
+            return resolve(read_recipe(self.record("args.yaml")))
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
 

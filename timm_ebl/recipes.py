@@ -13,7 +13,7 @@ from pathlib import Path
 import timm
 import torch
 
-from .config import TrainConfig, read_recipe
+from .config import TrainConfig, read_recipe, resolve
 from .errors import one_sentence
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
@@ -69,7 +69,7 @@ def paper_rate(recipe: TrainConfig) -> float:
 
 def render_overview(folder: Path = RECIPES) -> str:
     """The text of ``hub_configs/README.md``."""
-    recipes = {path.stem: TrainConfig(**read_recipe(path)) for path in sorted(folder.glob("table*.yaml"))}
+    recipes = {path.stem: resolve(read_recipe(path)) for path in sorted(folder.glob("table*.yaml"))}
     rate = paper_rate(recipes["table2_cifar10"])
     rows = []
     for name, recipe in recipes.items():
@@ -159,7 +159,8 @@ Times are estimates, not measurements: the operations of all sweeps, input drive
 times our convolutions. Several GPUs divide them at best by their number; small batches use a GPU less well.
 
 With `--epochs 300` the paper reports {long}.
-The paper trains on the whole training split; here a tenth of it is held out and selects the epoch (`--holdout`).
+The recipes train on the whole training split, as the paper does, and keep the last epoch's weights. The paper's released
+scripts keep those of the lowest test error; `--holdout 0.1` selects an epoch without the test split.
 
 `--algo NAME` runs another rule with the settings of Table 1. The paper's test errors (%), means of three runs
 (`--seed 0`, `1`, `2`):

@@ -87,7 +87,7 @@ class Response(Walk):
         else:
             field = centre.clone() if change is None else change.add_(centre)
         last = layer == len(self.state) - 1
-        return self.perturbation.output(field) if last else self.perturbation.hidden(layer, field)
+        return self.perturbation.output(field, self.state[layer]) if last else self.perturbation.hidden(layer, field)
 
     def set(self, layer: int, value: Tensor) -> None:
         self.state[layer], self._moved[layer] = value, True

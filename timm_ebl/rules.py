@@ -50,11 +50,15 @@ class RuleOutput(NamedTuple):
         loss: Scalar whose backward is the rule's update: a contrast of energies, or the cost for the baselines.
         output: Output layer of the free phase, ``(B, M)``.
         free: The free phase.
+        last: The state that the second phase left: ``state_2`` of a contrast, the last of the sweeps that truncated
+            backpropagation unrolls, and for recurrent backpropagation the free state. The paper's released code starts
+            the next batch's free phase from it.
     """
 
     loss: Tensor
     output: Tensor
     free: Relaxation
+    last: State
 
 
 def as_target(y: Tensor, output: Tensor) -> Tensor:
@@ -122,7 +126,8 @@ class ContrastiveRule(Rule):
     """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
 
     Where the free phase has not converged, a perturbed phase also does what was left of it, and that is no effect of
-    the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one.
+    the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one:
+    there the unperturbed state needs a companion, or routes that are held.
 
     Attributes:
         beta: Strength of the perturbation, positive; the nudging carries the sign.
@@ -130,15 +135,18 @@ class ContrastiveRule(Rule):
         hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
             strength of the perturbation, which is to be small, and take the free state to be at rest
             (`timm_ebl.response`). Ours, not the paper's.
-        paired: Give the free state more sweeps before it is contrasted: two, or, in one-sided rules whose routes are
-            followed, as many as the perturbed one beside it, under a perturbation of strength 0. Ours; the paper, with
-            its 60 free sweeps, takes the free state as it is.
+        settle: Give the free state two more free sweeps before the perturbed phases start from it. Ours, not the
+            paper's; by default not where there is a companion.
+        companion: In a one-sided rule, relax the unperturbed state as long as the perturbed one, from the same free
+            state and under a perturbation of strength 0, as the paper's released code does. By default where routes
+            are followed: with held routes the free state counts as at rest and is its own companion.
     """
 
     beta: float = 0.25
     nudging: Nudging = Nudging.CENTERED
     hold_routes: bool = True
-    paired: bool = True
+    settle: bool | None = None
+    companion: bool | None = None
 
     def __post_init__(self) -> None:
         if not (is_number(self.beta) and 0 < self.beta < math.inf):
@@ -150,18 +158,18 @@ class ContrastiveRule(Rule):
 
     @property
     def accompanies(self) -> bool:
-        """Whether the free state goes on beside the perturbed one."""
-        return self.paired and not self.hold_routes and 0 in self.nudging.value
+        """Whether the unperturbed state goes on beside the perturbed one."""
+        return self.companion is not False and not self.hold_routes and 0 in self.nudging.value
 
     @property
     def settles(self) -> bool:
         """Whether the free state goes on by itself before the perturbed phases."""
-        return self.paired and not self.accompanies
+        return not self.accompanies if self.settle is None else self.settle
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        rest = model.settle(free, self.free) if self.settles else free
+        rest = model.settle(free, self.free, self.hold_routes) if self.settles else free
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
         both = rest.repeat(len(multiples))
@@ -174,20 +182,31 @@ class ContrastiveRule(Rule):
         if len(multiples) == 1:
             pair = Relaxation.of_copies([pair, rest] if first else [rest, pair])
         weights = target.new_full((len(target),), 1 / (len(target) * (second - first) * self.beta))
-        return RuleOutput(model.contrast(pair, torch.cat([-weights, weights])), free.output, free)
+        loss = model.contrast(pair, torch.cat([-weights, weights]))
+        return RuleOutput(loss, free.output, free, tuple(layer[len(target) :] for layer in pair.state))
 
 
 @dataclass(frozen=True)
 class EquilibriumPropagation(ContrastiveRule):
-    """Equilibrium propagation: every layer relaxes under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3)."""
+    """Equilibrium propagation: every layer relaxes under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3).
+
+    Attributes:
+        damped: Update a nudged output by ``o <- u - beta (o - y)``, ``u`` the drive into it, as the paper's released
+            code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
+            point, but the short nudged phases get nearer to it.
+    """
+
+    damped: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nudging is not Nudging.POSITIVE and self.beta >= 1:
             raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
+        if self.damped and self.beta >= 1:
+            raise ValueError(f"A damped nudge needs beta below 1, or it does not converge; got {self.beta!r}.")
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
-        return Nudged(target, beta)
+        return Nudged(target, beta, self.damped)
 
 
 @dataclass(frozen=True)
@@ -211,7 +230,8 @@ class TruncatedBackprop(Rule):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         state = unroll(model, x, free.state, self.second)
-        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free)
+        last = tuple(layer.detach() for layer in state)
+        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free, last)
 
 
 @dataclass(frozen=True)
@@ -229,7 +249,7 @@ class RecurrentBackprop(Rule):
         forces = [None] * (len(free.state) - 1) + [(free.output - target) / len(target)]
         projection = RecurrentBackward(self.second)(model, free, forces)
         cost = squared_error(free.output, target).mean()
-        return RuleOutput(cost + projection - projection.detach(), free.output, free)
+        return RuleOutput(cost + projection - projection.detach(), free.output, free, free.state)
 
 
 class _Entry(NamedTuple):
@@ -241,10 +261,10 @@ _RULES: dict[str, _Entry] = {
     "cl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE, "beta": 1.0, "hold_routes": False}),
     "p-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.POSITIVE}),
     "n-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.NEGATIVE}),
-    "c-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.CENTERED}),
+    "c-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.CENTERED, "companion": False}),
     "p-cpl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE}),
     "n-cpl": _Entry(CoupledLearning, {"nudging": Nudging.NEGATIVE}),
-    "c-cpl": _Entry(CoupledLearning, {"nudging": Nudging.CENTERED}),
+    "c-cpl": _Entry(CoupledLearning, {"nudging": Nudging.CENTERED, "companion": False}),
     "tbp": _Entry(TruncatedBackprop),
     "rbp": _Entry(RecurrentBackprop),
 }
@@ -283,9 +303,9 @@ def create_rule(name: str, **options: object) -> Rule:
     Args:
         name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
             ``rbp``.
-        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta``, ``hold_routes`` and
-            ``paired`` for the contrastive ones (``cl`` has ``paired`` alone: it clamps to the target, and follows the
-            routes that far).
+        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta``, ``hold_routes``
+            and ``settle`` for the contrastive ones (``cl`` has the last alone: it clamps to the target, and follows
+            the routes that far); ``companion`` for the one-sided ones; ``damped`` for equilibrium propagation.
 
     Raises:
         ValueError: The rule or an option is unknown, or a value is out of range.

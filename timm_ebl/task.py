@@ -56,13 +56,14 @@ class RuleTask(TrainingTask):
 
         Returns:
             ``loss``, the scalar to descend; ``output``, the free phase's ``(B, M)``; its ``energy`` and ``residual``,
-            ``(B,)`` each; and its ``state``.
+            ``(B,)`` each; its ``state``; and ``last``, the state that the second phase left.
         """
         if self._distributed:
-            loss, output, free = self._distributed[0](input, target, start)
+            loss, output, free, last = self._distributed[0](input, target, start)
         else:
-            loss, output, free = self.rule(self.trainable_module, input, target, start)
-        return {"loss": loss, "output": output, "energy": free.energy, "residual": free.residual, "state": free.state}
+            loss, output, free, last = self.rule(self.trainable_module, input, target, start)
+        metrics = {"energy": free.energy, "residual": free.residual}
+        return {"loss": loss, "output": output, **metrics, "state": free.state, "last": last}
 
 
 class _Step(nn.Module):

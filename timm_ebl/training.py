@@ -31,10 +31,10 @@ __all__ = [
 
 
 class Splits(NamedTuple):
-    """The data of a run: what trains, what selects the best epoch, what is measured once at the end."""
+    """The data of a run: what trains, what selects the best epoch, if anything, what is measured once at the end."""
 
     train: ImageDataset
-    held_out: ImageDataset
+    held_out: ImageDataset | None
     test: ImageDataset
 
 
@@ -71,6 +71,8 @@ def load_splits(config: TrainConfig) -> Splits:
         )
     if len(train.labels.unique()) < 2:
         raise DataError(f"the training split of {train.name} has images of one class only: nothing can be learnt.")
+    if not config.holdout:
+        return Splits(train, None, test)
     return Splits(*train.split(config.holdout, config.seed), test)
 
 
@@ -84,10 +86,22 @@ def empty_classes(data: ImageDataset) -> list[str]:
     return [name for name, count in zip(data.classes, counts, strict=True) if not count]
 
 
-def build_transform(train: ImageDataset) -> BatchTransform:
-    """Augmentation and normalisation of a data set, with statistics of its training split where none are published."""
-    spec = train.spec
-    mean, std = (spec.mean, spec.std) if spec.mean else train.statistics()
+def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
+    """Augmentation and normalisation of the configured data set.
+
+    It is normalised as configured, else as published (`timm_ebl.spec`), else by statistics of its training split.
+
+    Raises:
+        ConfigError: The configured normalisation has not one value for each channel.
+    """
+    spec, channels = train.spec, train.images.shape[1]
+    given = (config.mean, config.std) if config.mean else (spec.mean, spec.std)
+    mean, std = given if given[0] else train.statistics()
+    if {len(mean), len(std)} != {channels}:
+        raise ConfigError(
+            f"The images of {train.name} have {channels} channel{'s' * (channels > 1)}, and so many values go with "
+            f"--mean and --std; got {len(mean)} and {len(std)}."
+        )
     return BatchTransform(mean, std, spec.padding, spec.flip)
 
 
@@ -148,8 +162,10 @@ def build_rule(config: TrainConfig) -> Rule:
         "free": Minimizer(**free_phase(config), compiled=config.compiled),
         "second": replace(default.second, **_given(second)),
         "beta": config.beta,
-        "paired": config.paired,
         "hold_routes": config.hold_routes,
+        "settle": config.settle,
+        "companion": config.companion,
+        "damped": config.damped,
     }
     allowed = rule_options(config.algo)
     try:

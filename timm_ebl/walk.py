@@ -78,7 +78,7 @@ class Walk:
         """The field on a layer: the minimum of the energy over it, the others fixed, were it not for its bounds."""
         drive, above = self.drive(layer).value, layer + 1
         if above == len(self.state):
-            return self.perturbation.output(drive)
+            return self.perturbation.output(drive, self.state[layer])
         feedback = self.interactions[above].feedback(
             self.state[above], self.drive(above).route, self.state[layer].shape, self.prepared[above]
         )
