@@ -159,8 +159,8 @@ Times are estimates, not measurements: the operations of all sweeps, input drive
 times our convolutions. Several GPUs divide them at best by their number; small batches use a GPU less well.
 
 With `--epochs 300` the paper reports {long}.
-The recipes train on the whole training split, as the paper does, and keep the last epoch's weights. The paper's released
-scripts keep those of the lowest test error; `--holdout 0.1` selects an epoch without the test split.
+The recipes train on the whole training split, as the paper does, and keep the last epoch's weights. The released
+scripts keep those of the lowest test error instead; `--holdout 0.1` selects an epoch without the test split.
 
 `--algo NAME` runs another rule with the settings of Table 1. The paper's test errors (%), means of three runs
 (`--seed 0`, `1`, `2`):
