@@ -34,7 +34,7 @@ from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
 from timm_ebl.run import RunFolder, device_name, versions
-from timm_ebl.signals import StopSignals
+from timm_ebl.signals import StopSignals, stopping_at_once
 from timm_ebl.task import RuleTask
 from timm_ebl.threads import set_threads
 from timm_ebl.tracking import check_trackers, start_trackers
@@ -193,11 +193,13 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 f"in {summary['seconds']:.0f} s; results in {folder.path}"
             )
             if config.push_to_hub:
-                publish(folder.path, config.push_to_hub, test=data.test)
+                with stopping_at_once():
+                    publish(folder.path, config.push_to_hub, test=data.test)
     accelerator.end_training()
 
 
 @one_sentence()
+@stopping_at_once()
 def main() -> None:
     """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
     config = parse_config(description=__doc__)

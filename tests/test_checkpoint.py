@@ -70,22 +70,6 @@ def test_a_run_stopped_anywhere_goes_on_exactly(folder, undisturbed, tmp_path, t
     assert_same_run(tmp_path / "run", undisturbed)
 
 
-def test_the_signals_are_given_back(folder, tmp_path, monkeypatch):
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    stop_after(3, monkeypatch, signal.SIGINT)
-    with pytest.raises(Interrupted, match="SIGINT after batch 3 of epoch 1"):
-        train(*arguments(folder, tmp_path / "run"))
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-
-
-def test_the_second_signal_does_what_it_does():
-    with checkpoint.StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.received == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_random_numbers_of_every_global_generator_go_on(folder, tmp_path, monkeypatch, train_until):
     original = BatchTransform.train
 

@@ -27,6 +27,7 @@ def end(error):
         (Diverged("not finite: head.weight"), 3, "diverged: not finite: head.weight"),
         (Interrupted("stopped by SIGUSR1", signal.SIGUSR1), 138, "stopped by SIGUSR1"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+        (KeyboardInterrupt(signal.SIGHUP), 129, "stopped by SIGHUP"),
     ],
 )
 def test_an_expected_error_is_one_line_and_a_status(capsys, error, status, line):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,7 +85,7 @@ class Interrupted(EBLError):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process by a sentence on stderr and an exit status where an `EBLError` or Ctrl-C ends what is inside.
+    """End the process by a sentence on stderr and an exit status where an `EBLError` or a signal ends what is inside.
 
     Of several processes on a machine the first one speaks. It is a decorator as well.
 
@@ -95,8 +96,9 @@ def one_sentence() -> Iterator[None]:
         yield
     except EBLError as error:
         message, status = f"{error.title}{error}", error.status
-    except KeyboardInterrupt:
-        message, status = "stopped by SIGINT", 130
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        message, status = f"stopped by {signal.Signals(number).name}", 128 + number
     else:
         return
     if os.environ.get("LOCAL_RANK", "0") == "0":
