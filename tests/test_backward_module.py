@@ -115,9 +115,20 @@ def test_parameters_changed_before_the_backward_pass_are_an_error(make_live, bat
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     loss = F.cross_entropy(model(x), y)
-    model.head.weight = torch.nn.Parameter(model.head.weight.detach().clone())
-    with pytest.raises(RuntimeError, match="replaced between its forward and its backward"):
+    model.layers = model.layers[:3]
+    with pytest.raises(RuntimeError, match="changed between its forward and its backward pass"):
         loss.backward()
+
+
+def test_parameters_replaced_before_the_backward_pass_have_their_gradient(make_live, batch):
+    model, (x, y) = make_live(), batch
+    expected = parameter_gradients(model, F.cross_entropy(model(x), y))
+    model.zero_grad()
+    loss, used = F.cross_entropy(model(x), y), list(model.parameters())
+    model.reset_classifier(3)
+    loss.backward()
+    torch.testing.assert_close([p.grad for p in used], expected, rtol=0, atol=0)
+    assert model.head.weight.grad is None
 
 
 def test_results_may_be_changed_in_place(make_live, batch):

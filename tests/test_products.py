@@ -35,7 +35,7 @@ def relative(found, expected):
 @torch.no_grad()
 def test_in_64_bits_the_products_of_copies_are_those_of_states(convolution, generator):
     lower, upper = (near_copies((3, channels, 6, 6), 0.1, generator) for channels in (8, 12))
-    plain = Products(convolution, lower.shape)
+    plain = Products(convolution.weight, convolution.bias, [1, 1], lower.shape)
     copies = plain.of_copies(2)
     assert copies.by_difference
     assert not plain.by_difference
@@ -49,14 +49,14 @@ def test_in_64_bits_the_products_of_copies_are_those_of_states(convolution, gene
 @torch.no_grad()
 def test_16_bits_keep_the_digits_of_a_difference(convolution, generator, precision, apart):
     lower, upper = (near_copies((3, channels, 6, 6), apart, generator) for channels in (8, 12))
-    exact = Products(convolution, lower.shape).of_copies(2)
+    exact = Products(convolution.weight, convolution.bias, [1, 1], lower.shape).of_copies(2)
     signed = torch.cat([-upper[:3], upper[3:]])  # the contrast of two energies
     expected = [difference(exact.up(lower)), difference(exact.down(upper)), exact.gradient(lower, signed)]
 
     convolution.float()
     lower, upper, signed = lower.float(), upper.float(), signed.float()
     with torch.autocast("cpu", precision):
-        rough = Products(convolution, lower.shape)
+        rough = Products(convolution.weight, convolution.bias, [1, 1], lower.shape)
         copies = rough.of_copies(2)
     found = [difference(copies.up(lower)), difference(copies.down(upper)), copies.gradient(lower, signed).double()]
     for part, exact_part in zip(found, expected, strict=True):
@@ -69,7 +69,7 @@ def test_two_copies_in_16_bits_choose_one_route(generator):
     interaction = ConvInteraction(8, 12)
     lower = near_copies((3, 8, 6, 6), 1e-6, generator).float()
     with torch.autocast("cpu", torch.bfloat16):
-        products = Products(interaction, lower.shape).of_copies(2)
+        products = Products(*interaction.tensors(), [1, 1], lower.shape).of_copies(2)
     drive = interaction.drive(lower, None, products)
     assert len(drive.route) == 3
     chosen = products.up(lower).flatten(2).gather(2, drive.route.repeat(2, 1, 1, 1).flatten(2))

@@ -13,8 +13,9 @@ if "torch" not in sys.modules:
 
 from . import dchn  # noqa: F401  (registers the models)
 from ._version import __version__
-from .backward import Backward, create_backward, equilibrium, list_backwards
+from .backward import Backward, create_backward, list_backwards
 from .convolutional import DCHN
+from .differentiable import equilibrium
 from .energy import State
 from .interaction import ConvInteraction, DenseInteraction, Interaction
 from .minimize import PAPER, Minimizer, Start

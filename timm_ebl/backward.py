@@ -1,8 +1,7 @@
 """Derivatives of an equilibrium for any loss, by equilibrium propagation or by backpropagation.
 
-`equilibrium` relaxes a network as its forward pass. Its backward pass receives ``f = dC/ds``, the gradient of whatever
-loss was put on the layers, and a `Backward` turns it into the gradient of the parameters and of the input. Nothing of
-the relaxation is recorded for it, but for the free state.
+A `Backward` is given the free state and ``f = dC/ds``, the gradient of whatever loss was put on the layers, and makes
+of them the gradient of the parameters and of the input (`timm_ebl.differentiable.equilibrium`).
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .autocast import present_autocast
 from .energy import State, norm, weigh
 from .minimize import Minimizer
-from .network import EnergyModel, output_of
+from .network import EnergyModel
 from .perturbation import Forced
 from .relaxation import Relaxation
 from .values import is_number
@@ -30,7 +28,7 @@ __all__ = [
     "TruncatedBackward",
     "adjoint",
     "create_backward",
-    "equilibrium",
+    "force_norm",
     "list_backwards",
     "unroll",
 ]
@@ -91,7 +89,7 @@ class EquilibriumBackward(Backward):
             raise ValueError(f"beta is a positive number, not {self.beta!r}.")
 
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
-        norm = _norm(forces)
+        norm = force_norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]
         both = model.settle(free).repeat(2)
@@ -192,87 +190,7 @@ def adjoint(
     return swept, adjoints
 
 
-def equilibrium(
-    model: EnergyModel, x: Tensor, backward: Backward, layers: tuple[int, ...] = (-1,)
-) -> tuple[Tensor, ...]:
-    """Layers of the free state as a function of the input and the parameters of a network, with its derivatives.
-
-    Args:
-        model: The network, an `nn.Module`.
-        x: Input ``(B, ..)``.
-        backward: How to differentiate.
-        layers: Which layers of ``(s_1, .., o)``, by index. The output layer is the one that minimises the energy given
-            the others.
-
-    Returns:
-        The layers. Without gradients (`torch.no_grad`, or nothing that asks for one) nothing is kept for a backward
-        pass.
-    """
-    parameters = tuple(model.parameters())
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters)):
-        return _Equilibrium.apply(model, backward, layers, x, *parameters)
-    if layers == (-1,):
-        return (model.answer(x),)
-    free = model.relax(x)
-    return tuple(_layer(free, index) for index in layers)
-
-
-class _Equilibrium(torch.autograd.Function):
-    """``apply(model, backward, layers, x, *parameters)`` returns the layers; their gradient is left to `backward`."""
-
-    @staticmethod
-    def forward(
-        ctx, model: nn.Module, backward: Backward, layers: tuple[int, ...], x: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.model, ctx.method, ctx.layers = model, backward, layers
-        ctx.free = free = model.relax(x.detach())
-        ctx.autocast = present_autocast(x.device.type)
-        ctx.save_for_backward(x, *parameters)
-        ctx.set_materialize_grads(False)
-        # Copies: whoever changes a result in place leaves the state alone that the backward pass starts from.
-        return tuple(_layer(free, index).clone() for index in layers)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if all(gradient is None for gradient in gradients):
-            return None, None, None, *(None for _ in ctx.needs_input_grad[3:])
-        x, *parameters = ctx.saved_tensors
-        model, needed = ctx.model, ctx.needs_input_grad[3:]
-        if any(now is not then for now, then in zip(model.parameters(), parameters, strict=True)):
-            raise RuntimeError("The parameters of the model were replaced between its forward and its backward pass.")
-        with torch.enable_grad(), ctx.autocast:
-            # The record goes as soon as it is used; a second pass through a retained graph relaxes anew.
-            free, ctx.free = ctx.free or model.relax(x.detach()), None
-            leaves = [free.input.requires_grad_(needed[0]), *parameters]
-            forces, scale = _as_forces(ctx.layers, gradients, len(free.state))
-            scalar = ctx.method(model, free, forces)
-            del free
-        wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(scalar, wanted, materialize_grads=True))
-        return None, None, None, *(next(found).mul_(scale) if need else None for need in needed)
-
-
-def _as_forces(
-    layers: tuple[int, ...], gradients: Sequence[Tensor | None], count: int
-) -> tuple[list[Tensor | None], Tensor]:
-    """Gradients by layer, the largest of any sample scaled to norm 1, and that norm: 16 bits hold whatever scale."""
-    forces: list[Tensor | None] = [None] * count
-    for index, gradient in zip(layers, gradients, strict=True):
-        if gradient is not None:
-            wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-            forces[index] = wide if forces[index] is None else forces[index] + wide
-    norm = _norm(forces)
-    scale = norm.amax() if norm.numel() else norm.new_ones(())
-    divisor = scale.where(scale != 0, 1)
-    return [None if f is None else f / divisor for f in forces], scale
-
-
-def _layer(free: Relaxation, index: int) -> Tensor:
-    return output_of(free) if index in (-1, len(free.state) - 1) else free.state[index]
-
-
-def _norm(forces: Sequence[Tensor | None]) -> Tensor:
+def force_norm(forces: Sequence[Tensor | None]) -> Tensor:
     """Norm of the forces on each sample, ``(B,)``."""
     return norm([f for f in forces if f is not None])
 

@@ -21,11 +21,12 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from .backward import Backward, create_backward, equilibrium
+from .backward import Backward, create_backward
+from .differentiable import equilibrium
 from .interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
-from .tracing import Traced, graph_equilibrium, is_symbolic
+from .tracing import Traced, compiled_equilibrium, graph_equilibrium, is_symbolic, register_network
 from .values import Choice
 
 __all__ = ["DCHN", "Pooling"]
@@ -99,6 +100,7 @@ class DCHN(HopfieldNetwork):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self._key = register_network(self)
         factory = {"device": device, "dtype": dtype}
         if not isinstance(widths, Sequence) or not widths or min(widths) < 1:
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
@@ -238,10 +240,12 @@ class DCHN(HopfieldNetwork):
             img_size: Height and width in pixels (one number for a square).
 
         Raises:
-            ValueError: The size is no such size, or too small for the poolings.
+            ValueError: The size is no such size, or too small for the poolings, or the read-out is pruned or normed.
         """
         size = _as_size(img_size)
         before, after = self._top_shape(self.img_size), self._top_shape(size)
+        if self.num_classes and "weight" not in dict(self.head.named_parameters(recurse=False)):
+            raise ValueError("The read-out's weight is made of other parameters: remove what makes it, then resize.")
         self.img_size, self.head_hidden_size = size, after.numel()
         if self.num_classes and before != after:
             old = self.head.weight
@@ -275,8 +279,14 @@ class DCHN(HopfieldNetwork):
         return Traced(self, self.layers[0].weight.new_zeros(2, self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
+            return compiled_equilibrium(self, self._key, x, layers)
         relax = graph_equilibrium if is_symbolic(x) else equilibrium
         return relax(self, x, self.backward, layers)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._key = register_network(self)
 
     def _top_shape(self, img_size: tuple[int, int]) -> torch.Size:
         """Shape of the last hidden layer for images of a size."""

@@ -8,6 +8,7 @@ is the sum over the interactions of a network (`timm_ebl.interaction`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from torch import Tensor
 from .interaction import Interaction
 from .prepared import Prepared
 
-__all__ = ["State", "WeightedEnergy", "energy_from_drives", "norm", "weigh"]
+__all__ = ["NO_SECOND", "State", "WeightedEnergy", "energy_from_drives", "norm", "weigh"]
+
+NO_SECOND = "The gradient of a relaxation cannot be differentiated again: there is no second derivative."
 
 State = tuple[Tensor, ...]
 """Layers ``(s_1, .., s_{L-1}, o)``, each with the batch first; the input is not part of the state."""
@@ -55,8 +58,8 @@ class WeightedEnergy(torch.autograd.Function):
     """``sum_b w_b E(theta, x_b, s_b)`` at fixed states, and its gradient in the parameters and the input.
 
     ``dE/dtheta_k = -d <s_k, drive_k(s_{k-1})> / dtheta_k`` needs the state and the pooling routes alone.
-    ``apply(weights, interactions, prepared, layers, routes, x, *parameters)`` returns the scalar; the parameters are
-    those of the interactions, in order.
+    ``apply(weights, interactions, prepared, layers, routes, x, *tensors)`` returns the scalar; the tensors are those of
+    the interactions, in order (`timm_ebl.interaction.Interaction.tensors`).
     """
 
     @staticmethod
@@ -68,7 +71,7 @@ class WeightedEnergy(torch.autograd.Function):
         layers: State,
         routes: Sequence[Tensor | None],
         x: Tensor,
-        *parameters: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         weighted = [weigh(s, weights) for s in layers]
         total = sum((s * w).sum() for s, w in zip(layers, weighted, strict=True)) / 2
@@ -78,17 +81,32 @@ class WeightedEnergy(torch.autograd.Function):
             value, found = interaction.coupling(*arguments)
             total = total - value
             gradients += found
-        ctx.gradients = gradients
-        ctx.input_gradient = None
+        ctx.gradients, ctx.input_gradient = gradients, None
         if ctx.needs_input_grad[5]:
             ctx.input_gradient = interactions[0].feedback(weighted[0], routes[0], x.shape, prepared[0])
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if g is None else -scale * g for g in (ctx.input_gradient, *ctx.gradients)]
+        gradients = zip((ctx.input_gradient, *ctx.gradients), ctx.needs_input_grad[5:], strict=True)
+        found = [-scale * g if g is not None and needed else None for g, needed in gradients]
+        if torch.is_grad_enabled():
+            found = [None if g is None else _Once.apply(g.detach().requires_grad_()) for g in found]
         return None, None, None, None, None, *found
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated again; whoever tries is told so, where autograd would find nothing."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "The gradient of a relaxation cannot be differentiated again: there is no second derivative."
+        )
 
 
 def _of_one_copy(

@@ -112,7 +112,7 @@ class Interaction(ABC):
     def gradient(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
     ) -> tuple[Tensor | None, ...]:
-        """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in every parameter, in the order of ``parameters()``.
+        """Gradient of ``sum_b <upper_b, drive(lower_b)>`` in each of the `tensors`.
 
         Args:
             lower: State of the lower layer, ``(B, *lower_shape)``.
@@ -124,9 +124,13 @@ class Interaction(ABC):
     def coupling(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """``sum_b <upper_b, drive(lower_b)>``, a scalar, and its gradient in every parameter: see `gradient`."""
+        """``sum_b <upper_b, drive(lower_b)>``, a scalar, and its gradient in each of the `tensors`: see `gradient`."""
         drive = self.drive(lower, route, prepared).value
         return (upper * drive).sum(), self.gradient(lower, upper, route, prepared)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the drive is computed from: the parameters, or what pruning, a norm or the like makes of them now."""
+        return tuple(self.parameters())
 
     @abstractmethod
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:
@@ -147,13 +151,19 @@ class _Uniform(Interaction):
     weight: nn.Parameter
     bias: nn.Parameter
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        for hook in self._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):  # pruning, weight_norm: they set the weight anew
+                hook(self, ())
+        return self.weight, self.bias
+
     def change(self, lower: Tensor, route: Tensor | None, prepared: Prepared | None = None) -> Tensor:
         return self.drive(lower, route, prepared or self.prepare(lower.shape).for_changes()).value
 
     def coupling(
         self, lower: Tensor, upper: Tensor, route: Tensor | None, prepared: Prepared | None = None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """The coupling is linear in the parameters: it is their inner product with its gradient."""
+        """The coupling is linear in weight and bias: it is their inner product with its gradient."""
         gradients = self.gradient(lower, upper, route, prepared)
         values = [(p.detach() * g).sum() for p, g in zip((self.weight, self.bias), gradients, strict=True)]
         return torch.stack(values).sum(), gradients
@@ -191,7 +201,7 @@ class ConvInteraction(nn.Conv2d, _Uniform):
 
     def prepare(self, lower: torch.Size) -> Products:
         """The products of the convolution, with the weight laid out for them once."""
-        return Products(self, lower)
+        return Products(*self.tensors(), [*self.padding], lower)
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Products | None = None) -> Drive:
         products = prepared or self.prepare(lower.shape)
@@ -286,7 +296,7 @@ class DenseInteraction(nn.Linear, _Uniform):
 
     def prepare(self, lower: torch.Size) -> Matrix:
         """The products of the matrix, with the weight laid out for them once."""
-        return Matrix(self, lower)
+        return Matrix(*self.tensors(), lower)
 
     def drive(self, lower: Tensor, route: Tensor | None = None, prepared: Matrix | None = None) -> Drive:
         return Drive((prepared or self.prepare(lower.shape)).up(lower))

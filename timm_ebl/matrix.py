@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autocast import without_autocast
 from .prepared import Prepared
@@ -18,13 +18,14 @@ class Matrix(Prepared):
     small, and computes in no fewer bits than its weight has, under autocast too.
 
     Args:
-        linear: The layer with the weight.
+        weight: The matrix ``(M, N)``.
+        bias: What is added, ``(M,)``.
         lower: Shape ``(B, ..)`` of its input, images ``(B, C, H, W)`` or vectors; other batches are served as well.
     """
 
-    def __init__(self, linear: nn.Linear, lower: torch.Size) -> None:
-        self.sample, self.bias, self.dtype = lower[1:], linear.bias, linear.weight.dtype
-        self.matrix = _last(linear.weight.unflatten(1, self.sample)).flatten(1).contiguous()
+    def __init__(self, weight: Tensor, bias: Tensor | None, lower: torch.Size) -> None:
+        self.sample, self.bias, self.dtype = lower[1:], bias, weight.dtype
+        self.matrix = _last(weight.unflatten(1, self.sample)).flatten(1).contiguous()
         self.columns = self.matrix.t()
 
     def up(self, lower: Tensor) -> Tensor:

@@ -145,13 +145,19 @@ class HopfieldNetwork(nn.Module, EnergyModel):
 
         Raises:
             ValueError: The parameters have changed since the relaxation.
+            RuntimeError: A transform of `torch.func` is under way.
         """
-        x, parameters = relaxation.input, [p for interaction in self.interactions for p in interaction.parameters()]
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "torch.func cannot differentiate a rule: give the loss of torch.func.functional_call a backward pass."
+            )
+        x = relaxation.input
         if not self._knows_drives(x, relaxation):
             raise ValueError("The relaxation is not one of this network with its present parameters: relax anew.")
         routes = [drive.route for drive in relaxation.drives]
         prepared = relaxation.prepared or (None,) * len(routes)
-        return WeightedEnergy.apply(weights, self.interactions, prepared, relaxation.state, routes, x, *parameters)
+        tensors = [tensor for interaction in self.interactions for tensor in interaction.tensors()]
+        return WeightedEnergy.apply(weights, self.interactions, prepared, relaxation.state, routes, x, *tensors)
 
     @torch.compiler.disable
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autocast import has_autocast
 from .direct import Direct, Packed
@@ -34,7 +34,9 @@ class Products(Prepared):
     change of state (`Prepared.for_changes`).
 
     Args:
-        convolution: A convolution of stride 1, in one group.
+        weight: The kernels ``(C', C, h, w)`` of a convolution of stride 1, in one group.
+        bias: Its bias ``(C',)``.
+        padding: Zeros around the image, in each direction.
         lower: Shape ``(B, C, H, W)`` of its input; other batches are served as well.
 
     Attributes:
@@ -43,9 +45,8 @@ class Products(Prepared):
         engine: What computes the products of single states in that type.
     """
 
-    def __init__(self, convolution: nn.Conv2d, lower: torch.Size) -> None:
-        weight, bias, self.padding = convolution.weight, convolution.bias, [*convolution.padding]
-        device = weight.device.type
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: list[int], lower: torch.Size) -> None:
+        self.padding, device = padding, weight.device.type
         self.dtype = torch.get_autocast_dtype(device) if has_autocast(device) else weight.dtype
         self.result = weight.dtype
         self.kernel, self.bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)

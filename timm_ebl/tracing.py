@@ -1,20 +1,27 @@
-"""The relaxation of a network as `torch.fx` and `torch.jit` hold it: one node of a graph, or a recorded trace."""
+"""The relaxation of a network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from .backward import Backward, equilibrium
+from .autocast import has_autocast
+from .backward import Backward
+from .differentiable import equilibrium, relaxed_layers, with_parameters
 from .interaction import Interaction
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 
-__all__ = ["Traced", "graph_equilibrium", "is_symbolic"]
+__all__ = ["Traced", "compiled_equilibrium", "graph_equilibrium", "is_symbolic", "register_network"]
+
+_NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
+_KEYS = itertools.count()
 
 
 def is_symbolic(x: Tensor) -> bool:
@@ -66,3 +73,43 @@ class Traced(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output layer ``(B, M)``."""
         return self.network(x)
+
+
+def register_network(network: HopfieldNetwork) -> int:
+    """A number by which a compiled graph of this process finds a network."""
+    key = next(_KEYS)
+    _NETWORKS[key] = network
+    return key
+
+
+def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Layers of the free state without derivatives, as one operator of the graph that `torch.compile` makes.
+
+    Args:
+        network: The network.
+        key: Its number (`register_network`).
+        x: Input ``(B, ..)``.
+        layers: Which layers, by index.
+    """
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if has_autocast(device) else None
+    return tuple(torch.ops.timm_ebl.relaxed_layers(x, list(network.parameters()), key, layers, autocast))
+
+
+@torch.library.custom_op(
+    "timm_ebl::relaxed_layers",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] parameters, int network, int[] layers, ScalarType? autocast) -> Tensor[]",
+)
+def _relaxed_layers(x, parameters, network, layers, autocast):
+    model, device = _NETWORKS[network], x.device.type
+    with torch.autocast(device, autocast, enabled=autocast is not None):
+        found = with_parameters(model, parameters, lambda: relaxed_layers(model, x, tuple(layers)))
+    kind = {"dtype": parameters[0].dtype, "memory_format": torch.contiguous_format}  # as the graph expects it
+    return [layer.to(**kind, copy=True) for layer in found]
+
+
+@_relaxed_layers.register_fake
+def _(x, parameters, network, layers, autocast):
+    shapes = _NETWORKS[network].state_shapes(x)
+    return [x.new_empty(shapes[layer], dtype=parameters[0].dtype) for layer in layers]
