@@ -25,6 +25,7 @@ from timm.scheduler import CosineLRScheduler
 
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.console import survive_output
 from timm_ebl.errors import Diverged, one_sentence
 from timm_ebl.hub import check_access, publish
 from timm_ebl.launch import start_accelerator
@@ -212,4 +213,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    survive_output()
     main()

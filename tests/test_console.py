@@ -1,0 +1,54 @@
+"""A run goes on where nobody reads what it says."""
+
+import io
+import os
+import sys
+
+import pytest
+from tqdm import tqdm
+
+from timm_ebl.console import OptionalStream, survive_output
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_full_disk_stops_no_print_and_no_progress_bar():
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (it cannot be closed without an error)
+    stream = OptionalStream(full)
+    for text in ("a line", "x" * 100_000):
+        print(text, file=stream, flush=True)
+    assert sum(tqdm(range(3), file=stream, mininterval=0)) == 3
+    with pytest.raises(OSError, match="space"):
+        full.close()
+
+
+def test_a_closed_stream_stops_no_print():
+    with open(os.devnull, "w") as file:
+        stream = OptionalStream(file)
+    print("a line", file=stream, flush=True)
+    with pytest.raises(ValueError, match="closed"):
+        print("a line", file=file)
+
+
+def test_a_pipe_without_a_reader_stops_no_print():
+    reading, writing = os.pipe()
+    os.close(reading)
+    file = os.fdopen(writing, "w")
+    print("a line", file=OptionalStream(file), flush=True)
+    with pytest.raises(BrokenPipeError):
+        file.close()
+
+
+def test_letters_that_cannot_be_encoded_are_written_as_numbers():
+    raw = io.BytesIO()
+    stream = OptionalStream(io.TextIOWrapper(raw, encoding="ascii"))
+    print("Löwe", file=stream, flush=True)
+    assert raw.getvalue() == b"L\\xf6we\n"
+
+
+def test_a_missing_standard_output_is_replaced(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    survive_output()
+    print("a line", flush=True)
+    assert not sys.stdout.isatty()
+    sys.stdout.close()

@@ -1,0 +1,49 @@
+"""Standard output and error of a run, which nobody need read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["OptionalStream", "survive_output"]
+
+
+class OptionalStream:
+    """A text stream whose faults are passed over: a full disk, a closed pipe, letters that it cannot encode.
+
+    Args:
+        stream: What is written to.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        with suppress(AttributeError):  # not a file
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Write a text, or do not."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass on what was written, or do not."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the stream can do."""
+        return getattr(self._stream, name)
+
+
+def survive_output() -> None:
+    """Have this process go on where its standard output or error is full, closed or gone."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, so that no file of the run can
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, OptionalStream(getattr(sys, name) or open(os.devnull, "w")))  # noqa: SIM115 (open to the end)
