@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from oracles import distance
 
@@ -27,6 +28,8 @@ def test_settling_is_going_on_without_a_measure_of_it(make_dchn, batch):
     assert distance(settled.potentials, expected.potentials) <= 1e-14
     assert settled.energy is None
     assert settled.residual is None
+    with pytest.raises(ValueError, match="Settling measures no residual"):
+        settled.converged  # noqa: B018
     further = Minimizer(sweeps=2)
     going_on = [model.relax(x, start, minimizer=further) for start in (settled, expected)]
     assert distance(*(relaxation.state for relaxation in going_on)) <= 1e-14

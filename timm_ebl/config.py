@@ -98,7 +98,7 @@ class TrainConfig:
     skip_bad_batches: bool = _flag(False, "leave out a step whose gradient is not finite")
     eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
     beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
-    free_sweeps: int = _option(Minimizer.sweeps, "sweeps of the free phase, in training and in evaluation", int)
+    free_sweeps: int = _option(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
     omega: tuple[float, ...] = _option(
         Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
     )

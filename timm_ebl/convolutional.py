@@ -62,8 +62,8 @@ class DCHN(HopfieldNetwork):
         pool: Side of the pooling windows.
         pooling: ``"max"``, as in the paper, or ``"average"``.
         order: Order of update (`timm_ebl.order.list_orders`).
-        sweeps: Sweeps of a relaxation; the most of them, if a tolerance is given.
-        tolerance: Residual at which a relaxation stops; ``None`` for a fixed number of sweeps.
+        sweeps: Sweeps of a relaxation, by default 7; with a tolerance the most of them, by default 1000.
+        tolerance: Residual at which the relaxation of a sample stops; ``None`` for a fixed number of sweeps.
         omega: Over-relaxation of the hidden layers, between 0 and 2, or one for each sweep.
         start: ``"zero"`` or ``"feedforward"``.
         compiled: Whether sweeps are compiled (`timm_ebl.Minimizer`).
@@ -90,7 +90,7 @@ class DCHN(HopfieldNetwork):
         pool: int = 2,
         pooling: str | Pooling = Pooling.MAX,
         order: str = Minimizer.order,
-        sweeps: int = Minimizer.sweeps,
+        sweeps: int | None = None,
         tolerance: float | None = None,
         omega: float | Sequence[float] = Minimizer.omega,
         start: str | Start = Minimizer.start,

@@ -33,6 +33,7 @@ __all__ = [
     "EmptyInteraction",
     "Interaction",
     "cat_known",
+    "of_samples",
 ]
 
 
@@ -56,8 +57,8 @@ class Drive(NamedTuple):
         return cls(cat_known(values), routes[0] if shared else cat_known(routes))
 
     def select(self, samples: Tensor) -> Drive:
-        """The drive into a layer of some samples of the batch, given by their indices or a mask."""
-        return Drive(*(None if part is None else part[samples] for part in self))
+        """The drive into a layer of some samples of the batch, given by a mask."""
+        return Drive(*(of_samples(part, samples) for part in self))
 
 
 class Interaction(ABC):
@@ -268,6 +269,11 @@ class AveragePooled(ConvInteraction):
 def cat_known(parts: Sequence[Tensor | None]) -> Tensor | None:
     """Several tensors as one of all their samples; ``None`` unless all are known."""
     return None if any(part is None for part in parts) else torch.cat(parts)
+
+
+def of_samples(part: Tensor | None, samples: Tensor) -> Tensor | None:
+    """Some samples, by a mask ``(B,)``, of a tensor that holds all once or several times, block after block, if any."""
+    return None if part is None else part[samples.repeat(len(part) // len(samples))]
 
 
 def _is_shared(route: Tensor | None, layer: Tensor, products: Products) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .energy import norm
+from .energy import State, norm
 from .order import Groups, get_order, leading_to
 from .relaxation import Relaxation
 from .values import Choice, is_number
@@ -18,11 +19,17 @@ from .walk import Walk
 
 __all__ = ["PAPER", "Minimizer", "Start", "answer", "minimize", "relative_change", "settle"]
 
+SWEEPS = 7
+"""Sweeps of a relaxation without a tolerance, by default."""
+
+MOST_SWEEPS = 1000
+"""The most sweeps of a relaxation with a tolerance, by default."""
+
 SWEEPS_BETWEEN_LOOKS = 4
 """With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
 
-LEAVING_PART = 0.25
-"""Part of the batch that has to be done before it leaves: taking a batch apart costs about a sweep."""
+LEAST_TOLERANCE = 4
+"""The least tolerance, in units of the state's rounding: at rest, rounding alone leaves a residual of one to two."""
 
 
 class Start(Choice):
@@ -42,15 +49,16 @@ class Minimizer:
 
     Attributes:
         order: Name of a registered order of update (`timm_ebl.order.list_orders`).
-        sweeps: Number of sweeps; the most of them, if a tolerance is given.
-        tolerance: Stop once the residual of every sample is at most this. ``None`` runs all sweeps, as the paper does.
-            The residual is looked at every fourth sweep, and samples that are done leave the batch by the quarter, but
-            for the two states that a rule contrasts.
+        sweeps: Number of sweeps, by default 7; with a tolerance the most of them, by default 1000.
+        tolerance: Stop a sample once its residual is at most this; ``None`` makes all sweeps, as the paper does. The
+            residual is looked at every fourth sweep, and a sample that is done leaves the batch and stays as it is:
+            where it ends does not depend on the others. A warning tells of samples that do not get there
+            (`Relaxation.converged`).
         omega: Over-relaxation ``s <- clip(s + omega (h - s), 0, 1)`` of the hidden layers with drive and feedback
             ``h``, ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are
             for whoever goes on (`further`). The paper has 1; the energy never rises for any of them under the
-            asynchronous order. With a tolerance, a residual above that of the first look makes it fall back to 1
-            (`Relaxation.omega`).
+            asynchronous order. With a tolerance, a sample goes on with 1 once its residual is above that of its first
+            look.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
@@ -60,7 +68,7 @@ class Minimizer:
     """
 
     order: str = "asynchronous"
-    sweeps: int = 7
+    sweeps: int | None = None
     tolerance: float | None = None
     omega: float | tuple[float, ...] = (1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.7, 1.7, 1.6, 1.5)
     start: Start = Start.FEEDFORWARD
@@ -68,6 +76,8 @@ class Minimizer:
 
     def __post_init__(self) -> None:
         get_order(self.order)
+        if self.sweeps is None:
+            object.__setattr__(self, "sweeps", SWEEPS if self.tolerance is None else MOST_SWEEPS)
         if type(self.sweeps) is not int or self.sweeps < 1:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
         if self.tolerance is not None and not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
@@ -115,37 +125,74 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
     Args:
         walk: Where to start.
         minimizer: Order, over-relaxation and end of the walk.
+
+    Raises:
+        ValueError: The tolerance is below what the type of the state can tell apart.
     """
-    step = _step(walk, minimizer)
-    groups, tolerance, falls_back = minimizer.groups(len(walk.state)), minimizer.tolerance, False
-    x, samples = walk.x, torch.arange(walk.x.shape[0], device=walk.x.device)
-    gone: list[tuple[Tensor, Relaxation]] = []
-    first = math.inf
+    if minimizer.tolerance is not None:
+        return _minimize_to(minimizer.tolerance, walk, minimizer)
+    before = _make_sweeps(walk, minimizer)
+    return walk.record(relative_change(before, walk.state), minimizer.sweeps, None)
+
+
+def _make_sweeps(walk: Walk, minimizer: Minimizer) -> State:
+    """All sweeps of a minimiser; returns the state before the last of them."""
+    step, groups, last = _step(walk, minimizer), minimizer.groups(len(walk.state)), minimizer.sweeps
+    for sweep in range(1, last + 1):
+        before = tuple(walk.state) if sweep == last else ()
+        walk.begin(sweep, sweep == last)
+        step(walk, groups, minimizer.omega_of(sweep))
+    return before
+
+
+def _minimize_to(tolerance: float, walk: Walk, minimizer: Minimizer) -> Relaxation:
+    """Sweeps until every sample has this residual, or the minimiser has no more of them."""
+    whole, step, groups = walk, _step(walk, minimizer), minimizer.groups(len(walk.state))
+    parts: list[tuple[Tensor, Tensor, Walk]] = []
+    places, first = torch.arange(len(walk.x), device=walk.x.device), None
+    slow = torch.zeros_like(places, dtype=torch.bool)
     for sweep in range(1, minimizer.sweeps + 1):
         last = sweep == minimizer.sweeps
-        measured = last or (tolerance is not None and sweep % SWEEPS_BETWEEN_LOOKS == 0)
-        before = tuple(walk.state) if measured else ()
-        omega = 1.0 if falls_back else minimizer.omega_of(sweep)
-        walk.begin(sweep, measured)
-        step(walk, groups, omega)
-        if measured:
-            residual = relative_change(before, walk.state)
-        if last or not measured:
+        looks = last or sweep % SWEEPS_BETWEEN_LOOKS == 0
+        before = tuple(walk.state) if looks else ()
+        walk.begin(sweep, looks)
+        step(walk, groups, walk.x.new_full(places.shape, minimizer.omega_of(sweep)).masked_fill_(slow, 1))
+        if sweep == 1:
+            _check_tolerance(tolerance, walk.state[0].dtype)
+        if not looks:
             continue
-        done, mean = residual <= tolerance, residual.mean()
-        count, grown = torch.stack([done.sum(), mean > first]).tolist()
-        if count == len(done):
+        residual = relative_change(before, walk.state)
+        first = residual if first is None else first
+        slow |= residual > first
+        done = (residual <= tolerance).view(walk.copies, len(residual) // walk.copies).all(0)
+        count = int(done.sum())
+        if last or count == len(done):
             break
-        falls_back |= bool(grown)
-        first = mean if sweep == SWEEPS_BETWEEN_LOOKS else first
-        if count >= LEAVING_PART * len(done) and walk.splits:
-            gone.append((samples[done], walk.select(done).record(residual[done], sweep, omega, tolerance)))
-            walk, samples = walk.select(~done), samples[~done]
-    relaxation = walk.record(residual, sweep, omega, tolerance)
-    if not gone:
-        return relaxation
-    order = torch.cat([*(indices for indices, _ in gone), samples]).argsort()
-    return Relaxation.cat([*(part for _, part in gone), relaxation]).select(order, x)
+        if count:
+            rows = done.repeat(walk.copies)
+            parts.append((places[rows], residual[rows], walk.select(done)))
+            walk, places, first, slow = walk.select(~done), places[~rows], first[~rows], slow[~rows]
+    if count < len(done):
+        warnings.warn(
+            f"Some samples have not come to the tolerance of {tolerance:g} in {sweep} sweeps (`Relaxation.converged` "
+            "tells which): allow more sweeps or a larger tolerance.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if parts:
+        parts.append((places, residual, walk))
+        whole.join([(places, part) for places, _, part in parts])
+        residual = torch.cat([part[1] for part in parts])[torch.cat([part[0] for part in parts]).argsort()]
+    return whole.record(residual, sweep, tolerance)
+
+
+def _check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
+    least = LEAST_TOLERANCE * torch.finfo(dtype).eps
+    if tolerance < least:
+        raise ValueError(
+            f"A tolerance of {tolerance:g} is below the rounding of {str(dtype).removeprefix('torch.')}: give at least "
+            f"{least:.1e}, or compute in a wider type."
+        )
 
 
 @torch.no_grad()
@@ -177,11 +224,8 @@ def settle(walk: Walk, minimizer: Minimizer) -> Relaxation:
         walk: Where to start.
         minimizer: Order and over-relaxation of the walk.
     """
-    step, groups, last = _step(walk, minimizer), minimizer.groups(len(walk.state)), minimizer.sweeps
-    for sweep in range(1, last + 1):
-        walk.begin(sweep, sweep == last)
-        step(walk, groups, minimizer.omega_of(sweep))
-    return walk.record(None, last, minimizer.omega_of(last), None)
+    _make_sweeps(walk, minimizer)
+    return walk.record(None, minimizer.sweeps, None)
 
 
 @cache
@@ -190,12 +234,17 @@ def compiled_sweep(walk: type[Walk]) -> Callable[[Walk, Groups, float | Tensor],
     return torch.compile(walk.sweep, dynamic=False)
 
 
-def _step(walk: Walk, minimizer: Minimizer) -> Callable[[Walk, Groups, float], None]:
+def _step(walk: Walk, minimizer: Minimizer) -> Callable[[Walk, Groups, float | Tensor], None]:
     """The sweep of a walk, compiled where asked; compiled code takes every other number for another programme."""
     if not minimizer.compiled:
         return type(walk).sweep
     sweep, device = compiled_sweep(type(walk)), walk.x.device
-    return lambda walk, groups, omega: sweep(walk, groups, omega if omega == 1 else _as_tensor(omega, device))
+
+    def step(walk: Walk, groups: Groups, omega: float | Tensor) -> None:
+        known = isinstance(omega, Tensor) or omega == 1
+        sweep(walk, groups, omega if known else _as_tensor(omega, device))
+
+    return step
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .energy import State
-from .interaction import Drive, cat_known
+from .interaction import Drive, cat_known, of_samples
 from .prepared import Prepared
 
 __all__ = ["Relaxation", "Stamp", "stamp"]
@@ -26,9 +26,9 @@ class Relaxation:
         state: The layers ``(s_1, .., o)``.
         energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after a `Response` and
             after `EnergyModel.settle`, which do not need it (`EnergyModel.energy` tells).
-        residual: Relative size of the last sweep's update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``;
+        residual: Relative size of each sample's last update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``;
             ``None`` after `EnergyModel.settle`.
-        sweeps: Sweeps used; the most that any sample did, where a tolerance let some leave earlier.
+        sweeps: Sweeps used; the most that any sample did, where a tolerance let some end earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
             needed it; empty if they are not known. After `EnergyModel.settle` the routes are those of the last updates.
@@ -37,7 +37,6 @@ class Relaxation:
             here.
         copies: How many times the batch holds every sample, block after block.
         stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
-        omega: Over-relaxation of the last sweep: 1 if a growing residual made it fall back.
         prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
     """
 
@@ -51,7 +50,6 @@ class Relaxation:
     potentials: tuple[Tensor, ...] = field(default=(), repr=False)
     copies: int = 1
     stamp: Stamp = field(default=(), repr=False)
-    omega: float = 1.0
     prepared: tuple[Prepared | None, ...] = field(default=(), repr=False)
 
     @property
@@ -61,7 +59,16 @@ class Relaxation:
 
     @property
     def converged(self) -> Tensor:
-        """Whether each sample's residual is within the tolerance, ``(B,)``; 1e-3 if none was asked for."""
+        """Whether each sample's residual is within the tolerance, ``(B,)``; 1e-3 if none was asked for.
+
+        Raises:
+            ValueError: The residual was not measured.
+        """
+        if self.residual is None:
+            raise ValueError(
+                "Settling measures no residual, so it is not known whether this state has converged: relax one sweep "
+                "from it to know, model.relax(x, start, minimizer=Minimizer(sweeps=1))."
+            )
         return self.residual <= (1e-3 if self.tolerance is None else self.tolerance)
 
     def repeat(self, times: int) -> Relaxation:
@@ -74,14 +81,8 @@ class Relaxation:
     @classmethod
     def of_copies(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
         """Several relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
-        copies = sum(relaxation.copies for relaxation in relaxations)
-        prepared = tuple(part and part.of_copies(copies) for part in relaxations[0].prepared)
-        return replace(cls.cat(relaxations), prepared=prepared, potentials=(), copies=copies)
-
-    @classmethod
-    def cat(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
-        """Several relaxations as one of all their samples, in order; the sweeps are the most of any."""
         first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
+        copies = sum(r.copies for r in relaxations)
         return cls(
             input=inputs,
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
@@ -90,23 +91,23 @@ class Relaxation:
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
             drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
-            potentials=tuple(torch.cat(layers) for layers in zip(*(r.potentials for r in relaxations), strict=False)),
-            copies=first.copies,
+            copies=copies,
             stamp=stamp([inputs]) + first.stamp[1:],
-            omega=min(r.omega for r in relaxations),
-            prepared=first.prepared,
+            prepared=tuple(part and part.of_copies(copies) for part in first.prepared),
         )
 
-    def select(self, samples: Tensor, x: Tensor) -> Relaxation:
-        """The relaxation of some samples of the batch, by their indices, whose input is ``x``."""
+    def select(self, samples: Tensor) -> Relaxation:
+        """The relaxation of some samples of the batch, by a mask ``(B / copies,)``: copies stay together."""
+        rows = samples.repeat(self.copies)
+        x = self.input[rows]
         return replace(
             self,
             input=x,
-            state=tuple(layer[samples] for layer in self.state),
-            energy=None if self.energy is None else self.energy[samples],
-            residual=None if self.residual is None else self.residual[samples],
+            state=tuple(layer[rows] for layer in self.state),
+            energy=None if self.energy is None else self.energy[rows],
+            residual=None if self.residual is None else self.residual[rows],
             drives=tuple(drive.select(samples) for drive in self.drives),
-            potentials=tuple(layer[samples] for layer in self.potentials),
+            potentials=tuple(of_samples(layer, samples) for layer in self.potentials),
             stamp=stamp([x]) + self.stamp[1:],
         )
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .interaction import Drive, Interaction
+from .interaction import Drive, Interaction, of_samples
 from .order import Groups
 from .perturbation import Perturbation
 from .products import apart, copies_of
@@ -62,10 +62,6 @@ class Response(Walk):
     def copies(self) -> int:
         return self.free.copies
 
-    @property
-    def splits(self) -> bool:
-        return False
-
     def begin(self, sweep: int, measured: bool) -> None:
         self._moves_mean = self.copies == 2 and sweep % SWEEPS_BETWEEN_MEANS == 0
         self._spares_first = sweep == 1 and not measured and not self.perturbation.reaches(0)
@@ -92,7 +88,13 @@ class Response(Walk):
     def set(self, layer: int, value: Tensor) -> None:
         self.state[layer], self._moved[layer] = value, True
 
-    def record(self, residual: Tensor, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
+    def select(self, samples: Tensor) -> Response:
+        walk = super().select(samples)
+        walk.free, walk.samples = self.free.select(samples), len(walk.x) // self.copies
+        walk._mean_changes = [of_samples(change, samples) for change in self._mean_changes]
+        return walk
+
+    def record(self, residual: Tensor, sweeps: int, tolerance: float | None) -> Relaxation:
         return Relaxation(
             input=self.x,
             state=tuple(self.state),
@@ -103,7 +105,6 @@ class Response(Walk):
             drives=tuple(Drive(None, drive.route) for drive in self.free.drives),
             copies=self.copies,
             stamp=self.free.stamp,
-            omega=omega,
             prepared=self.free.prepared,
         )
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+import torch
 from torch import Tensor
 
 from .energy import State, energy_from_drives
-from .interaction import Drive, Interaction
+from .interaction import Drive, Interaction, cat_known, of_samples
 from .order import Groups
 from .perturbation import FREE, Perturbation
 from .prepared import Prepared
@@ -61,11 +62,6 @@ class Walk:
         """How many times the batch holds every sample, block after block."""
         return max((part.copies for part in self.prepared if part is not None), default=1)
 
-    @property
-    def splits(self) -> bool:
-        """Whether samples may leave the batch; copies of one sample stay together."""
-        return self.copies == 1
-
     def drive(self, layer: int) -> Drive:
         """The drive into a layer from the present state of the one below."""
         drive = self._drives[layer]
@@ -94,7 +90,12 @@ class Walk:
         self._keeps_potentials = measured and self.perturbation is FREE
 
     def sweep(self, groups: Groups, omega: float | Tensor = 1.0) -> None:
-        """Update every layer once; the output layer has no bounds and is never over-relaxed."""
+        """Update every layer once; the output layer has no bounds and is never over-relaxed.
+
+        Args:
+            groups: The layers, in the order of their update.
+            omega: The over-relaxation, one for all or ``(B,)``.
+        """
         for group in groups:
             fields = [(layer, self.field(layer)) for layer in group]
             for layer, field in fields:
@@ -119,15 +120,31 @@ class Walk:
             self._drives[layer + 1] = Drive(None, outdated.route)
 
     def select(self, samples: Tensor) -> Walk:
-        """The walk of some samples of the batch, given by a mask, between two sweeps."""
-        walk = copy(self)
-        walk.x, walk.perturbation = self.x[samples], self.perturbation.select(samples)
-        walk.state = [layer[samples] for layer in self.state]
+        """The walk of some samples of the batch, between two sweeps.
+
+        Args:
+            samples: A mask with an entry for each sample, whose copies stay together.
+        """
+        walk, rows = copy(self), samples.repeat(self.copies)
+        walk.x, walk.perturbation = self.x[rows], self.perturbation.select(rows)
+        walk.state = [layer[rows] for layer in self.state]
         walk._drives = [drive and drive.select(samples) for drive in self._drives]
-        walk._potentials = [None if layer is None else layer[samples] for layer in self._potentials]
+        walk._potentials = [of_samples(layer, samples) for layer in self._potentials]
         return walk
 
-    def record(self, residual: Tensor | None, sweeps: int, omega: float, tolerance: float | None) -> Relaxation:
+    def join(self, parts: Sequence[tuple[Tensor, Walk]]) -> None:
+        """End where the walks of its samples have ended.
+
+        Args:
+            parts: These walks, each with the places of its entries in this one's batch.
+        """
+        order, walks = torch.cat([places for places, _ in parts]).argsort(), [walk for _, walk in parts]
+        for layer in range(len(self.state)):
+            self.set(layer, torch.cat([walk.state[layer] for walk in walks])[order])
+            potentials = cat_known([walk._potentials[layer] for walk in walks])
+            self._potentials[layer] = None if potentials is None else potentials[order]
+
+    def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         """The walk so far as a relaxation.
 
         Given no residual, nothing is computed for it: it has no energy, and the routes are those of the last updates.
@@ -146,7 +163,6 @@ class Walk:
             potentials=(*self._potentials[:-1], self.state[-1]) if self._keeps_potentials else (),
             copies=self.copies,
             stamp=stamp_of(self.interactions, self.x),
-            omega=omega,
             prepared=self.prepared,
         )
 
@@ -154,7 +170,7 @@ class Walk:
 def _towards(value: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
     """Move a tensor in place by a part of its way to another one, negative for away from it."""
     if isinstance(weight, Tensor):
-        weight = weight.to(value.dtype)
+        weight = weight.to(value.dtype).view(-1, *[1] * (value.ndim - 1))
     elif weight == 0:
         return value
     return value.lerp_(other.to(value.dtype), weight)
