@@ -156,9 +156,19 @@ def create_backward(name: str, **options: object) -> Backward:
 
 def unroll(model: EnergyModel, x: Tensor, state: State, minimizer: Minimizer) -> State:
     """The state after the minimiser's sweeps, differentiable through all of them."""
-    for _ in range(minimizer.sweeps):
+    for _ in range(_steps(minimizer)):
         state = model.sweep(x, state, minimizer)
     return state
+
+
+def _steps(minimizer: Minimizer) -> int:
+    """The number of steps back, one for each sweep."""
+    if minimizer.tolerance is not None:
+        raise ValueError(
+            f"Backpropagation takes a fixed number of sweeps, not a tolerance ({minimizer.tolerance:g}): leave the "
+            "tolerance of `second` out."
+        )
+    return minimizer.sweeps
 
 
 def adjoint(
@@ -184,7 +194,7 @@ def adjoint(
         swept = model.sweep(x, leaves, minimizer)
     forces = tuple(torch.zeros_like(s) if f is None else f.to(s.dtype) for f, s in zip(forces, swept, strict=True))
     adjoints = forces
-    for _ in range(minimizer.sweeps - 1):
+    for _ in range(_steps(minimizer) - 1):
         pulled = torch.autograd.grad(swept, leaves, adjoints, retain_graph=True, materialize_grads=True)
         adjoints = tuple(p + f for p, f in zip(pulled, forces, strict=True))
     return swept, adjoints

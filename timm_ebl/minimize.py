@@ -104,10 +104,9 @@ class Minimizer:
         return "-".join(dict.fromkeys(str(self.omega_of(sweep)) for sweep in (1, self.sweeps)))
 
     def further(self, sweeps: int) -> Minimizer:
-        """The minimiser that goes on for some sweeps where this one has ended."""
-        return replace(
-            self, sweeps=sweeps, omega=tuple(self.omega_of(self.sweeps + sweep) for sweep in range(1, sweeps + 1))
-        )
+        """The minimiser that goes on for so many sweeps, whatever the tolerance, where this one has ended."""
+        omega = tuple(self.omega_of(self.sweeps + sweep) for sweep in range(1, sweeps + 1))
+        return replace(self, sweeps=sweeps, tolerance=None, omega=omega)
 
     def groups(self, layers: int) -> Groups:
         """The groups of one sweep over ``layers`` free layers."""
