@@ -8,6 +8,9 @@ import timm
 import torch
 
 import timm_ebl
+from timm_ebl.published import Checkpoint
+from timm_ebl.spec import DATASETS, EMBEDDED
+from timm_ebl.weights import list_shipped
 
 NAMES = [
     f"dchn_{size}{dataset}"
@@ -119,3 +122,27 @@ def test_initialisation_follows_the_seed():
     torch.manual_seed(3)
     second = timm.create_model("dchn_tiny_mnist")
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+NORMALISATION = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (3 * 0.2023, 3 * 0.1994, 3 * 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+"""Mean and deviation of the paper's released code."""
+
+
+@pytest.mark.parametrize("dataset", NORMALISATION)
+def test_a_data_set_is_normalised_as_in_the_released_code(dataset):
+    spec = DATASETS[dataset]
+    assert spec.mean == NORMALISATION[dataset][0]
+    assert spec.std == pytest.approx(NORMALISATION[dataset][1])
+
+
+def test_trained_networks_have_the_normalisation_that_they_were_trained_with():
+    for name in list_shipped():
+        config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, Checkpoint.open(name).recipe
+        spec = DATASETS[recipe.dataset or EMBEDDED]
+        assert (tuple(config["mean"]), tuple(config["std"])) == (recipe.mean or spec.mean, recipe.std or spec.std)

@@ -236,6 +236,18 @@ def test_a_card_says_what_a_stranger_needs():
         assert words in card, words
 
 
+def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
+    card = render_card("name", "name", recipe, SUMMARY | {"held_out_error": None, "best_epoch": 30}, CONFIG)
+    for words in (
+        "| normalisation | mean 0.5, 0.5, 0.5; deviation 0.25, 0.25, 0.25 (the paper's: 0.6069, 0.5982, 0.603) |",
+        "| held-out error | nothing was held out |",
+        "| trained for | 30 epochs of 45,000 images; the last one's weights |",
+        "The whole training split was trained on, and the last epoch's weights were kept.",
+    ):
+        assert words in card, words
+
+
 def test_the_papers_figures():
     assert paper_error("c-ep", "cifar10") == 10.40
     assert paper_error("c-ep", "svhn") == 3.51

@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pictures import toy
 from PIL import Image
-from runs import SCRIPT, SMALL, arguments, results, train, train_ebl, write_images
+from runs import SCRIPT, SMALL, arguments, last_weights, results, train, train_ebl, write_images
 
 import timm_ebl
-from timm_ebl import training
+from timm_ebl import plots, training
 from timm_ebl.config import TrainConfig, parse_config
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import ConfigError, DataError
@@ -123,27 +123,54 @@ def test_the_same_seed_gives_the_same_weights(folder, tmp_path):
     assert weights[0] == weights[1]
 
 
-def test_warm_start_hands_the_state_of_one_batch_to_the_next(folder):
-    config = TrainConfig(dataset=str(folder), model_kwargs={"widths": [4, 4, 4, 4]})
+@pytest.mark.parametrize("algo", ["c-ep", "n-ep", "cl", "tbp", "rbp"])
+def test_warm_start_goes_on_from_the_second_phase_within_an_epoch(folder, algo):
+    config = parse_config(["--algo", algo, "--dataset", str(folder), "--warm-start", *SMALL])
     data = load_splits(config)
-    starts = []
+    starts, ends = [], []
 
     class Recorder(RuleTask):
         def forward(self, input, target, start=None):
+            result = super().forward(input, target, start)
             starts.append(start)
-            return super().forward(input, target, start)
+            ends.append(result["last"])
+            return result
 
-    model = build_model(config, data.train)
-    accelerator = Accelerator(cpu=True)
+    model, accelerator, progress = build_model(config, data.train), Accelerator(cpu=True), Progress()
     loader = build_train_loader(data.train, 27, 0, accelerator)
     parts = (loader, build_optimizer(config, model), build_transform(config, data.train))
-    task = Recorder(model, build_rule(config))
-    train_epoch(accelerator, task, *parts, Progress(), warm_start=True)
-    assert starts[0] is None
-    assert [layer.shape[0] for layer in starts[1]] == [27] * 5
+    for _ in range(2):
+        train_epoch(accelerator, Recorder(model, build_rule(config)), *parts, progress, warm_start=config.warm_start)
+        progress.finish_epoch({"held_out_error": 0.0}, model.state_dict())
+    assert starts[0] is starts[2] is None
+    assert all(torch.equal(start, end) for start, end in zip(starts[1], ends[0], strict=True))
+    assert [len(layer) for layer in starts[1]] == [27] * 5
     starts.clear()
-    train_epoch(accelerator, task, *parts, Progress())
+    train_epoch(accelerator, Recorder(model, build_rule(config)), *parts, Progress())
     assert starts == [None, None]
+
+
+def test_without_a_held_out_part_all_images_train_and_the_last_epoch_counts(folder, tmp_path, capsys):
+    train(*arguments(folder, tmp_path / "run", "--holdout", 0, "--lr", 0.05))
+    said = capsys.readouterr().out
+    weights, metrics, summary = results(tmp_path / "run")
+    assert "60 to train, 0 held out" in said
+    assert "held-out" not in said
+    assert f"test error {summary['test_error']:.2f} % after epoch 3, the last one" in said
+    assert (summary["best_epoch"], summary["held_out_error"], summary["training_images"]) == (3, None, 60)
+    assert [epoch["held_out_error"] for epoch in metrics] == [None] * 3
+    last = last_weights(tmp_path / "run")
+    assert all(torch.equal(weights[name], last[name]) for name in weights)
+    plots.main([str(tmp_path / "run"), str(tmp_path / "run")])
+
+
+def test_the_normalisation_may_be_chosen_and_travels_with_the_weights(folder, tmp_path):
+    train(*arguments(folder, tmp_path / "run", "--mean", 0.4, "--std", 0.2, "--epochs", 1))
+    config = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).pretrained_cfg
+    assert (tuple(config["mean"]), tuple(config["std"])) == ((0.4,), (0.2,))
+    colour = ("--mean", 0.4, 0.4, 0.4, "--std", 0.2, 0.2, 0.2)
+    with pytest.raises(ConfigError, match="1 channel, and so many values go with --mean and --std; got 3 and 3"):
+        train(*arguments(folder, tmp_path / "other", *colour))
 
 
 def test_the_held_out_part_comes_from_the_training_split(folder):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -260,8 +261,11 @@ class TestShipped:
 
     def test_without_the_file_the_hub_is_the_source(self, monkeypatch, tmp_path):
         name = list_shipped()[0]
+        (tmp_path / name).mkdir()
+        shutil.copy(SHIPPED / name / "config.json", tmp_path / name)
         monkeypatch.setattr("timm_ebl.weights.SHIPPED", tmp_path)
-        assert source_of(name) == {"hf_hub_id": f"timm-ebl/{name}"}
+        assert source_of(name)["hf_hub_id"] == f"timm-ebl/{name}"
+        assert "file" not in source_of(name)
 
     def test_the_figure_of_the_embedded_sample_is_reproduced(self):
         assert verify("dchn_tiny_fashion_mnist.c_ep_sample").images == 1000

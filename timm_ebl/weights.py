@@ -35,10 +35,12 @@ def list_shipped() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*.*/{CONFIG}"))
 
 
-def source_of(name: str) -> dict[str, str]:
-    """Where timm finds a shipped checkpoint: its file, else its repository on the Hub."""
+def source_of(name: str) -> dict[str, Any]:
+    """Where timm finds a shipped checkpoint, its file, else its repository on the Hub; and its own normalisation."""
     path = SHIPPED / name / WEIGHTS
-    return {"hf_hub_id": f"{HUB_OWNER}/{name}", **({"file": str(path)} if path.is_file() else {})}
+    config = read_config(path.with_name(CONFIG))["pretrained_cfg"]
+    found = {"hf_hub_id": f"{HUB_OWNER}/{name}", **{key: tuple(config[key]) for key in ("mean", "std")}}
+    return found | ({"file": str(path)} if path.is_file() else {})
 
 
 def read_config(path: Path) -> dict[str, Any]:
