@@ -8,6 +8,7 @@ import timm
 import torch
 
 import timm_ebl
+from timm_ebl.config import parse_config
 from timm_ebl.published import Checkpoint
 from timm_ebl.spec import DATASETS, EMBEDDED
 from timm_ebl.weights import list_shipped
@@ -135,10 +136,13 @@ NORMALISATION = {
 
 
 @pytest.mark.parametrize("dataset", NORMALISATION)
-def test_a_data_set_is_normalised_as_in_the_released_code(dataset):
+def test_under_the_preset_a_data_set_is_normalised_as_in_the_released_code(dataset):
+    config = parse_config(["--preset", "paper", "--dataset", dataset])
     spec = DATASETS[dataset]
-    assert spec.mean == NORMALISATION[dataset][0]
-    assert spec.std == pytest.approx(NORMALISATION[dataset][1])
+    assert (config.mean or spec.mean) == NORMALISATION[dataset][0]
+    assert (config.std or spec.std) == pytest.approx(NORMALISATION[dataset][1])
+    assert parse_config(["--preset", "paper", "--dataset", spec.hub_id]).std == config.std
+    assert parse_config(["--dataset", dataset]).std is None
 
 
 def test_trained_networks_have_the_normalisation_that_they_were_trained_with():

@@ -195,8 +195,8 @@ def _normalisation(dataset: str, mean: Sequence[float], std: Sequence[float]) ->
 
     text = f"mean {listed(mean)}; deviation {listed(std)}"
     spec = DATASETS.get(dataset)
-    if spec is not None and spec.std and tuple(spec.std) != tuple(std):
-        text += f" (the paper's: {listed(spec.std)})"
+    if spec is not None and spec.paper_std and spec.paper_std != tuple(std):
+        text += f" (the paper's: {listed(spec.paper_std)})"
     return text
 
 

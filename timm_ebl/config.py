@@ -15,6 +15,7 @@ from .minimize import Minimizer, Start
 from .options import read_option
 from .order import list_orders
 from .rules import list_rules, rule_options
+from .spec import DATASETS
 from .yaml12 import parse_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "parse_config", "read_recipe", "resolve"]
@@ -248,6 +249,7 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
     A preset sets what the rule has an option for: the baselines take the free phase and the number of sweeps from it.
+    With that of the paper, CIFAR-10 is normalised as in the released code.
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them.
@@ -266,6 +268,9 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     if "settle" not in options:
         left_out |= {"nudged_omega", "nudged_order"}
     chosen = {name: value for name, value in PRESETS[preset].items() if name not in left_out}
+    for name, spec in DATASETS.items() if preset == "paper" else ():
+        if spec.paper_std and settings.get("dataset") in (name, spec.hub_id):
+            chosen |= {"mean": spec.mean, "std": spec.paper_std}
     return TrainConfig(**(chosen | settings))
 
 

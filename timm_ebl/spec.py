@@ -20,8 +20,9 @@ class DatasetSpec:
         image_column: Column of the images; ``None`` to find it by its type.
         label_column: Column of the labels; ``None`` to find it by its type.
         mean: Mean of every channel in units of 255; ``None`` where it is to be measured on the training split.
-        std: What each channel is divided by then, likewise: its standard deviation; for CIFAR-10 three times that, as
-            in the released code of the paper and of Laborieux et al. (2021).
+        std: Standard deviation of every channel, likewise.
+        paper_std: What the paper's released code, and that of Laborieux et al. (2021), divides by in place of it: for
+            CIFAR-10 three times the standard deviation.
         padding: Edge padding in pixels of the random crop.
         flip: Whether training images are mirrored left to right at random.
     """
@@ -32,6 +33,7 @@ class DatasetSpec:
     label_column: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    paper_std: tuple[float, ...] | None = None
     padding: int = 4
     flip: bool = False
 
@@ -44,7 +46,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "svhn": DatasetSpec("ufldl-stanford/svhn", "cropped_digits", "image", "label",
                         (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
     "cifar10": DatasetSpec("uoft-cs/cifar10", "plain_text", "img", "label",
-                           (0.4914, 0.4822, 0.4465), (0.6069, 0.5982, 0.6030), flip=True),
+                           (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), (0.6069, 0.5982, 0.6030), flip=True),
     "cifar100": DatasetSpec("uoft-cs/cifar100", "cifar100", "img", "fine_label",
                             (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), flip=True),
 }
