@@ -82,7 +82,9 @@ def test_the_papers_recipes_have_the_released_settings():
     ("arguments", "words"),
     [
         (["--algo", "ep"], ["'ep'", "c-ep", "rbp"]),
-        (["--algo", "cl", "--beta", "0.5"], ["cl", "no beta"]),
+        (["--algo", "cl", "--beta", "0.5"], ["cl", "no use for --beta"]),
+        (["--algo", "tbp", "--nudged-omega", "1.5"], ["tbp", "no use for --nudged-omega"]),
+        (["--algo", "rbp", "--nudged-order", "forward"], ["rbp", "no use for --nudged-order"]),
         (["--algo", "tbp", "--hold-routes"], ["tbp", "routes"]),
         (["--algo", "cl", "--hold-routes"], ["cl", "routes"]),
         (["--epochs", "0"], ["--epochs", "at least 1"]),
@@ -185,6 +187,7 @@ def test_what_decides_a_result_leaves_out_where_and_how_it_is_kept():
         ("0\n", ["option: value"]),
         ("''\n", ["option: value"]),
         ("[]\n", ["option: value"]),
+        ("preset: [paper]\n", ["preset", "a text"]),
         ("#" * 1_000_001, ["cannot be read", "1,000,000 letters"]),
     ],
 )
@@ -207,6 +210,19 @@ def test_the_preset_is_the_papers_procedure_under_recipe_and_command_line(tmp_pa
     assert parse_config([]) == parse_config(["--preset", "fast"]) == TrainConfig()
     with pytest.raises(ConfigError, match="Unknown preset 'slow': choose one of fast, paper"):
         resolve({"preset": "slow"})
+
+
+@pytest.mark.parametrize("algo", ["cl", "tbp", "rbp"])
+def test_another_rule_takes_from_a_recipe_what_it_has_a_use_for(algo, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("algo: c-ep\nbeta: 0.1\nhold_routes: true\ndamped: true\nnudged_sweeps: 4\nnudged_omega: 1.5\n")
+    config = parse_config(["--config", str(recipe), "--algo", algo])
+    assert build_rule(config).second.sweeps == config.nudged_sweeps == 4
+    assert (config.beta, config.hold_routes, config.damped) == (None, None, None)
+    assert config.nudged_omega == ((1.5,) if algo == "cl" else None)
+    recipe.write_text(recipe.read_text().replace("c-ep", algo))
+    with pytest.raises(ConfigError, match=f"'{algo}' has no use for --beta"):
+        resolve(read_recipe(recipe))
 
 
 PAPERS = {"free": PAPER, "second": Minimizer(sweeps=15, omega=1.0)}

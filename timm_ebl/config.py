@@ -40,9 +40,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 What the rule has no option for is left out: `resolve`."""
 
-_OF_THE_RULE = ("hold_routes", "settle", "companion", "damped")
+_OF_THE_RULE = ("beta", "hold_routes", "settle", "companion", "damped")
 """Settings that are options of some rules (`rule_options`)."""
 
+_OF_THE_PERTURBED = ("nudged_order", "nudged_omega")
+"""Settings of perturbed phases, which the baselines have not."""
 
 TRACKERS = ("tensorboard", "wandb", "all")
 """Values of ``log_with``."""
@@ -152,13 +154,10 @@ class TrainConfig:
     push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
 
     def __post_init__(self) -> None:
-        options = _named(rule_options, self.algo)
-        if self.beta is not None and "beta" not in options:
-            raise ConfigError(f"Rule {self.algo!r} has no beta: leave --beta out.")
-        for name in _OF_THE_RULE:
-            if getattr(self, name) and name not in options:
-                option = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"Rule {self.algo!r} has no option {option}: its options are {', '.join(options)}.")
+        foreign = next((name for name in sorted(_foreign(self.algo)) if getattr(self, name)), None)
+        if foreign:
+            options = ", ".join(rule_options(self.algo))
+            raise ConfigError(f"Rule {self.algo!r} has no use for {_flag_of(foreign)}: its options are {options}.")
         counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             count = getattr(self, name)
@@ -202,11 +201,14 @@ class TrainConfig:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def _named(function: Any, name: str) -> Any:
+def _foreign(algo: str) -> set[str]:
+    """Settings that a rule has no use for."""
     try:
-        return function(name)
+        options = rule_options(algo)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    contrastive = "settle" in options
+    return {name for name in _OF_THE_RULE if name not in options} | set(() if contrastive else _OF_THE_PERTURBED)
 
 
 def _coerce(spec: dataclasses.Field, value: Any, source: str) -> Any:
@@ -238,7 +240,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
     specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
     settings = settings or {}
-    preset = {"preset": settings.pop("preset")} if "preset" in settings else {}
+    preset = {"preset": read_option(f"{path}: preset", settings.pop("preset"), str)} if "preset" in settings else {}
     unknown = [key for key in settings if key not in specs]
     if unknown:
         raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
@@ -248,8 +250,9 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
-    A preset sets what the rule has an option for: the baselines take the free phase and the number of sweeps from it.
-    With that of the paper, CIFAR-10 is normalised as in the released code.
+    A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
+    phase and the number of sweeps from them. With the preset of the paper, CIFAR-10 is normalised as in the released
+    code.
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them.
@@ -259,19 +262,21 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """
     settings: dict[str, Any] = {}
     for layer in layers:
+        if "algo" in layer:
+            settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
     preset = settings.pop("preset", "fast")
     if preset not in PRESETS:
         raise ConfigError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
-    options = _named(rule_options, settings.get("algo", TrainConfig.algo))
-    left_out = {name for name in _OF_THE_RULE if name not in options}
-    if "settle" not in options:
-        left_out |= {"nudged_omega", "nudged_order"}
-    chosen = {name: value for name, value in PRESETS[preset].items() if name not in left_out}
+    chosen = _without(PRESETS[preset], _foreign(settings.get("algo", TrainConfig.algo)))
     for name, spec in DATASETS.items() if preset == "paper" else ():
         if spec.paper_std and settings.get("dataset") in (name, spec.hub_id):
             chosen |= {"mean": spec.mean, "std": spec.paper_std}
     return TrainConfig(**(chosen | settings))
+
+
+def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ _SWITCHES = {"true", "false", "yes", "no", "on", "off", "none", "null"}
 """Texts that nobody means as texts."""
 
 
-def read_option(name: str, value: Any, kind: type, many: bool) -> Any:
+def read_option(name: str, value: Any, kind: type, many: bool = False) -> Any:
     """The value of an option in its type.
 
     Args:
