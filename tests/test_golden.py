@@ -6,6 +6,7 @@ from pathlib import Path
 import loops
 import numpy as np
 import pytest
+import timm
 import torch
 from golden import make
 from safetensors import safe_open
@@ -18,10 +19,10 @@ from timm_ebl.training import build_optimizer, build_rule
 
 GOLDEN = load_file(make.FILE)
 CONTRASTIVE = [*reference.CONTRASTS]
-RECIPE = str(Path(__file__).parents[1] / "hub_configs" / "table1_mnist.yaml")
+RECIPES = sorted((Path(__file__).parents[1] / "hub_configs").glob("table1_*.yaml"))
 STEP = 1e-7
 """A change of parameters and states that takes no unit across a bound."""
-SETTINGS = {"preset": ["--preset", "paper"], "recipe": ["--config", RECIPE]}
+SETTINGS = {"preset": ["--preset", "paper"], "recipe": ["--config", str(RECIPES[0])]}
 
 
 def in_layers(name):
@@ -199,8 +200,8 @@ def test_the_packages_free_phase_passes_the_golden_states(model, settings, sweep
     assert_close(found, state(sweeps), 1e-9)
 
 
-@pytest.mark.parametrize("settings", ["recipe"])
-@pytest.mark.parametrize("rule", ["c-cpl", "tbp", "rbp"])
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("rule", reference.RULES)
 def test_the_packages_rules_have_the_golden_gradients(model, settings, rule):
     loss, output, *_ = paper_rule(settings, rule)(model, GOLDEN["input.x"], GOLDEN["input.y"])
     loss.backward()
@@ -208,11 +209,31 @@ def test_the_packages_rules_have_the_golden_gradients(model, settings, rule):
     assert_close([parameter.grad for parameter in model.parameters()], in_layers(f"gradient.{rule}"), 1e-9)
 
 
-def test_the_packages_learning_rates_are_the_golden_ones(model):
-    config = parse_config(["--config", RECIPE])
-    optimizer, rates = build_optimizer(config, model), []
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_table_1_takes_the_golden_steps_at_the_golden_rates(model, recipe):
+    config = parse_config(["--config", str(recipe)])
+    rule, optimizer = build_rule(config), build_optimizer(config, model)
     scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
+    rates = []
     for epoch in range(config.epochs):
         scheduler.step(epoch)
         rates.append([group["lr"] for group in optimizer.param_groups])
     torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), GOLDEN["rates"], atol=1e-9, rtol=0)
+
+    scheduler.step(0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        rule(model, GOLDEN["input.x"], GOLDEN["input.y"]).loss.backward()
+        optimizer.step()
+    assert_close([parameter.detach() for parameter in model.parameters()], in_layers("trained"), 1e-9)
+
+
+def test_a_named_model_has_the_golden_sums_of_states_and_norms_of_gradients():
+    layers, x, y = make.tiny()
+    model = filled(timm.create_model("dchn_tiny_mnist").double(), [p for layer in layers for p in layer])
+    loss, _, free, *_ = paper_rule("preset", "c-ep")(model, x, y)
+    loss.backward()
+    sums = [torch.stack([layer.flatten(1).sum(1), (layer**2).flatten(1).sum(1)], dim=1) for layer in free.state]
+    assert_close(sums, [GOLDEN[f"tiny.{k}"] for k in range(5)], 1e-9)
+    norms = torch.stack([parameter.grad.norm() for parameter in model.parameters()])
+    assert_close([norms], [GOLDEN["tiny.gradient"]], 1e-9)
