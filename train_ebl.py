@@ -11,6 +11,7 @@ on two CPU cores. Settings come from the defaults, then --config, then the comma
 
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -36,6 +37,7 @@ from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
 from timm_ebl.run import RunFolder, device_name, versions
 from timm_ebl.signals import StopSignals, stopping_at_once
+from timm_ebl.splits import empty_classes, load_splits
 from timm_ebl.task import RuleTask
 from timm_ebl.threads import set_threads
 from timm_ebl.tracking import check_trackers, start_trackers
@@ -44,8 +46,6 @@ from timm_ebl.training import (
     build_optimizer,
     build_rule,
     build_transform,
-    empty_classes,
-    load_splits,
 )
 from timm_ebl.watch import Watch
 
@@ -60,7 +60,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
-    data = load_splits(config)
+    with warnings.catch_warnings(record=True) as said:
+        data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)
     transform = build_transform(config, data.train)
@@ -80,6 +81,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.print(f"rule:  {config.algo}: {rule}")
     accelerator.print(f"to:    {folder.path}")
     warn = partial(accelerator.print, "warning:", file=sys.stderr)
+    for message in dict.fromkeys(str(warning.message) for warning in said):
+        warn(message)
     for empty in empty_classes(data.train):
         warn(f"the class {empty!r} has no image to train on.")
 
@@ -91,7 +94,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     progress = Progress()
     watch = Watch(model, progress, config.watch_every, len(train_loader), warn)
-    facts = {"processes": accelerator.num_processes, "training_images": len(data.train), "model": name}
+    facts = {"processes": accelerator.num_processes, "data": data.checksum(), "model": name}
     summary = {
         "algo": config.algo,
         "model": name,
@@ -122,7 +125,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
-            folder.write_results(progress, model, transform, better=True)
+            folder.write_results(progress, model, transform, data.train.classes, better=True)
         start_trackers(accelerator, config.log_with, folder.path, config.to_dict())
 
         try:
@@ -157,7 +160,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 better = progress.finish_epoch(metrics, model.state_dict())
                 checkpoints.save()
                 if accelerator.is_main_process:
-                    folder.write_results(progress, model, transform, better)
+                    folder.write_results(progress, model, transform, data.train.classes, better)
                 known = {name: value for name, value in metrics.items() if value is not None}
                 accelerator.log(known, step=progress.epoch - 1)
                 left = progress.elapsed() / (progress.epoch - 1) * (config.epochs - progress.epoch + 1)

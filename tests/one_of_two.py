@@ -13,8 +13,9 @@ from timm_ebl.config import TrainConfig
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.progress import Progress
+from timm_ebl.splits import load_splits
 from timm_ebl.task import RuleTask
-from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
+from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform
 from timm_ebl.transforms import BatchTransform
 
 RULES = tuple(list_rules())

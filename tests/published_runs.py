@@ -55,7 +55,7 @@ def write_run(path: Path, images: Path, seed: int = 0, **changes: object) -> Pat
     }
     folder = RunFolder.create(path, "")
     folder.write_settings(config.to_dict())
-    folder.write_model(model, transform)
+    folder.write_model(model, transform, train.classes)
     folder.write_metrics([epoch, epoch | {"epoch": 2}])
     folder.write_summary(summary | changes)
     plot_curves(path / "curves.png", [epoch], summary)

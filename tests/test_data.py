@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from pictures import encode, images, pixels
+from pictures import encode, images, pixels, write_plain, write_split
 from PIL import Image
 from pyarrow.parquet import read_table, write_table
 
@@ -29,21 +29,6 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def write(folder: Path, columns: dict[str, list], features: dict, split: str = "train") -> Path:
-    """Write one split as a Parquet file, the way it lies on the Hub."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
-    return folder
-
-
-def write_plain(folder: Path, labels: list[int], split: str = "train", **columns: list[int]) -> Path:
-    """Write grey images with integer columns in place of class labels."""
-    table = {"image": images(len(labels), 8, 1), "label": labels, **columns}
-    features = {name: datasets.Image() if name == "image" else datasets.Value("int64") for name in table}
-    return write(folder, table, features, split)
-
-
 @pytest.fixture
 def hub_copies(tmp_path: Path) -> Path:
     """Stand-ins of the named data sets: two splits each, in the Hub's layout."""
@@ -53,19 +38,21 @@ def hub_copies(tmp_path: Path) -> Path:
         labels = [3, 1, 4, 1, 5]
         grey, colour = images(5, 28, 1, first), images(5, 32, 3, first)
         features = {"image": image, "label": digits}
-        write(root / "ylecun/mnist/mnist", {"image": grey, "label": labels}, features, split)
-        write(root / "zalando-datasets/fashion_mnist/fashion_mnist", {"image": grey, "label": labels}, features, split)
-        write(root / "ufldl-stanford/svhn/cropped_digits", {"image": colour, "label": labels}, features, split)
-        write(root / "ufldl-stanford/svhn/full_numbers", {"image": colour, "label": labels}, features, split)
+        write_split(root / "ylecun/mnist/mnist", {"image": grey, "label": labels}, features, split)
+        write_split(
+            root / "zalando-datasets/fashion_mnist/fashion_mnist", {"image": grey, "label": labels}, features, split
+        )
+        write_split(root / "ufldl-stanford/svhn/cropped_digits", {"image": colour, "label": labels}, features, split)
+        write_split(root / "ufldl-stanford/svhn/full_numbers", {"image": colour, "label": labels}, features, split)
         features = {"img": image, "label": digits}
-        write(root / "uoft-cs/cifar10/plain_text", {"img": colour, "label": labels}, features, split)
+        write_split(root / "uoft-cs/cifar10/plain_text", {"img": colour, "label": labels}, features, split)
         features = {
             "img": image,
             "fine_label": datasets.ClassLabel(names=[f"fine{index}" for index in range(100)]),
             "coarse_label": datasets.ClassLabel(names=[f"coarse{index}" for index in range(20)]),
         }
         columns = {"img": colour, "fine_label": [99, 0, 4, 1, 50], "coarse_label": [19, 0, 2, 1, 9]}
-        write(root / "uoft-cs/cifar100/cifar100", columns, features, split)
+        write_split(root / "uoft-cs/cifar100/cifar100", columns, features, split)
     return root
 
 
@@ -125,93 +112,6 @@ class TestNamedSets:
         assert seen == [(("uoft-cs/cifar10", "plain_text"), {"revision": "main", "token": "secret"})]
 
 
-class TestLocalFolders:
-    def test_parquet_folder(self, hub_copies: Path) -> None:
-        dataset = load_dataset(str(hub_copies / "uoft-cs/cifar10"), "test")
-        assert torch.equal(dataset.images, load_dataset("cifar10", "test", root=hub_copies).images)
-        assert dataset.spec == DatasetSpec()
-        assert dataset.spec.mean is None
-
-    def test_configuration_is_chosen_among_several(self, hub_copies: Path) -> None:
-        folder = str(hub_copies / "ufldl-stanford/svhn")
-        with pytest.raises(DataError, match="several configurations, cropped_digits, full_numbers"):
-            load_dataset(folder)
-        assert len(load_dataset(folder, config="full_numbers")) == 5
-        with pytest.raises(DataError, match="none_such"):
-            load_dataset(folder, config="none_such")
-
-    def test_image_folder(self, tmp_path: Path) -> None:
-        root = tmp_path / "pets"
-        for split, count in (("train", 2), ("test", 1)):
-            for offset, kind in ((0, "cat"), (10, "dog")):
-                folder = root / split / kind
-                folder.mkdir(parents=True)
-                for row in range(count):
-                    Image.fromarray(pixels(offset + row, 32, 3)).save(folder / f"{row}.png")
-        dataset = load_dataset(str(root))
-        assert dataset.classes == ("cat", "dog")
-        assert dataset.labels.tolist() == [0, 0, 1, 1]
-        assert torch.equal(dataset.images[2].permute(1, 2, 0), torch.from_numpy(pixels(10, 32, 3)))
-        assert load_dataset(str(root), "test").labels.tolist() == [0, 1]
-
-    def test_single_integer_column_is_the_label(self, tmp_path: Path) -> None:
-        dataset = load_dataset(str(write_plain(tmp_path / "plain", [2, 0, 1])))
-        assert dataset.labels.tolist() == [2, 0, 1]
-        assert dataset.classes == ("0", "1", "2")
-
-    def test_empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "nothing").mkdir()
-        with pytest.raises(DataError, match=r"cannot read .*nothing"):
-            load_dataset(str(tmp_path / "nothing"))
-
-
-class TestColumns:
-    def test_several_class_labels(self, hub_copies: Path) -> None:
-        folder = str(hub_copies / "uoft-cs/cifar100")
-        with pytest.raises(DataError, match=r"fine_label, coarse_label by label_column= \(--label-column"):
-            load_dataset(folder)
-        assert len(load_dataset(folder, label_column="coarse_label").classes) == 20
-
-    def test_several_images(self, tmp_path: Path) -> None:
-        columns = {"left": images(2, first=0), "right": images(2, first=2), "label": [0, 1]}
-        features = {"left": datasets.Image(), "right": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-        folder = str(write(tmp_path / "pairs", columns, features))
-        with pytest.raises(DataError, match=r"left, right by image_column= \(--image-column"):
-            load_dataset(folder)
-        chosen = load_dataset(folder, image_column="right")
-        assert torch.equal(chosen.images[0].permute(1, 2, 0), torch.from_numpy(pixels(2, 32, 3)))
-
-    def test_several_integers(self, tmp_path: Path) -> None:
-        folder = str(write_plain(tmp_path / "plain", [0, 1], writer=[5, 6]))
-        with pytest.raises(DataError, match="several label columns"):
-            load_dataset(folder)
-        assert load_dataset(folder, label_column="writer").labels.tolist() == [5, 6]
-
-    def test_class_label_goes_before_integers(self, tmp_path: Path) -> None:
-        columns = {"id": [8, 9], "image": images(2), "label": [1, 0]}
-        features = {
-            "id": datasets.Value("int32"),
-            "image": datasets.Image(),
-            "label": datasets.ClassLabel(names=["a", "b"]),
-        }
-        assert load_dataset(str(write(tmp_path / "ids", columns, features))).labels.tolist() == [1, 0]
-
-    def test_absent_columns(self, tmp_path: Path) -> None:
-        folder = write(tmp_path / "bare", {"image": images(1)}, {"image": datasets.Image()})
-        with pytest.raises(DataError, match="has no label column; its columns are image"):
-            load_dataset(str(folder))
-        folder = write(tmp_path / "numbers", {"label": [1]}, {"label": datasets.Value("int64")})
-        with pytest.raises(DataError, match="has no image column; its columns are label"):
-            load_dataset(str(folder))
-
-    @pytest.mark.parametrize("option", ["image_column", "label_column"])
-    def test_chosen_column_of_another_type(self, tmp_path: Path, option: str) -> None:
-        folder = str(write_plain(tmp_path / "plain", [0, 1]))
-        wrong = {"image_column": "label", "label_column": "image"}[option]
-        with pytest.raises(DataError, match=f"'{wrong}' is no {option.split('_')[0]} column"):
-            load_dataset(folder, **{option: wrong})
-
-
 class TestRefusals:
     def test_unknown_name(self) -> None:
         with pytest.raises(DataError, match=r"'cifar' is neither .*mnist, .*cifar100.* nor a local folder nor an id"):
@@ -222,7 +122,7 @@ class TestRefusals:
             load_dataset("./no/such/folder")
 
     def test_wrong_split(self, hub_copies: Path) -> None:
-        with pytest.raises(DataError, match="cifar10 has no split 'validation'; it has train, test"):
+        with pytest.raises(DataError, match="cifar10 has no split 'validation'; it has test, train"):
             load_dataset("cifar10", "validation", root=hub_copies)
 
     def test_empty_split(self, tmp_path: Path) -> None:
@@ -236,27 +136,26 @@ class TestRefusals:
     def test_undecodable_image(self, tmp_path: Path, damaged: bytes) -> None:
         columns = {"image": [*images(2), {"bytes": damaged, "path": None}], "label": [0, 1, 0]}
         features = {"image": datasets.Image(), "label": datasets.Value("int64")}
-        folder = write(tmp_path / "damaged", columns, features)
+        folder = write_split(tmp_path / "damaged", columns, features)
         with pytest.raises(DataError, match=r"train split of .*the image in row 2 cannot be decoded"):
             load_dataset(str(folder))
 
     def test_missing_image(self, tmp_path: Path) -> None:
         columns = {"image": [images(1)[0], None], "label": [0, 1]}
         features = {"image": datasets.Image(), "label": datasets.Value("int64")}
-        with pytest.raises(DataError, match="row 1 cannot be decoded"):
-            load_dataset(str(write(tmp_path / "missing", columns, features)))
+        with pytest.raises(DataError, match="row 1 is missing"):
+            load_dataset(str(write_split(tmp_path / "missing", columns, features)))
 
     def test_image_of_16_bits(self, tmp_path: Path) -> None:
         deep = encode(Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)))
         features = {"image": datasets.Image(), "label": datasets.Value("int64")}
-        folder = write(tmp_path / "deep", {"image": [deep], "label": [0]}, features)
+        folder = write_split(tmp_path / "deep", {"image": [deep], "label": [0]}, features)
         with pytest.raises(DataError, match="row 0 has more than 8 bits"):
             load_dataset(str(folder))
 
-    @pytest.mark.parametrize("label", [-1, None])
-    def test_hidden_class_label(self, tmp_path: Path, label: int | None) -> None:
+    def test_hidden_class_label(self, tmp_path: Path) -> None:
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-        folder = write(tmp_path / "hidden", {"image": images(2), "label": [0, label]}, features)
+        folder = write_split(tmp_path / "hidden", {"image": images(2), "label": [0, -1]}, features)
         with pytest.raises(DataError, match=r"row 1 of .* has the label -1, outside the classes 0 to 1"):
             load_dataset(str(folder))
 

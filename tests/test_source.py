@@ -1,12 +1,16 @@
 """Data sets from the Hub with the real client: cache, revisions, tokens, faults and what is said when nothing helps."""
 
+import errno
 import io
+import shutil
+from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
 import pytest
 from hub_server import TOKEN, Fault, Repo
 from pictures import images
+from pyarrow.parquet import write_table
 
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import DataError
@@ -21,16 +25,20 @@ configs:
     path: plain_text/test-*
 ---
 """
+DIGITS = [str(digit) for digit in range(10)]
 TEST_FILE = "plain_text/test-00000-of-00001.parquet"
 GET_TEST_FILE = "GET .*/resolve/.*test.*parquet"
 
 
-def parquet(labels):
-    names = [str(digit) for digit in range(10)]
+def parquet(labels, names=DIGITS, empty_group=False):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     buffer = io.BytesIO()
     columns = {"img": images(len(labels)), "label": labels}
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(buffer)
+    data = datasets.Dataset.from_dict(columns, features=features)
+    if empty_group:
+        write_table(data.data.table, buffer)
+    else:
+        data.to_parquet(buffer)
     return buffer.getvalue()
 
 
@@ -147,3 +155,68 @@ def test_a_corrupt_download_is_refused_and_forgotten(hub, repo):
     with pytest.raises(DataError, match=r"test-00000-of-00001.parquet of uoft-cs/cifar10 arrived damaged"):
         labels()
     assert labels() == [4, 5, 6]
+
+
+def damage(path):
+    """Remove a cached file or leave half of it."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def prepared():
+    """The files that the library has made of the set."""
+    return list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, damage])
+def test_a_cleared_or_damaged_cache_is_filled_again(hub, repo, harm):
+    labels()
+    for file in prepared():
+        harm(file)
+    assert labels() == [4, 5, 6]
+    for cache in (huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE):
+        shutil.rmtree(cache)
+        assert labels() == [4, 5, 6]
+
+
+def test_offline_a_damaged_cache_is_called_one(hub, repo, go_offline):
+    labels()
+    for file in prepared():
+        file.unlink()
+    go_offline()
+    with pytest.raises(DataError, match=r"cannot load uoft-cs/cifar10: the cache in .* cannot be used \(.*HF_HOME"):
+        labels()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cache_that_cannot_be_written_is_named_with_what_moves_it(hub, repo, monkeypatch, tmp_path, full):
+    if full:
+
+        def fail(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device", "hub/blobs/x")
+
+        monkeypatch.setattr("timm_ebl.source.hf_hub_download", fail)
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(DataError) as refusal:
+        labels()
+    for words in ("the cache in", "Not a directory" if not full else "No space left", "HF_HOME", "--data-root PATH"):
+        assert words in str(refusal.value), refusal.value
+    assert "from the Hugging Face Hub" not in str(refusal.value)
+
+
+def test_files_that_name_their_classes_in_another_order_are_refused(hub, repo):
+    repo.commits.append({**repo.commits[-1], TEST_FILE: parquet([4, 5, 6], DIGITS[::-1])})
+    for _ in "ab":  # when the files arrive, and when the library has made its copy of them
+        with pytest.raises(DataError, match=r"train-00000-of-00001.parquet and .*test-00000.* differ in their columns"):
+            labels()
+        datasets.load_dataset("uoft-cs/cifar10", "plain_text")
+
+
+@pytest.mark.parametrize("empty_group", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_split_is_said(hub, repo, split, empty_group):
+    file = parquet([], empty_group=empty_group)
+    repo.commits.append({**repo.commits[-1], f"plain_text/{split}-00000-of-00001.parquet": file})
+    with pytest.raises(DataError, match=f"the {split} split of .*cifar10,? is empty"):
+        load_dataset("cifar10", split)

@@ -64,7 +64,7 @@ def tasks(model):
 def test_timms_tasks_learn(name):
     torch.manual_seed(0)
     data = load_dataset(None, "train")
-    x, y = data.__getitems__(range(256))
+    x, y = data.batch(range(256))
     x = x.float() / 127.5 - 1
     model = timm.create_model("dchn_tiny_fashion_mnist", widths=(8, 16, 32, 32))
     task = tasks(model)[name]
@@ -100,7 +100,7 @@ def test_mixed_labels_have_their_gradient(tiny):
 def test_a_loop_of_timms_parts_learns_from_a_folder_of_images(tmp_path):
     torch.manual_seed(0)
     for split, count in (("train", 600), ("validation", 100)):
-        pictures, labels = load_dataset(None, "train" if split == "train" else "test").__getitems__(range(count))
+        pictures, labels = load_dataset(None, "train" if split == "train" else "test").batch(range(count))
         for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
             folder = tmp_path / "images" / split / str(int(label))
             folder.mkdir(parents=True, exist_ok=True)

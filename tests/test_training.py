@@ -12,20 +12,20 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from pictures import toy
 from PIL import Image
 from runs import SCRIPT, SMALL, arguments, last_weights, results, train, train_ebl, write_images
 
 import timm_ebl
-from timm_ebl import plots, training
+from timm_ebl import plots
 from timm_ebl.config import TrainConfig, parse_config
 from timm_ebl.data import load_dataset
-from timm_ebl.errors import ConfigError, DataError
+from timm_ebl.errors import ConfigError
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.progress import Progress
+from timm_ebl.splits import load_splits
 from timm_ebl.task import RuleTask
-from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, load_splits
+from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform
 
 
 @pytest.fixture(scope="module")
@@ -286,32 +286,6 @@ def test_batches_follow_from_the_seed_and_the_epoch_alone(folder):
     assert [len(batch) for batch in rows(0, 1)] == [12] * 4
     assert len({row for batch in rows(0, 1) for row in batch}) == 48
     assert torch.equal(state, torch.random.get_rng_state())
-
-
-def fabricate(monkeypatch, **classes):
-    """Has every data set loaded with these classes, ten images of each, in place of the one asked for."""
-    found = {split: replace(toy(10, len(names)), classes=tuple(names)) for split, names in classes.items()}
-    monkeypatch.setattr(training, "load_dataset", lambda name, split, **_: found[split])
-
-
-@pytest.mark.parametrize(
-    ("train_classes", "test_classes", "words"),
-    [
-        (("left", "right"), ("left", "right", "dark"), ["has the class 'dark'", "only left, right"]),
-        (("left", "right"), ("left", "dark"), ["differ", "left, right", "left, dark"]),
-        (("dark",), ("dark",), ["one class only"]),
-    ],
-)
-def test_splits_that_do_not_go_together_are_refused(monkeypatch, train_classes, test_classes, words):
-    fabricate(monkeypatch, train=train_classes, test=test_classes)
-    with pytest.raises(DataError) as refusal:
-        load_splits(TrainConfig())
-    assert all(word in str(refusal.value) for word in words), refusal.value
-
-
-def test_a_test_split_may_lack_the_last_classes(monkeypatch):
-    fabricate(monkeypatch, train=("0", "1", "2"), test=("0", "1"))
-    assert load_splits(TrainConfig()).test.classes == ("0", "1")
 
 
 def test_a_class_without_training_images_is_warned_of(folder, tmp_path, capsys):

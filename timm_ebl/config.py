@@ -15,7 +15,7 @@ from .minimize import Minimizer, Start
 from .options import read_option
 from .order import list_orders
 from .rules import list_rules, rule_options
-from .spec import DATASETS
+from .spec import CHANNELS, DATASETS
 from .yaml12 import parse_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "parse_config", "read_recipe", "resolve"]
@@ -52,6 +52,9 @@ TRACKERS = ("tensorboard", "wandb", "all")
 MOST = 1_000_000
 """Bound of whatever is counted."""
 
+LARGEST_IMAGE = 1024
+"""Bound of an image's height and width."""
+
 LONGEST_RECIPE = 1_000_000
 """Letters of a recipe; what is longer is something else."""
 
@@ -85,12 +88,18 @@ class TrainConfig:
     data_root: str | None = _option(None, "folder with copies of Hub data sets in the Hub's layout, instead of the Hub")
     dataset_config: str | None = _option(None, "configuration of the data set on the Hub")
     dataset_revision: str | None = _option(None, "revision of the data set on the Hub")
+    train_split: str | None = _option(None, "name of the training split; by default train")
+    test_split: str | None = _option(
+        None, "name of the test split; by default test, else validation, else a part of the training split"
+    )
     image_column: str | None = _option(None, "column of the images, if there are several")
     label_column: str | None = _option(None, "column of the labels, if there are several")
     mean: tuple[float, ...] | None = _option(
         None, "mean of each channel, of 0 to 1, to normalise by; by default the data set's", float, True
     )
     std: tuple[float, ...] | None = _option(None, "deviation of each channel to normalise by, likewise", float, True)
+    img_size: int = _option(32, "height and width of the images in pixels", int)
+    channels: str | None = _option(None, f"{' or '.join(CHANNELS)}; by default what the images are")
     model: str | None = _option(None, "timm model; by default the tiny DCHN of the data set")
     model_kwargs: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
@@ -170,6 +179,8 @@ class TrainConfig:
         self._require("std", self.std is None or min(self.std, default=0) > 0, "above 0")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("--mean and --std go together, with a value for each channel.")
+        self._require("img_size", 1 <= self.img_size <= LARGEST_IMAGE, f"at least 1 and at most {LARGEST_IMAGE}")
+        self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)
             self._require(name, omegas is None or all(0 < omega < 2 for omega in omegas), "above 0 and below 2")

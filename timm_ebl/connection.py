@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["PAUSES", "explain", "is_busy", "is_transient", "retry"]
+__all__ = ["PAUSES", "causes", "explain", "is_busy", "is_transient", "retry"]
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between one try and the next."""
@@ -30,14 +30,15 @@ _HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urll
 Result = TypeVar("Result")
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _status(error: BaseException) -> int | None:
-    responses = (e.response for e in _causes(error) if isinstance(e, HfHubHTTPError))
+    responses = (e.response for e in causes(error) if isinstance(e, HfHubHTTPError))
     return next((response.status_code for response in responses if response is not None), None)
 
 
@@ -54,11 +55,11 @@ def is_busy(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later: the Hub is busy, or the connection broke."""
     final = (OfflineModeIsEnabled, LocalTokenNotFoundError, HFValidationError)
-    if constants.HF_HUB_OFFLINE or any(isinstance(e, final) for e in _causes(error)):
+    if constants.HF_HUB_OFFLINE or any(isinstance(e, final) for e in causes(error)):
         return False
     if _status(error) is not None:
         return is_busy(error)
-    return any(_is_broken_connection(e) for e in _causes(error))
+    return any(_is_broken_connection(e) for e in causes(error))
 
 
 def retry(
@@ -96,10 +97,10 @@ def explain(error: BaseException, repo_id: str, endpoint: str | None = None) -> 
     """
     endpoint = endpoint or constants.ENDPOINT
     status = _status(error)
-    causes = list(_causes(error))
+    found = list(causes(error))
 
     def caused_by(*types: type[BaseException]) -> bool:
-        return any(isinstance(cause, types) for cause in causes)
+        return any(isinstance(cause, types) for cause in found)
 
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if caused_by(LocalTokenNotFoundError):
@@ -120,7 +121,7 @@ def explain(error: BaseException, repo_id: str, endpoint: str | None = None) -> 
         return f"{repo_id} lacks a file that was asked for ({_short(error)})"
     if status is not None and status >= 500:
         return f"{endpoint} is out of order (status {status}): try again later"
-    if caused_by(LocalEntryNotFoundError) or any(map(_is_broken_connection, causes)):
+    if caused_by(LocalEntryNotFoundError) or any(map(_is_broken_connection, found)):
         return f"{endpoint} cannot be reached for {repo_id}: check the network and HF_ENDPOINT"
     return f"{endpoint} refused the request for {repo_id} ({_short(error)})"
 

@@ -6,22 +6,24 @@ layout; a sample of Fashion-MNIST is part of the package; any other set is a loc
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import datasets
 import torch
-from pyarrow.parquet import read_table
 from torch import Tensor
 
-from .errors import DataError
-from .source import read_folder, read_hub
-from .spec import DATASETS, EMBEDDED, DatasetSpec
-from .transforms import decode_images
+from .columns import find_column, image_files, read_labels
+from .decode import decode_images
+from .errors import DataError, MissingSplitError
+from .folder import read_folder
+from .source import read_hub
+from .spec import CHANNELS, DATASETS, EMBEDDED, SPLIT_NAMES, DatasetSpec, is_split_name
 
-__all__ = ["ImageDataset", "collate", "list_datasets", "load_dataset"]
+__all__ = ["ImageDataset", "list_datasets", "load_dataset"]
 
 
 def list_datasets() -> list[str]:
@@ -31,16 +33,17 @@ def list_datasets() -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled images in memory, of one size, for a `torch.utils.data.DataLoader`.
+    """Labelled images in memory, of one size: a data set as PyTorch's loaders and ``random_split`` expect one.
 
-    With ``DataLoader(dataset, batch_size, collate_fn=collate)`` every batch is fetched by one index operation.
+    `batch` fetches many images by one index operation.
 
     Attributes:
-        images: uint8 tensor of shape ``(N, C, H, W)``, with one channel if all images are grey and three otherwise.
+        images: uint8 tensor of shape ``(N, C, H, W)``, with one channel if the images are grey and three otherwise.
         labels: int64 tensor of shape ``(N,)`` with values in ``0 .. len(classes) - 1``.
         classes: Names of the classes.
         name: Name of the data set, for messages.
         spec: Source and preparation.
+        split: Name of the split, as the data set has it.
     """
 
     images: Tensor
@@ -48,26 +51,33 @@ class ImageDataset:
     classes: tuple[str, ...]
     name: str
     spec: DatasetSpec
+    split: str = "train"
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one image of shape ``(C, H, W)`` and its label, a scalar tensor."""
-        return self.images[index], self.labels[index]
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one image of shape ``(C, H, W)`` and its label."""
+        return self.images[index], int(self.labels[index])
 
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Return a batch: images of shape ``(B, C, H, W)`` and labels of shape ``(B,)``."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[rows], self.labels[rows]
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageDataset:
         """Return the data set of the images at ``indices``, in that order."""
-        images, labels = self.__getitems__(indices)
+        images, labels = self.batch(indices)
         return replace(self, images=images, labels=labels)
 
-    def split(self, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    def relabelled(self, classes: Sequence[str]) -> ImageDataset:
+        """Return the data set with labels that count these classes, by name; those of its images are among them."""
+        places = {name: place for place, name in enumerate(classes)}
+        order = torch.tensor([places.get(name, -1) for name in self.classes])
+        return replace(self, labels=order[self.labels], classes=tuple(classes))
+
+    def hold_out(self, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """Hold out a part of every class.
 
         Args:
@@ -93,17 +103,30 @@ class ImageDataset:
         return self.subset((~held_out).nonzero().flatten()), self.subset(held_out.nonzero().flatten())
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return the mean and the standard deviation of every channel, in units of the full intensity 255."""
+        """Return the mean and the standard deviation of every channel, in units of the full intensity 255.
+
+        Raises:
+            DataError: A channel has one value only.
+        """
         counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in self.images.unbind(1)])
         share, levels = counts.double() / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
         mean = share @ levels
         std = (share * (levels - mean[:, None]).square()).sum(1).sqrt()
+        constant = [channel for channel, deviation in enumerate(std.tolist()) if not deviation]
+        if constant:
+            value = self.images[0, constant[0], 0, 0]
+            raise DataError(
+                f"channel {constant[0]} of all images in the {self.split} split of {self.name} is {value} everywhere: "
+                "there is nothing to normalise or to learn from."
+            )
         return tuple(mean.tolist()), tuple(std.tolist())
 
-
-def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the batch as it is: the ``collate_fn`` of a loader over an `ImageDataset`."""
-    return batch
+    def checksum(self) -> str:
+        """Return the SHA-256 of shape, pixels and labels."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load_dataset(
@@ -116,60 +139,82 @@ def load_dataset(
     revision: str | None = None,
     token: str | None = None,
     image_size: int = 32,
+    channels: str | None = None,
     root: str | Path | None = None,
 ) -> ImageDataset:
     """Load one split of a data set into memory.
 
-    The images have one channel if all are grey, else three. One that fits into ``image_size`` is centred on black; any
-    other is resized (bilinear) so that its shorter side is ``image_size``, and the centre is cut out.
+    The images have one channel if all are grey, else three. One that fits into ``image_size`` is centred on black; of
+    any other the largest square in the centre is resized (bilinear). They are turned as their EXIF orientation says;
+    transparent pixels lie on white if what is drawn is dark, else on black (`timm_ebl.decode.flatten`). What is left
+    out of a folder, and what had to be decided, is said by a `DataWarning`.
 
     Args:
-        name: A name in `list_datasets`; else a local folder, of Parquet files in the Hub's layout or of images
-            (``train/<class>/*.png``); else an id ``owner/name`` on the Hub. ``None`` for the embedded sample.
-        split: Name of the split.
+        name: A name in `list_datasets`; else a local folder (`read_folder`), of Parquet files in the Hub's layout or of
+            images (``train/<class>/*.png``); else an id ``owner/name`` on the Hub. ``None`` for the embedded sample.
+        split: Name of the split, in any case; usual names stand for each other (``validation``, ``val``, ``valid``). A
+            set of one split is its ``train``.
         config: Configuration, for sets that have several.
         image_column: Column of the images, if their type does not tell.
         label_column: Column of the labels, if their type does not tell.
         revision: Branch, tag or commit on the Hub.
         token: Access token for the Hub.
         image_size: Height and width of the images in pixels.
+        channels: ``grey`` or ``colour``; by default what the images are.
         root: Folder with copies in the Hub's layout (``root/uoft-cs/cifar10/..``), used in place of the Hub.
 
     Returns:
         The images and labels of the split.
 
     Raises:
-        DataError: The data set, split or column does not exist or is ambiguous, the Hub cannot be reached, the split is
-            empty, an image cannot be decoded, or a label is out of range.
+        MissingSplitError: The data set has no such split.
+        DataError: The data set or column does not exist or is ambiguous, the Hub cannot be reached, the split is empty,
+            an image cannot be decoded, or a label is missing or out of range.
     """
     if image_size < 1:
         raise DataError(f"image_size must be at least 1 pixel, got {image_size}.")
+    if channels not in (None, *CHANNELS):
+        raise DataError(f"channels is one of {', '.join(CHANNELS)}, not {channels!r}.")
     name = EMBEDDED if name is None else name
     spec, folder = _locate(name, root)
     if folder is not None and revision is not None:
         raise DataError(f"a revision can be chosen on the Hub only, and {name} is read from {folder}.")
     if name == EMBEDDED and config is not None:
         raise DataError(f"the embedded sample has no configuration {config!r}.")
-    if name == EMBEDDED:
-        splits = {file.stem: datasets.Dataset(read_table(file)) for file in folder.glob("*.parquet")}
-    elif folder is not None:
-        splits = read_folder(folder, config or spec.config, split)
+    if folder is not None:
+        splits = read_folder(folder, config or spec.config)
     else:
         splits = read_hub(spec.hub_id, config or spec.config, revision, token)
-    if split not in splits:
-        raise DataError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
-    data, source = splits[split], f"the {split} split of {name}"
-    if not data:
+    split = _find_split(splits, split, name)
+    table, source = splits[split](), f"the {split} split of {name}"
+    if not table.columns.num_rows:
         raise DataError(f"{source} is empty.")
-    image_column = _find_column("image", data.features, image_column or spec.image_column, source)
-    label_column = _find_column("label", data.features, label_column or spec.label_column, source)
-    labels, classes = _read_labels(data, label_column, source)
-    files = (cell["bytes"].as_py() or cell["path"].as_py() for cell in data.data.column(image_column))
+    image_column = find_column("image", table, image_column or spec.image_column, source)
+    label_column = find_column("label", table, label_column or spec.label_column, source)
+    others = partial(map, lambda other: splits[other](), splits.keys() - {split})
+    labels, classes = read_labels(table, others, label_column, source)
     try:
-        images = decode_images(files, len(data), image_size)
+        images = decode_images(image_files(table, image_column), len(labels), image_size, channels)
     except ValueError as error:
         raise DataError(f"in {source}, {error}") from error
-    return ImageDataset(images, labels, classes, name, spec)
+    return ImageDataset(images, labels, classes, name, spec, split)
+
+
+def _find_split(names: Iterable[str], wanted: str, dataset: str) -> str:
+    """The split of that name: as it is, else in another case, else by another usual name."""
+    names = list(names)
+    usual = next((same for same in SPLIT_NAMES.values() if wanted.casefold() in same), ())
+    for candidates in ((wanted,), (wanted.casefold(),), usual):
+        found = [name for name in names if name in candidates or name.casefold() in candidates]
+        if wanted in found:
+            return wanted
+        if len(found) == 1:
+            return found[0]
+    if "train" in usual and len(names) == 1 and not is_split_name(names[0]):
+        return names[0]
+    raise MissingSplitError(
+        f"{dataset} has no split {wanted!r}; it has {', '.join(names)} (--train-split and --test-split choose)."
+    )
 
 
 def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | None]:
@@ -185,32 +230,3 @@ def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | Non
         )
     spec = spec or next((known for known in DATASETS.values() if known.hub_id == name), DatasetSpec(name))
     return spec, None if root is None else Path(root, spec.hub_id).expanduser()
-
-
-def _find_column(kind: str, features: datasets.Features, chosen: str | None, source: str) -> str:
-    """Return the column chosen, if its type allows, or the only one of the type that says most."""
-    named_type = datasets.Image if kind == "image" else datasets.ClassLabel
-    named = [column for column, feature in features.items() if isinstance(feature, named_type)]
-    values = [column for column, feature in features.items() if isinstance(feature, datasets.Value)]
-    integers = [column for column in values if kind == "label" and re.match("u?int", features[column].dtype)]
-    candidates = named or integers
-    if chosen in named + integers or (chosen is None and len(candidates) == 1):
-        return chosen or candidates[0]
-    if not candidates:
-        raise DataError(f"{source} has no {kind} column; its columns are {', '.join(features)}.")
-    problem = f"{chosen!r} is no {kind} column" if chosen else f"there are several {kind} columns"
-    option = f"{kind}_column= (--{kind}-column on the command line)"
-    raise DataError(f"{problem} in {source}; choose one of {', '.join(named + integers)} by {option}.")
-
-
-def _read_labels(data: datasets.Dataset, column: str, source: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the labels as int64 and the names of the classes; plain integers, below 2**16, are their own names."""
-    stored = data.data.column(column).cast("int64").fill_null(-1)
-    labels = torch.from_numpy(stored.to_numpy().copy())
-    names = getattr(data.features[column], "names", None)
-    count = 2**16 if names is None else len(names)
-    outside = ((labels < 0) | (labels >= count)).nonzero()
-    if len(outside):
-        row = int(outside[0])
-        raise DataError(f"row {row} of {source} has the label {labels[row]}, outside the classes 0 to {count - 1}.")
-    return labels, tuple(names or map(str, range(int(labels.max()) + 1)))

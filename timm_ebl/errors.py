@@ -12,10 +12,12 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DataWarning",
     "Diverged",
     "EBLError",
     "HubError",
     "Interrupted",
+    "MissingSplitError",
     "OutputError",
     "WeightsError",
     "one_sentence",
@@ -44,6 +46,14 @@ class ConfigError(EBLError, ValueError):
 
 class DataError(EBLError, ValueError):
     """A data set cannot be loaded or used as asked; the message says why and what can be done."""
+
+
+class MissingSplitError(DataError):
+    """A data set has no split of that name."""
+
+
+class DataWarning(UserWarning):
+    """What was decided or left out when data were read."""
 
 
 class OutputError(EBLError, OSError):

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .data import ImageDataset, collate
+from .data import ImageDataset
 from .errors import ConfigError
 
 __all__ = ["EpochOrder", "Stream", "build_eval_loader", "build_train_loader", "epoch_generator"]
@@ -58,8 +58,8 @@ class EpochOrder(Sampler[int]):
         return self.images // self.step_images * self.step_images
 
 
-class Numbered(Dataset):
-    """A data set whose batches also say which rows they are: ``(images, labels, rows)``."""
+class Batches(Dataset):
+    """A data set that gives whole batches ``(images, labels)``, each by one index operation."""
 
     def __init__(self, data: ImageDataset) -> None:
         self.data = data
@@ -68,10 +68,22 @@ class Numbered(Dataset):
         """Number of images."""
         return len(self.data)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Images ``(B, C, H, W)`` and labels ``(B,)``."""
+        return self.data.batch(indices)
+
+
+class Numbered(Batches):
+    """A data set whose batches also say which rows they are: ``(images, labels, rows)``."""
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
         """Images ``(B, C, H, W)``, labels ``(B,)`` and rows ``(B,)``."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
-        return *self.data.__getitems__(rows), rows
+        return *super().__getitems__(indices), torch.as_tensor(indices, dtype=torch.int64)
+
+
+def as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The batch, which needs no collating."""
+    return batch
 
 
 def build_train_loader(data: ImageDataset, batch_size: int, seed: int, accelerator: Accelerator) -> DataLoader:
@@ -93,10 +105,10 @@ def build_train_loader(data: ImageDataset, batch_size: int, seed: int, accelerat
             "to train on: choose a smaller --batch-size."
         )
     order = EpochOrder(len(data), step_images, seed)
-    loader = DataLoader(Numbered(data), batch_size, sampler=order, collate_fn=collate, generator=torch.Generator())
+    loader = DataLoader(Numbered(data), batch_size, sampler=order, collate_fn=as_it_is, generator=torch.Generator())
     return accelerator.prepare(loader)
 
 
 def build_eval_loader(data: ImageDataset, batch_size: int, accelerator: Accelerator) -> DataLoader:
     """A prepared loader of batches ``(images, labels)`` in the data's own order."""
-    return accelerator.prepare(DataLoader(data, batch_size, collate_fn=collate, generator=torch.Generator()))
+    return accelerator.prepare(DataLoader(Batches(data), batch_size, collate_fn=as_it_is, generator=torch.Generator()))

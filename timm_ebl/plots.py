@@ -31,7 +31,8 @@ from .config import TrainConfig, read_recipe, resolve
 from .errors import ConfigError, one_sentence
 from .network import HopfieldNetwork
 from .run import write_whole
-from .training import build_transform, free_phase, load_splits
+from .splits import load_splits
+from .training import build_transform, free_phase
 from .values import positive_count
 
 __all__ = [

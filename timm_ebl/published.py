@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,10 @@ from torch import Tensor
 from .card import card_error
 from .config import TrainConfig, read_recipe, resolve
 from .connection import explain, retry
-from .data import ImageDataset, load_dataset
+from .data import ImageDataset
 from .errors import CheckpointError, ConfigError, WeightsError
+from .spec import CHANNELS
+from .splits import load_test
 from .transforms import BatchTransform
 from .weights import CONFIG, SHIPPED, WEIGHTS, list_shipped, read_config
 
@@ -42,7 +44,9 @@ class Evaluation:
         label_column: Column of the labels.
         images: Number of test images.
         error: Share of them that the model gets wrong, in %.
-        split_sha256: `fingerprint` of the split; ``None`` where none was taken.
+        split_sha256: `ImageDataset.checksum` of the split; ``None`` where none was taken.
+        train_split: Name of the training split, from which the test split is taken where the set has none.
+        test_split: Name of the test split; ``None`` for what `load_test` finds.
     """
 
     dataset: str | None
@@ -53,21 +57,27 @@ class Evaluation:
     images: int
     error: float
     split_sha256: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
 
-    def load(self, image_size: int, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
-        """The test split, from the folder ``dataset`` if one is given.
+    def load(
+        self, input_size: Sequence[int], root: str | Path | None = None, dataset: str | None = None
+    ) -> ImageDataset:
+        """The test split for inputs of shape ``(C, H, W)``, from the folder ``dataset`` if one is given.
 
         Raises:
             DataError: It cannot be loaded.
         """
-        return load_dataset(
+        return load_test(
             dataset or self.dataset,
-            "test",
+            self.train_split,
+            self.test_split,
             config=self.config,
             image_column=self.image_column,
             label_column=self.label_column,
             revision=None if dataset or root else self.revision,
-            image_size=image_size,
+            image_size=input_size[-1],
+            channels=CHANNELS[input_size[0] > 1],
             root=root,
         )
 
@@ -150,7 +160,7 @@ class Checkpoint:
             if self.is_packaged:
                 return Evaluation(**self.config["evaluation"])
             keys = {"config": "dataset_config", "revision": "dataset_revision"}
-            names = ("dataset", "config", "revision", "image_column", "label_column")
+            names = ("dataset", "config", "revision", "image_column", "label_column", "train_split", "test_split")
             where = {name: getattr(self.recipe, keys.get(name, name)) for name in names}
             return Evaluation(**where, images=self.summary["test_images"], error=self.summary["test_error"])
         except (KeyError, TypeError) as error:
@@ -168,7 +178,9 @@ class Checkpoint:
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
-        return self.evaluation.load(self.config["pretrained_cfg"]["input_size"][-1], root, dataset)
+        test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        names = self.config.get("label_names", test.classes)
+        return test.relabelled(names) if {*names} >= {*test.classes} else test
 
     def measure(self, test: ImageDataset) -> Evaluation:
         """Its evaluation, measured anew.
@@ -181,7 +193,7 @@ class Checkpoint:
     def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
         """The evaluation of outputs ``(N, M)`` for the test split."""
         error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
-        measured = {"images": len(test), "error": error, "split_sha256": fingerprint(test)}
+        measured = {"images": len(test), "error": error, "split_sha256": test.checksum()}
         return Evaluation(**{**asdict(self.evaluation), **measured})
 
     def record(self, name: str) -> Path:
@@ -221,14 +233,6 @@ def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
         raise CheckpointError(str(error)) from None
     transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
     return torch.cat([model(transform.eval(images.to(device))).cpu() for images in data.images.split(batch_size)])
-
-
-def fingerprint(data: ImageDataset) -> str:
-    """SHA-256 of a split: shape, pixels and labels."""
-    digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
-    digest.update(data.images.contiguous().numpy())
-    digest.update(data.labels.contiguous().numpy())
-    return digest.hexdigest()
 
 
 def same_error(first: float, second: float, images: int) -> bool:

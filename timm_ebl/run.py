@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -185,13 +185,16 @@ class RunFolder:
         text = dump_yaml(dict(settings))
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_results(self, progress: Progress, model: nn.Module, transform: BatchTransform, better: bool) -> None:
+    def write_results(
+        self, progress: Progress, model: nn.Module, transform: BatchTransform, classes: Sequence[str], better: bool
+    ) -> None:
         """Write the metrics and the best weights of what is done so far.
 
         Args:
             progress: How far the run is.
             model: The model that the weights belong to; it is left as it is.
             transform: Its normalisation.
+            classes: Names of its outputs.
             better: Whether the best weights are others than those in the folder.
         """
         if not progress.epochs:
@@ -200,18 +203,20 @@ class RunFolder:
         if better:
             best = deepcopy(model)
             best.load_state_dict(progress.weights)
-            self.write_model(best, transform)
+            self.write_model(best, transform, classes)
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
         """Write ``metrics.jsonl``, a line for each epoch."""
         text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         write_whole(self.path / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_model(self, model: nn.Module, transform: BatchTransform) -> None:
-        """Write ``model.safetensors`` and ``config.json`` in timm's format."""
+    def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
+        """Write ``model.safetensors`` and ``config.json`` in timm's format, with the names of its outputs."""
         data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
         with tempfile.TemporaryDirectory() as folder, writing(self.path):
-            save_for_hf(model, folder, safe_serialization=True, data_config=data)
+            save_for_hf(
+                model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
+            )
             for name in ("model.safetensors", "config.json"):
                 write_whole(self.path / name, lambda path, name=name: shutil.copyfile(Path(folder, name), path))
 

@@ -1,56 +1,50 @@
-"""Where the splits of a data set come from: a local folder, or the Hugging Face Hub and its cache."""
+"""Data sets on the Hugging Face Hub, and their copies in its cache."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
-import textwrap
-from collections.abc import Mapping
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+from datasets import DownloadMode
+from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.cache.cache import Cache
-from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.file_download import repo_folder_name
+from pyarrow.parquet import ParquetFile
 
-from .connection import explain, is_busy, retry
+from .columns import Stored, Table, short
+from .connection import causes, explain, is_busy, retry
 from .errors import DataError
+from .parquet import features_of
 from .spec import EMBEDDED
 
-__all__ = ["read_folder", "read_hub"]
+__all__ = ["read_hub"]
+
+_CACHE_FAULTS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
+"""What the system says where a cache cannot be read or written."""
 
 
-def read_folder(folder: Path, config: str | None, split: str) -> Mapping[str, datasets.Dataset | None]:
-    """All splits of a local folder, ``None`` for an empty one.
+def read_hub(hub_id: str, config: str | None, revision: str | None, token: str | None) -> Stored:
+    """All splits of a set on the Hub, or of its cached copy.
 
-    Args:
-        folder: Parquet files in the Hub's layout, or images in ``<split>/<class>/``.
-        config: Configuration, for folders that have several.
-        split: The split that will be used.
-
-    Raises:
-        DataError: The folder does not exist, is ambiguous or cannot be read.
-    """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}.")
-    configs = sorted({file.parent.name for file in folder.glob(f"*/{split}*.parquet")})
-    if config is None and len(configs) > 1:
-        raise DataError(f"{folder} has several configurations, {', '.join(configs)}; choose one by config=.")
-    if config is not None and (folder / config).is_dir():
-        folder, config = folder / config, None
-    try:
-        return _splits(datasets.load_dataset_builder(str(folder.resolve()), config))
-    except Exception as error:  # the readers of the file formats raise errors of many types
-        raise DataError(f"cannot read {folder}: {_reason(error)}") from error
-
-
-def read_hub(
-    hub_id: str, config: str | None, revision: str | None, token: str | None
-) -> Mapping[str, datasets.Dataset | None]:
-    """All splits of a set on the Hub, or of its cached copy; ``None`` for an empty one.
-
-    The library takes whatever copy is newest when it cannot reach the Hub, compares no checksums and gives up at the
-    first 5xx answer to the request for a file: all three are seen to here.
+    The library takes whatever copy is newest when it cannot reach the Hub, compares no checksums, takes the class names
+    of the first file for those of all, believes in a cache that has been emptied, and gives up at the first 5xx answer
+    to the request for a file: all five are seen to here.
 
     Args:
         hub_id: Id on the Hub.
@@ -65,19 +59,44 @@ def read_hub(
         builder = retry(
             lambda: datasets.load_dataset_builder(hub_id, config, revision=revision, token=token), when=is_busy
         )
-        if isinstance(builder, Cache) and revision is not None:
-            builder = _choose_copy(builder, hub_id, revision)
-        elif not Path(builder.cache_dir).is_dir():
-            _download(builder, hub_id, token)
+        if isinstance(builder, Cache):
+            return _splits(builder if revision is None else _choose_copy(builder, hub_id, revision))
+        if Path(builder.cache_dir).is_dir():
+            _compare_files(builder, hub_id)
+            with suppress(Exception):  # the cache is damaged, which shows in errors of many types: fill it again
+                return _splits(builder)
+        _download(builder, hub_id, token)
+        _compare_files(builder, hub_id)
+        builder.download_and_prepare(download_mode=DownloadMode.REUSE_CACHE_IF_EXISTS)
         return _splits(builder)
     except DataError:
         raise
     except Exception as error:  # the failures of the libraries below have no common type
+        instead = (
+            f"A local folder (--dataset PATH), copies in the Hub's layout (--data-root PATH) or the embedded sample "
+            f"(--dataset {EMBEDDED}) can be used instead."
+        )
+        if fault := _cache_fault(error):
+            raise DataError(f"cannot load {hub_id}: {fault}. {instead}") from error
         raise DataError(
             f"cannot load {hub_id} from the Hugging Face Hub at {datasets.config.HF_ENDPOINT}: "
-            f"{_diagnose(error, hub_id, revision, token)}. A local folder (--dataset PATH), copies in the Hub's layout "
-            f"(--data-root PATH) or the embedded sample (--dataset {EMBEDDED}) can be used instead."
+            f"{_diagnose(error, hub_id, revision, token)}. {instead}"
         ) from error
+
+
+def _cache_fault(error: BaseException) -> str | None:
+    """What is wrong with the cache on this machine, if that is why a set cannot be loaded."""
+    for cause in causes(error):
+        damaged = isinstance(cause, pa.ArrowInvalid) and not isinstance(error, DatasetGenerationError)
+        if damaged or (type(cause) in (OSError, *OSError.__subclasses__()) and cause.errno in _CACHE_FAULTS):
+            reason = (
+                short(cause) if damaged else f"{cause.strerror}: {cause.filename}" if cause.filename else cause.strerror
+            )
+            return (
+                f"the cache in {datasets.config.HF_DATASETS_CACHE} and {constants.HF_HUB_CACHE} cannot be used "
+                f"({reason}): make room, allow writing or remove what is damaged, or set HF_HOME to another folder"
+            )
+    return None
 
 
 def _choose_copy(builder: Cache, hub_id: str, revision: str) -> Cache:
@@ -96,15 +115,17 @@ def _choose_copy(builder: Cache, hub_id: str, revision: str) -> Cache:
     return Cache(repo_id=hub_id, dataset_name=builder.dataset_name, config_name=builder.config.name, hash=chosen[0])
 
 
+def _names(builder: datasets.DatasetBuilder, hub_id: str) -> dict[str, list[str]]:
+    """The files of each split in the set's repository."""
+    prefix = f"hf://datasets/{hub_id}@{builder.hash}/"
+    splits = (builder.config.data_files or {}).items()
+    return {split: [str(f).removeprefix(prefix) for f in files if str(f).startswith(prefix)] for split, files in splits}
+
+
 def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) -> None:
     """Fill the cache with the files that the builder is about to read, and compare their checksums."""
-    prefix = f"hf://datasets/{hub_id}@{builder.hash}/"
-    files = [file for split in (builder.config.data_files or {}).values() for file in split]
-    for file in files:
-        name = str(file).removeprefix(prefix)
-        if name == str(file):
-            continue
-        options = {"repo_type": "dataset", "revision": builder.hash, "token": token}
+    options = {"repo_type": "dataset", "revision": builder.hash, "token": token}
+    for name in chain.from_iterable(_names(builder, hub_id).values()):
         endpoint = datasets.config.HF_ENDPOINT
         path = Path(retry(lambda: hf_hub_download(hub_id, name, endpoint=endpoint, **options)))  # noqa: B023
         stored = path.resolve()  # the cache names large files by their SHA-256
@@ -115,21 +136,42 @@ def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) 
             raise DataError(f"{name} of {hub_id} arrived damaged and was removed from the cache: try again.")
 
 
+def _compare_files(builder: datasets.DatasetBuilder, hub_id: str) -> None:
+    """Refuse Parquet files, as far as they are in the cache, that differ in class names or are empty."""
+    found: dict[str, datasets.Features] = {}
+    for split, names in _names(builder, hub_id).items():
+        for name in names:
+            path = try_to_load_from_cache(hub_id, name, repo_type="dataset", revision=builder.hash)
+            if isinstance(path, str) and name.endswith(".parquet"):
+                with ParquetFile(path) as file:
+                    found[name] = features_of(file.schema_arrow)
+                    if file.num_row_groups and not file.metadata.row_group(0).num_rows:  # the library cannot read it
+                        raise DataError(f"{name}, of the {split} split of {hub_id}, is empty.")
+    for name, features in found.items():
+        first = next(iter(found))
+        if features != found[first]:
+            raise DataError(
+                f"{first} and {name} of {hub_id} differ in their columns or class names: put its Parquet files into a "
+                "local folder (--dataset PATH), where the classes of each split are taken by their names."
+            )
+
+
 def _diagnose(error: Exception, hub_id: str, revision: str | None, token: str | None) -> str:
     """Why a set could not be loaded: what the library says, after what the Hub itself says of the set."""
     try:
         api = HfApi(endpoint=datasets.config.HF_ENDPOINT, token=token)
         api.dataset_info(hub_id, revision=revision, timeout=10)
     except Exception as failure:  # as above
-        return f"{explain(failure, hub_id, datasets.config.HF_ENDPOINT)} ({_reason(error)})"
-    return _reason(error)
+        return f"{explain(failure, hub_id, datasets.config.HF_ENDPOINT)} ({short(error.__cause__ or error)})"
+    return short(error.__cause__ or error)
 
 
-def _splits(builder: datasets.DatasetBuilder) -> Mapping[str, datasets.Dataset | None]:
-    """All splits, ``None`` for an empty one, which `datasets.load_dataset` would not stand."""
+def _splits(builder: datasets.DatasetBuilder) -> Stored:
+    """All splits; one without rows has no columns either, which `datasets.load_dataset` would not stand."""
     builder.download_and_prepare()
-    return {name: builder.as_dataset(name) if size.num_examples else None for name, size in builder.info.splits.items()}
-
-
-def _reason(error: Exception) -> str:
-    return textwrap.shorten(str(error.__cause__ or error), 300)
+    found = {}
+    for name, size in builder.info.splits.items():
+        rows = builder.as_dataset(name) if size.num_examples else None
+        table = Table(pa.table({})) if rows is None else Table.of(rows.data.table, rows.features)
+        found[name] = lambda table=table: table
+    return found

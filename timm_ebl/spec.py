@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["DATASETS", "EMBEDDED", "DatasetSpec"]
+__all__ = ["CHANNELS", "DATASETS", "EMBEDDED", "SPLIT_NAMES", "DatasetSpec", "is_split_name"]
 
 EMBEDDED = "fashion-mnist-sample"
 """Name of the sample that is part of the package."""
+
+CHANNELS = ("grey", "colour")
+"""What images can be decoded to: one channel, or red, green and blue."""
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "val", "valid", "dev"),
+}
+"""What the usual splits are called, in any case."""
+
+
+def is_split_name(name: str) -> bool:
+    """Whether a folder or file of that name is taken for a split."""
+    return any(name.casefold() in names for names in SPLIT_NAMES.values())
 
 
 @dataclass(frozen=True)

@@ -2,88 +2,28 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
 from .config import TrainConfig
-from .data import ImageDataset, load_dataset
-from .errors import ConfigError, DataError
+from .data import ImageDataset
+from .errors import ConfigError
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import ContrastiveRule, Rule, create_rule, rule_options
 from .transforms import BatchTransform
 
 __all__ = [
-    "Splits",
     "build_model",
     "build_optimizer",
     "build_rule",
     "build_transform",
-    "empty_classes",
     "free_phase",
-    "load_splits",
 ]
-
-
-class Splits(NamedTuple):
-    """The data of a run: what trains, what selects the best epoch, if anything, what is measured once at the end."""
-
-    train: ImageDataset
-    held_out: ImageDataset | None
-    test: ImageDataset
-
-
-def load_splits(config: TrainConfig) -> Splits:
-    """The splits of the configured data set; the held-out part is taken from its training split, class by class.
-
-    Raises:
-        DataError: A split cannot be loaded, the splits differ in channels or classes, or there is one class only.
-    """
-
-    def load(split: str) -> ImageDataset:
-        return load_dataset(
-            config.dataset,
-            split,
-            config=config.dataset_config,
-            image_column=config.image_column,
-            label_column=config.label_column,
-            revision=config.dataset_revision,
-            root=config.data_root,
-        )
-
-    train, test = load("train"), load("test")
-    if train.images.shape[1] != test.images.shape[1]:
-        raise DataError("the training and the test split differ in channels: bring both to grey or to colour.")
-    if test.classes[: len(train.classes)] != train.classes[: len(test.classes)]:
-        raise DataError(
-            f"the classes of the training split ({_some(train.classes)}) and of the test split ({_some(test.classes)}) "
-            "differ."
-        )
-    if len(test.classes) > len(train.classes):
-        raise DataError(
-            f"the test split has the class {test.classes[len(train.classes)]!r}, the training split only "
-            f"{_some(train.classes)}."
-        )
-    if len(train.labels.unique()) < 2:
-        raise DataError(f"the training split of {train.name} has images of one class only: nothing can be learnt.")
-    if not config.holdout:
-        return Splits(train, None, test)
-    return Splits(*train.split(config.holdout, config.seed), test)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return textwrap.shorten(", ".join(names), 80, placeholder=" ..")
-
-
-def empty_classes(data: ImageDataset) -> list[str]:
-    """Names of the classes that have no image."""
-    counts = data.labels.bincount(minlength=len(data.classes)).tolist()
-    return [name for name, count in zip(data.classes, counts, strict=True) if not count]
 
 
 def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
@@ -95,8 +35,8 @@ def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
         ConfigError: The configured normalisation has not one value for each channel.
     """
     spec, channels = train.spec, train.images.shape[1]
-    given = (config.mean, config.std) if config.mean else (spec.mean, spec.std)
-    mean, std = given if given[0] else train.statistics()
+    published = (spec.mean, spec.std) if spec.mean and len(spec.mean) == channels else None
+    mean, std = (config.mean, config.std) if config.mean else published or train.statistics()
     if {len(mean), len(std)} != {channels}:
         raise ConfigError(
             f"The images of {train.name} have {channels} channel{'s' * (channels > 1)}, and so many values go with "
@@ -121,6 +61,8 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         known = ", ".join(timm.list_models("dchn*"))
         raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
     fitted = {"in_chans": train.images.shape[1], "num_classes": len(train.classes)}
+    if config.img_size != TrainConfig.img_size:
+        fitted["img_size"] = config.img_size
     try:
         model = timm.create_model(name, **(fitted | free_phase(config) | dict(config.model_kwargs)))
     except (TypeError, ValueError) as error:

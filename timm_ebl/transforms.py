@@ -1,69 +1,13 @@
-"""From image files to the input of a network: decoding, then augmentation and normalisation of whole batches."""
+"""From 8-bit images to the input of a network: augmentation and normalisation of whole batches."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-__all__ = ["BatchTransform", "decode_images", "fit_image"]
-
-
-def fit_image(image: Image.Image, size: int) -> Image.Image:
-    """Bring an image to ``size`` by ``size`` pixels.
-
-    An image that fits is centred on black, in an odd gap one pixel nearer to the top left; any other is resized
-    (bilinear) so that its shorter side is ``size``, and the centre is cut out.
-
-    Args:
-        image: Image of any size.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        The fitted image, in the mode of ``image``.
-    """
-    if max(image.size) > size:
-        scale = size / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    left, top = (size - image.width) // 2, (size - image.height) // 2
-    return image if image.size == (size, size) else image.crop((-left, -top, size - left, size - top))
-
-
-def decode_images(files: Iterable[bytes | str | None], count: int, size: int) -> Tensor:
-    """Decode images one after the other into one tensor, each brought to one size by `fit_image`.
-
-    Args:
-        files: Contents of the image files, or their paths.
-        count: Number of files.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        uint8 tensor of shape ``(count, C, size, size)``: one channel if all images are grey, else RGB.
-
-    Raises:
-        ValueError: An image is damaged, missing, or has more than 8 bits per channel; the message gives its row and
-            file.
-    """
-    pixels = np.zeros((count, 1, size, size), dtype=np.uint8)
-    for row, file in enumerate(files):
-        name = f"row {row} ({file})" if isinstance(file, str) else f"row {row}"
-        try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                image.load()
-        except Exception as error:  # a damaged file makes Pillow raise errors of many types
-            raise ValueError(f"the image in {name} cannot be decoded ({type(error).__name__}).") from error
-        if image.mode[0] in "IF":
-            raise ValueError(f"the image in {name} has more than 8 bits per channel.")
-        if image.mode not in ("1", "L") and pixels.shape[1] == 1:
-            pixels = np.repeat(pixels, 3, axis=1)
-        image = fit_image(image.convert("L" if pixels.shape[1] == 1 else "RGB"), size)
-        pixels[row] = np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)
-    return torch.from_numpy(pixels)
+__all__ = ["BatchTransform"]
 
 
 @dataclass(frozen=True)

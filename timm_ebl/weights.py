@@ -128,10 +128,13 @@ def build_with_weights(
         pretrained_filter_fn=partial(_check_fit, path=path, cfg=cfg),
         **{**saved, **kwargs},
     )
+    known = {key: cfg[key] for key in ("source",) if key in cfg}
+    if model.num_classes == cfg["num_classes"]:
+        known |= {key: config[key] for key in ("label_names",) if key in config}
     for module in model.modules():
         if hasattr(module, "pretrained_cfg"):
             module.pretrained_cfg.pop("state_dict", None)
-            module.pretrained_cfg.update({key: cfg[key] for key in ("source",) if key in cfg})
+            module.pretrained_cfg.update(known)
     model._model_args = dict(saved)  # timm.create_model adds its own; timm.models.save_for_hf writes them
     return model
 

@@ -1,0 +1,65 @@
+"""Data sets in local folders: Parquet files, or images in class folders. Nothing is cached.
+
+Splits come from the names of the top folders or of the Parquet files alone, in any case; what is left out is said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .columns import Stored, note, some
+from .errors import DataError
+from .image_folder import METADATA, find_image_splits, is_image
+from .parquet import find_parquet_splits
+
+__all__ = ["read_folder"]
+
+
+def read_folder(folder: Path, config: str | None = None) -> Stored:
+    """The splits of a local folder.
+
+    Args:
+        folder: Parquet files in the Hub's layout (`find_parquet_splits`), or images (`find_image_splits`).
+        config: Configuration, for folders of Parquet files that have several.
+
+    Raises:
+        DataError: The folder does not exist, is ambiguous or cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}.")
+    try:
+        files = list(_walk(folder))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}.") from error
+    tables = [path for path in files if path.suffix.lower() == ".parquet" and path.name not in METADATA]
+    images = [path for path in files if is_image(path)]
+    if tables:
+        if images:
+            note(f"images beside the Parquet files of {folder} that are left out: {some(images, 3)}.")
+        found = find_parquet_splits(folder, config, tables)
+    elif not images:
+        raise DataError(f"{folder} holds neither Parquet files nor images.")
+    elif config is not None:
+        raise DataError(f"{folder} is a folder of images, which has no configuration {config!r}.")
+    else:
+        found = find_image_splits(folder, images, sorted({*files} - {*images}))
+    for name in found:
+        same = [other for other in found if other.casefold() == name.casefold()]
+        if len(same) > 1:
+            raise DataError(f"{folder} has the splits {', '.join(same)}, which differ in case only: rename one.")
+    return found
+
+
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, in the order of their names, behind links as well; hidden ones are passed over."""
+    above = (*above, folder.resolve())
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        path = folder / entry.name
+        if not entry.is_dir():
+            yield path
+        elif path.resolve() not in above:
+            yield from _walk(path, above)
