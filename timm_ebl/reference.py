@@ -1,8 +1,11 @@
 """The paper's procedure, slow and obvious: what the fast one is held against.
 
 It stands by itself: it shares no code with the rest of the package, and PyTorch's functional operations are all that it
-uses. A network is a list of layers ``[(weight, bias), ..]``: convolutions, then the dense read-out. Every sweep
-computes every drive and every feedback anew, and nothing is kept for the next one.
+uses. Every sweep computes every drive and every feedback anew, and nothing is kept for the next one.
+
+A network is a list of layers ``[(weight, bias), ..]``, convolutions and then the dense read-out; ``x`` is its input
+``(B, C, H, W)``, ``y`` the desired output ``(B, M)``, a state ``(s_1, .., o)`` has the batch first in each layer, and
+groups are the indices of the layers that a sweep updates together, one group after the other.
 
 The equations are those of *Energy-Based Learning Algorithms: A Comparative Study*, Sections 2 and 3. What its text
 leaves open is as in its released code, and said where it is so.
@@ -17,24 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# fmt: off
 __all__ = [
-    "CONTRASTS",
-    "RULES",
-    "asynchronous",
-    "clamped_state",
-    "cost",
-    "drive",
-    "energy",
-    "feedback",
-    "gradients",
-    "learning_rate",
-    "nudged_state",
-    "relax",
-    "sgd_step",
-    "sweep",
-    "synchronous",
-    "zero_state",
+    "CONTRASTS", "RULES", "asynchronous", "clamped_state", "cost", "drive", "energy", "feedback", "gradients",
+    "learning_rate", "nudged_state", "relax", "sgd_step", "sweep", "synchronous", "zero_state",
 ]
+# fmt: on
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 State = tuple[Tensor, ...]
@@ -113,12 +104,8 @@ def zero_state(layers: Layers, x: Tensor) -> State:
 def sweep(layers: Layers, x: Tensor, state: State, groups: Groups, output: Output | None = None) -> State:
     """Every layer of every group once: ``s_k <- clip(drive_k + feedback_{k+1}, 0, 1)``, the layers of a group together.
 
-    Args:
-        layers: The network.
-        x: Input ``(B, C, H, W)``.
-        state: The state ``(s_1, .., o)`` before.
-        groups: Which layers are updated together, by index, group after group. A layer in none of them stays.
-        output: The new output layer, given the drive into it and the old one; by default the drive.
+    A layer in none of the groups stays. ``output`` makes the new output of the drive into it and the old one; without
+    it the drive is the new output (Equation 1).
     """
 
     def update(layer: int) -> Tensor:
@@ -171,15 +158,8 @@ def gradients(
     states are relaxed from the free one for as many sweeps, the unperturbed one of a one-sided rule too, as in the
     released code. ``tbp`` is backpropagation of the mean cost through the sweeps that follow the free state.
 
-    Args:
-        rule: One of `RULES`.
-        layers: The network.
-        x: Input ``(B, C, H, W)``.
-        y: Desired output ``(B, M)``.
-        free: The free state.
-        beta: Strength of the perturbation; contrastive learning has 1, the baselines have none.
-        sweeps: Sweeps of each perturbed phase; sweeps that ``tbp`` unrolls; terms that ``rbp`` sums up.
-        order: Order of these sweeps; ``rbp`` has none.
+    ``sweeps`` are those of each perturbed phase, those that ``tbp`` unrolls, or the terms that ``rbp`` sums up.
+    ``beta`` is positive, 1 for ``cl`` whatever is given, and of no use to the baselines.
     """
     free = tuple(layer.detach() for layer in free)
     layers = [(weight.detach().requires_grad_(), bias.detach().requires_grad_()) for weight, bias in layers]
