@@ -16,6 +16,7 @@ from runs import arguments, assert_same_run, train, write_images
 from timm_ebl import checkpoint
 from timm_ebl.checkpoint import Checkpoints
 from timm_ebl.errors import ConfigError, Interrupted, OutputError
+from timm_ebl.manifest import find_damage
 from timm_ebl.run import RunFolder
 from timm_ebl.transforms import BatchTransform
 
@@ -84,6 +85,14 @@ def test_random_numbers_of_every_global_generator_go_on(folder, tmp_path, monkey
     train_until(10, *arguments(folder, tmp_path / "run"))
     random.seed(2)
     train(*arguments(folder, tmp_path / "run"), "--resume")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_an_optimiser_that_counts_in_its_groups_goes_on_exactly(folder, tmp_path, train_until):
+    more = ["--opt", "lookahead_lamb", "--lr", *("0.001", "0.002", "0.003", "0.004", "0.005")]
+    train(*arguments(folder, tmp_path / "undisturbed", *more))
+    train_until(10, *arguments(folder, tmp_path / "run", *more))
+    train(*arguments(folder, tmp_path / "run", *more), "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
@@ -234,4 +243,4 @@ def test_kill_9_at_random_moments_loses_nothing(folder, tmp_path):
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in undisturbed.iterdir())
     names = [sorted(path.name for path in (out / "checkpoints").iterdir()) for out in (killed, undisturbed)]
     assert names[0][-1] == names[1][-1]
-    assert [checkpoint._damage(path) for path in (killed / "checkpoints").iterdir()] == [None, None]
+    assert [find_damage(path) for path in (killed / "checkpoints").iterdir()] == [None, None]

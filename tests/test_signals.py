@@ -11,6 +11,7 @@ from runs import arguments, assert_same_run, train, train_ebl, write_images
 from timm_ebl import checkpoint, signals
 from timm_ebl.checkpoint import Checkpoints
 from timm_ebl.errors import Interrupted
+from timm_ebl.manifest import find_damage
 from timm_ebl.progress import Progress
 from timm_ebl.signals import StopSignals, stop_message
 
@@ -126,7 +127,7 @@ def test_signals_during_a_save_do_not_end_it(run_main, monkeypatch):
         "epoch-0002-step-000000",
         "epoch-0002-step-000001",
     ]
-    assert [checkpoint._damage(path) for path in (out / "checkpoints").iterdir()] == [None, None]
+    assert [find_damage(path) for path in (out / "checkpoints").iterdir()] == [None, None]
 
 
 def test_a_signal_while_the_result_is_published_ends_the_run_with_its_results(run_main, monkeypatch):

@@ -2,20 +2,22 @@
 
 A checkpoint is a folder ``checkpoints/epoch-EEEE-step-SSSSSS``: ``run.pt`` (weights, optimiser, gradient scaler,
 progress), ``process-N.pt`` (random numbers, running sums and warm-start state of each process) and ``manifest.json``
-(the settings, and the SHA-256 of the other files). It is written under a temporary name and renamed.
+(the number of this format, the settings, and the SHA-256 of the other files and of itself). It is written under a
+temporary name and renamed. Whatever else lies in ``checkpoints``, or cannot be read, is passed over and never removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import random
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +29,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .errors import ConfigError, EBLError, Interrupted
+from .manifest import MANIFEST, find_damage, read_settings, render_manifest
 from .progress import Progress
-from .run import LEFTOVER, writing
+from .run import LEFTOVER, list_checkpoints, writing
 from .signals import StopSignals, stop_message
 from .watch import require_finite
 
 __all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
 
+_MOMENTS = ("opt", "momentum", "opt_betas")  # settings that decide what the state of an optimiser consists of
+_RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
 _AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
 _Outcome = TypeVar("_Outcome")
 
@@ -83,6 +88,7 @@ class Checkpoints:
         self.model, self.optimizer, self.progress = model, optimizer, progress
         self.signals, self.settings, self.keep, self.minutes = signals, settings, keep, minutes
         self.latest: str | None = None
+        self.known: list[str] = []
         self.saved = time.monotonic()
         self.calls = 0
 
@@ -110,13 +116,8 @@ class Checkpoints:
                 files["run.pt"] = _write(temporary / "run.pt", self._shared())
             every = dict(gather_object(list(files.items())))
             if main:
-                manifest = {"settings": self.settings, "files": every}
-                _write_synced(temporary / "manifest.json", json.dumps(manifest, indent=1).encode())
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-                temporary.rename(self.folder / name)
-                _sync_folder(self.folder)
-                for old in self._names()[: -self.keep]:
-                    shutil.rmtree(self.folder / old)
+                _write_synced(temporary / MANIFEST, render_manifest(self.settings, every))
+                self._place(temporary, name)
         self.accelerator.wait_for_everyone()
         self.latest, self.saved = name, time.monotonic()
 
@@ -154,18 +155,23 @@ class Checkpoints:
             Whether there was a checkpoint.
 
         Raises:
-            ConfigError: All checkpoints are damaged, or the settings differ.
+            ConfigError: All checkpoints are damaged, or the settings differ, or the model does, even by force.
         """
         name = on_main(self.accelerator, lambda: self._choose(force))
         if name is None:
             return False
         folder = self.folder / name
-        before = json.loads((folder / "manifest.json").read_text())["settings"]
+        before = read_settings(folder)
         shared = torch.load(folder / "run.pt", map_location="cpu", weights_only=True)
-        self.model.load_state_dict(shared["model"])
-        # Rates and decay are the settings'; the moments are the run's.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": shared["optimizer"]["state"], "param_groups": groups})
+        try:
+            self.model.load_state_dict(shared["model"])
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 200)
+            raise ConfigError(f"{folder} is of another model, which --force does not change ({reason}).") from None
+        if all(before[key] == self.settings[key] for key in _MOMENTS):
+            self._restore_optimizer(shared["optimizer"])
+        else:
+            self.accelerator.print("warning: other settings of the optimiser, which begins anew", file=sys.stderr)
         if self.accelerator.scaler is not None and shared["scaler"]:
             self.accelerator.scaler.load_state_dict(shared["scaler"])
         local = None
@@ -187,26 +193,53 @@ class Checkpoints:
             "progress": self.progress.shared(),
         }
 
-    def _names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob("epoch-*"))
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore the whole state, a part of which some optimisers keep in their groups; rates are the settings'."""
+        groups = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        groups = [{**before, **{key: now[key] for key in _RATES if key in now}} for before, now in groups]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+
+    def _place(self, temporary: Path, name: str) -> None:
+        """Give a checkpoint its name, and drop the oldest over the number to keep; what this run cannot use stays."""
+        target = self.folder / name
+        if name in self.known:
+            self._drop(name)
+        elif os.path.lexists(target):
+            target.rename(f"{target}.unused-{time.time_ns()}")
+        temporary.rename(target)
+        _sync_folder(self.folder)
+        self.known.append(name)
+        for old in self.known[: -self.keep]:
+            self._drop(old)
+
+    def _drop(self, name: str) -> None:
+        """Remove a checkpoint under a temporary name, so that nobody ever sees half of it."""
+        self.known.remove(name)
+        temporary = self.folder / f"{LEFTOVER}{name}-old"
+        with suppress(OSError):
+            (self.folder / name).rename(temporary)
+            shutil.rmtree(temporary)
 
     def _choose(self, force: bool) -> str | None:
-        """The newest undamaged checkpoint; newer ones are removed."""
-        names = self._names()
-        for leftover in self.folder.glob(f"{LEFTOVER}*"):
-            shutil.rmtree(leftover)
-        for name in reversed(names):
-            problem = _damage(self.folder / name)
-            if problem is None:
-                settings = json.loads((self.folder / name / "manifest.json").read_text())["settings"]
-                _compare(settings, self.settings, force)
-                for newer in names[names.index(name) + 1 :]:
-                    shutil.rmtree(self.folder / newer)
-                return name
-            print(f"warning: the checkpoint {self.folder / name} is damaged ({problem})", file=sys.stderr)
-        if names:
+        """The newest undamaged checkpoint."""
+        names = list_checkpoints(self.folder)
+        for path in sorted(self.folder.iterdir()):
+            if path.name.startswith(LEFTOVER):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in names and not path.name.startswith("."):
+                print(f"warning: {path} is no checkpoint and is passed over", file=sys.stderr)
+        for name in names:
+            if problem := find_damage(self.folder / name):
+                print(f"warning: the checkpoint {self.folder / name} is damaged ({problem})", file=sys.stderr)
+            else:
+                self.known.append(name)
+        if not names:
+            return None
+        if not self.known:
             raise ConfigError(f"All checkpoints in {self.folder} are damaged: start again with another --output-dir.")
-        return None
+        settings = read_settings(self.folder / self.known[-1])
+        _compare(settings, self.settings, force)
+        return self.known[-1]
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -219,20 +252,6 @@ def _compare(before: Mapping[str, Any], now: Mapping[str, Any], force: bool) -> 
     if changed and not force:
         differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
         raise ConfigError(f"The run has other settings: {differences}. Give it those, or go on with these by --force.")
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything is."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, digest in manifest["files"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                return f"{name} is not what was written"
-    except OSError as error:
-        return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "manifest.json is not what was written"
-    return None
 
 
 def _write(path: Path, content: Any) -> str:

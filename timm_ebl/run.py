@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,10 +30,20 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LEFTOVER", "RunFolder", "device_name", "versions", "write_whole", "writing"]
+__all__ = ["LEFTOVER", "RunFolder", "device_name", "list_checkpoints", "versions", "write_whole", "writing"]
 
-LEFTOVER = ".tmp-"
+LEFTOVER = ".timm_ebl-"
 """Start of the name of what is being written. What still has it when a run is taken up again is removed."""
+
+
+_WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png")
+_CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder in the order of their epochs and steps; whatever else is there is not."""
+    found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return [name[0] for name in sorted(filter(None, found), key=lambda name: (int(name[1]), int(name[2])))]
 
 
 @contextmanager
@@ -106,8 +117,8 @@ class RunFolder:
             resume: Whether the folder may hold a run.
 
         Raises:
-            ConfigError: The folder holds a run already, or one without checkpoints that is to be resumed, or cannot be
-                written to.
+            ConfigError: The folder holds a run already, or one without checkpoints that is to be resumed, or other
+                files that the run would replace, or cannot be written to.
         """
         if path is None:
             path, number = Path("runs", default), 1
@@ -115,15 +126,9 @@ class RunFolder:
                 number += 1
                 path = Path("runs", f"{default}-{number}")
         path = Path(path)
-        if (path / "args.yaml").exists() and not resume:
-            raise ConfigError(
-                f"{path} holds a run already: go on with it by --resume, choose another --output-dir, or remove it."
-            )
-        checkpoints = path / "checkpoints"
-        if (path / "metrics.jsonl").exists() and not any(checkpoints.glob("epoch-*")):
-            raise ConfigError(f"{path} holds a run without checkpoints: choose another --output-dir, or remove it.")
         try:
-            checkpoints.mkdir(parents=True, exist_ok=True)
+            cls(path)._refuse_foreign(resume)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
@@ -131,6 +136,26 @@ class RunFolder:
                 f"Results cannot be written to {path} ({error.strerror}): choose another --output-dir."
             ) from None
         return cls(path)
+
+    def _refuse_foreign(self, resume: bool) -> None:
+        there = [name for name in _WRITTEN if (self.path / name).exists()]
+        if self.checkpoints.is_dir() and list_checkpoints(self.checkpoints):
+            there.append("checkpoints")
+        if not (self.path / "args.yaml").exists():
+            if there:
+                raise ConfigError(
+                    f"{self.path} holds {there[0]} of something else, which a run would replace: choose another "
+                    "--output-dir."
+                )
+        elif not resume:
+            raise ConfigError(
+                f"{self.path} holds a run already: go on with it by --resume, choose another --output-dir, or remove "
+                "it."
+            )
+        elif "checkpoints" not in there and not {"metrics.jsonl", "model.safetensors"}.isdisjoint(there):
+            raise ConfigError(
+                f"{self.path} holds a run without checkpoints: choose another --output-dir, or remove it."
+            )
 
     @property
     def checkpoints(self) -> Path:

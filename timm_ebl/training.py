@@ -124,7 +124,8 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     """The configured optimiser from timm.optim, with a learning rate for each interaction (weight and bias alike).
 
     Raises:
-        ConfigError: The optimiser is unknown, or the number of learning rates is neither one nor that of interactions.
+        ConfigError: The optimiser is unknown, lacks a library or a GPU, or needs second derivatives, or the number of
+            learning rates is neither one nor that of interactions.
     """
     interactions = list(model.interactions)
     rates = config.lr * len(interactions) if len(config.lr) == 1 else config.lr
@@ -133,7 +134,7 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     groups = [{"params": list(i.parameters()), "lr": rate} for i, rate in zip(interactions, rates, strict=True)]
     betas = {} if config.opt_betas is None else {"betas": config.opt_betas}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             groups,
             opt=config.opt,
             lr=rates[0],
@@ -142,6 +143,9 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
             filter_bias_and_bn=False,
             **betas,
         )
-    except (TypeError, ValueError) as error:
-        known = ", ".join(timm.optim.list_optimizers(exclude_filters=["*adamp", "bnb*", "fused*"]))
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it needs second derivatives, which no rule here computes")
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        known = ", ".join(timm.optim.list_optimizers(exclude_filters=["adahessian", "*adamp", "bnb*", "fused*"]))
         raise ConfigError(f"The optimiser {config.opt!r} cannot be built ({error}); timm.optim has {known}.") from None
+    return optimizer
