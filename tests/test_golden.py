@@ -62,6 +62,14 @@ def test_the_golden_states_lie_inside_and_at_both_ends_and_have_not_settled():
     assert max(float((a - b).abs().max()) for a, b in zip(after, state(60), strict=True)) > 1e-3
 
 
+@pytest.mark.parametrize("sweeps", [1, 5, 60])
+def test_no_pooling_window_has_two_maxima(small, sweeps):
+    layers, x, _, _ = small
+    for (weight, _), lower in zip(layers[:-1], [x, *in_numpy(state(sweeps)[:-2])], strict=True):
+        second, first = np.sort(loops.winners(loops.convolution(weight, lower))[1], axis=0)[-2:]
+        assert (first - second).min() > 1e-6
+
+
 # ---------------------------------------------------------------------------------------------------------- numpy loops
 
 

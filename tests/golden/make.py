@@ -7,8 +7,9 @@ with these numbers, and find them again in numpy.
 
 Weights, biases and images come from the closed form ``u_n = (3 x 16807^n mod m) / m`` with ``m = 2^31 - 1``, n = 1, 2,
 and so on: a weight or bias is ``(2 u_n - 1) gain / sqrt(fan_in)``, a pixel ``2 u_n - 1``; first the layers from the
-lowest, weight and bias, then the images. No pooling window has two maxima, the states lie inside and at both ends of
-[0, 1], and after 60 sweeps they still move.
+lowest, weight and bias, then the images. Pooling takes the first of equal values, which it meets in the sweep from zero
+alone: later no window has two maxima. The states lie inside and at both ends of [0, 1], and after 60 sweeps they still
+move.
 
 The settings are those of Table 1: 60 free sweeps from zero, 15 of what follows, beta 0.25 (1 for cl).
 
