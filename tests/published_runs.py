@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import timm
@@ -27,6 +29,13 @@ def write_images(root: Path) -> Path:
                 pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
                 Image.fromarray(pixels.numpy()).save(root / split / label / f"{row}.png")
     return root
+
+
+def set_sha256(folder: Path) -> None:
+    """Note the checksum of the weights that are in a folder now."""
+    config = json.loads((folder / "config.json").read_text())
+    config["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_run(path: Path, images: Path, seed: int = 0, **changes: object) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
-from published_runs import write_run
+from published_runs import set_sha256, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl.card import card_error, render_card
@@ -79,6 +79,7 @@ def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_pa
     tensors["head.weight"].zero_()
     tensors["head.bias"] = torch.tensor([1.0, 1.00001, 0.0])  # the same number in 16 bits
     save_file(tensors, run / "model.safetensors")
+    set_sha256(run)
     test = load_dataset(str(images), "test")
     summary = json.loads((run / "summary.json").read_text())
     summary["test_error"] = float((test.labels != 1).double().mean() * 100)

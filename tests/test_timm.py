@@ -171,6 +171,21 @@ def test_another_input_size_keeps_the_answer_to_a_uniform_map(tiny, tmp_path):
         tiny.set_input_size((32, 0))
 
 
+@pytest.mark.parametrize("size", [64, (48, 80), 32])
+def test_pretrained_weights_at_another_size_are_those_of_resizing(tiny, tmp_path, size):
+    timm.models.save_for_hf(tiny, tmp_path, safe_serialization=True)
+    model = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size)
+    tiny.set_input_size(size)
+    assert model.img_size == tiny.img_size
+    assert resolve_input_data_config(model)["input_size"] == (3, *tiny.img_size)
+    assert torch.equal(model(images_for(tiny)), tiny(images_for(tiny)))
+    other = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size, num_classes=7, in_chans=1)
+    assert other(images_for(other)).shape == (2, 7)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(again(images_for(tiny)), tiny(images_for(tiny)))
+
+
 def test_resizing_and_resetting_keep_what_is_frozen(tiny):
     tiny.requires_grad_(False)
     tiny.set_input_size(64)

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, Repo
+from published_runs import set_sha256
 from safetensors.torch import load_file, save_file
 
 from timm_ebl import card, published
@@ -52,12 +53,6 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-def set_sha256(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 def truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -80,22 +75,67 @@ def flip_a_bit(folder):
     path.write_bytes(bytes(content))
 
 
-def rename_a_tensor(folder):
-    tensors = load_file(folder / "model.safetensors")
+def change_weights(change):
+    """Replaces tensors, and the checksum with them."""
+
+    def spoil(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        set_sha256(folder)
+
+    return spoil
+
+
+def change_settings(**changes):
+    """Replaces the saved arguments of the network."""
+
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["model_args"] |= changes
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+@change_weights
+def rename_a_tensor(tensors):
     tensors["head.wait"] = tensors.pop("head.weight")
-    save_file(tensors, folder / "model.safetensors")
 
 
-def widen(folder):
-    tensors = load_file(folder / "model.safetensors")
+@change_weights
+def widen(tensors):
     tensors["layers.1.weight"] = torch.zeros(9, 4, 3, 3)
-    save_file(tensors, folder / "model.safetensors")
 
 
-def put_nan(folder):
-    tensors = load_file(folder / "model.safetensors")
+@change_weights
+def put_nan(tensors):
     tensors["head.bias"][0] = torch.nan
-    save_file(tensors, folder / "model.safetensors")
+
+
+@change_weights
+def put_a_large_number(tensors):
+    tensors["layers.2.weight"][0, 0, 0, 0] = 1e30
+
+
+@change_weights
+def put_more_than_32_bits_hold(tensors):
+    tensors["head.bias"] = tensors["head.bias"].double() * 1e300
+
+
+@change_weights
+def use_8_bits(tensors):
+    tensors["layers.1.weight"] = tensors["layers.1.weight"].to(torch.float8_e4m3fn)
+
+
+@change_weights
+def use_whole_numbers(tensors):
+    tensors["layers.1.bias"] = tensors["layers.1.bias"].long()
+
+
+def other_weights(folder):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: value + 0.01 for name, value in tensors.items()}, folder / "model.safetensors")
 
 
 def put_pickle(folder):
@@ -119,6 +159,22 @@ def pickle_beside(folder):
         (rename_a_tensor, ["does not fit dchn_tiny_cifar10", "head.wait", "absent"]),
         (widen, ["layers.1.weight", "(9, 4, 3, 3)", "(4, 4, 3, 3)"]),
         (put_nan, ["NaN", "head.bias"]),
+        (put_a_large_number, ["above 4e+09", "layers.2.weight"]),
+        (put_more_than_32_bits_hold, ["above 4e+09", "head.bias"]),
+        (use_8_bits, ["float8_e4m3fn", "layers.1.weight", "float16, bfloat16, float32, float64"]),
+        (use_whole_numbers, ["int64", "layers.1.bias"]),
+        (other_weights, ["damaged", "SHA-256"]),
+        (change_settings(num_classes=7), ["head.bias", "(3,) there and (7,) here"]),
+        (change_settings(in_chans=1), ["layers.0.weight", "(4, 3, 3, 3) there and (4, 1, 3, 3) here"]),
+        (change_settings(img_size=64), ["head.weight", "(3, 16) there and (3, 64) here"]),
+        (change_settings(img_size=10**9), ["head.weight", "(3, 16) there"]),
+        (change_settings(widths=[10**7] * 4), ["head.weight", "(3, 16) there and (3, 40000000) here"]),
+        (change_settings(widths=[2**60] * 4), ["config.json describes no dchn_tiny_cifar10"]),
+        (change_settings(widths=[4] * 10**6), ["has 10 tensors for the 1,000,000 layers of its config.json"]),
+        (change_settings(sweeps=10**9), ["config.json asks for 1e+09 sweeps", "100,000 at most"]),
+        (change_settings(sweeps="many"), ["config.json describes no dchn_tiny_cifar10", "sweeps"]),
+        (change_settings(wings=2), ["config.json describes no dchn_tiny_cifar10", "wings"]),
+        (change_settings(device="meta"), ["config.json describes no dchn_tiny_cifar10", "device"]),
         (put_pickle, ["not in the safetensors format"]),
         (pickle_beside, ["has no model.safetensors", "never loaded"]),
     ],
@@ -158,6 +214,37 @@ def test_saved_settings_are_defaults_and_survive_another_saving(folder, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+def test_a_run_keeps_the_checksum_of_its_weights(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["sha256"] == hashlib.sha256((finished / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "names no architecture"),
+        ('{"architecture": "dchn_tiny_cifar10", "model_args": []}', "model_args is no mapping"),
+        ('{"architecture": "dchn_tiny_cifar10", "pretrained_cfg": 1}', "pretrained_cfg is no mapping"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(folder, text, words):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=rf"config.json .*{words}") as refusal:
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert len(str(refusal.value)) < 500
+
+
+def test_a_configuration_that_contradicts_itself_follows_the_weights(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 10
+    (folder / "config.json").write_text(json.dumps(config))
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert model.pretrained_cfg["num_classes"] == model.num_classes == 3
+    assert torch.equal(model.head.weight, load_file(folder / "model.safetensors")["head.weight"])
+
+
 def test_weights_are_not_kept_in_the_configuration(folder):
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert "state_dict" not in model.pretrained_cfg
@@ -194,17 +281,58 @@ class TestFromTheHub:
         with pytest.raises(WeightsError, match="me/net is not in the cache, and HF_HUB_OFFLINE forbids"):
             timm.create_model("dchn_tiny_cifar10", pretrained=True, pretrained_cfg_overlay=overlay)
 
-    def test_a_download_that_arrives_corrupt_is_refused(self, on_hub, folder):
-        set_sha256(folder)
-        on_hub.repos["models", "me/net"].commits[0]["config.json"] = (folder / "config.json").read_bytes()
-        on_hub.plan(Fault.CORRUPT, "GET /me/net/resolve/.*safetensors")
-        with pytest.raises(WeightsError, match=r"model.safetensors is damaged"):
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_download_that_arrives_corrupt_is_fetched_again(self, on_hub, folder, name):
+        on_hub.plan(Fault.CORRUPT, f"GET /me/net/resolve/.*{name}")
+        model = timm.create_model("hf-hub:me/net", pretrained=True)
+        expected = load_file(folder / "model.safetensors")
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_one_that_always_does_is_refused_and_does_not_stay_in_the_cache(self, on_hub, name):
+        on_hub.plan(Fault.CORRUPT, f"GET /me/net/resolve/.*{name}", times=2)
+        with pytest.raises(WeightsError, match=f"{name} of me/net arrived damaged twice and was removed") as refusal:
             timm.create_model("hf-hub:me/net", pretrained=True)
+        assert "\n" not in str(refusal.value)
+        timm.create_model("hf-hub:me/net", pretrained=True)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_copy_that_is_damaged_in_the_cache_is_fetched_again(self, on_hub, name, monkeypatch):
+        timm.create_model("hf-hub:me/net", pretrained=True)
+        (stored,) = Path(huggingface_hub.constants.HF_HUB_CACHE).glob(f"models--me--net/snapshots/*/{name}")
+        stored.resolve().write_bytes(stored.read_bytes()[:-7])
+        with monkeypatch.context() as offline:
+            offline.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+            with pytest.raises(WeightsError, match=f"{name} is damaged in the cache: .*HF_HUB_OFFLINE"):
+                timm.create_model("hf-hub:me/net", pretrained=True)
+        timm.create_model("hf-hub:me/net", pretrained=True)
 
     @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.DROPPED, Fault.CUT])
-    def test_a_failing_download_is_tried_again(self, on_hub, fault):
-        on_hub.plan(fault, "GET /me/net/resolve/.*safetensors")
+    @pytest.mark.parametrize("name", ["config.json", "safetensors"])
+    def test_a_failing_download_is_tried_again(self, on_hub, fault, name):
+        on_hub.plan(fault, f"GET /me/net/resolve/.*{name}")
         timm.create_model("hf-hub:me/net", pretrained=True)
+
+    @pytest.mark.parametrize(
+        ("break_it", "words"),
+        [
+            (
+                lambda hub, patch: hub.plan(Fault.UNAVAILABLE, "GET .*config", times=99),
+                "out of order .status 503.: try",
+            ),
+            (lambda hub, patch: hub.plan(Fault.DROPPED, "config", times=99), "cannot be reached for me/net"),
+            (lambda hub, patch: patch.setenv("HF_TOKEN", "hf_wrong"), "hf auth login"),
+            (lambda hub, patch: hub.repos.clear(), "there is no repository me/net"),
+            (lambda hub, patch: patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True), "HF_HUB_OFFLINE"),
+        ],
+        ids=["503", "dropped", "token", "absent", "offline"],
+    )
+    def test_what_cannot_be_fetched_ends_in_one_sentence_with_its_cause(self, on_hub, monkeypatch, break_it, words):
+        break_it(on_hub, monkeypatch)
+        with pytest.raises(WeightsError, match=f"config.json of me/net cannot be loaded: .*{words}") as refusal:
+            timm.create_model("hf-hub:me/net", pretrained=True)
+        assert "\n" not in str(refusal.value)
+        assert refusal.value.__cause__ is not None
 
     def test_pickled_weights_on_the_hub_are_not_even_fetched(self, on_hub):
         files = on_hub.repos["models", "me/net"].commits[0]

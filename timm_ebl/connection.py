@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,7 +23,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-__all__ = ["PAUSES", "causes", "explain", "is_busy", "is_transient", "retry"]
+from .errors import HubError
+
+__all__ = ["PAUSES", "causes", "explain", "fetch", "is_busy", "is_intact", "is_transient", "retry"]
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between one try and the next."""
@@ -87,6 +92,48 @@ def retry(
     return call()
 
 
+def is_intact(path: Path) -> bool:
+    """Whether a file of the Hub's cache has the checksum that names it: its SHA-256, or Git's if it is small."""
+    stored = path.resolve()
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", stored.name):
+        return True  # copied, as where there are no links: its checksum is not known
+    content = stored.read_bytes()
+    if len(stored.name) == 64:
+        return hashlib.sha256(content).hexdigest() == stored.name
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == stored.name
+
+
+def fetch(repo_id: str, name: str, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
+    """A file of a model repository, from the cache or the Hub; a damaged one is fetched again.
+
+    Args:
+        repo_id: The repository.
+        name: The file.
+        revision: Branch, tag or commit.
+        cache_dir: Cache of the Hub, by default its own.
+
+    Raises:
+        HubError: It is damaged, and cannot be fetched whole.
+        Exception: What the client raised (`explain`).
+    """
+
+    def get(force: bool) -> Path:
+        options = {"revision": revision, "cache_dir": cache_dir, "force_download": force}
+        return Path(retry(lambda: hf_hub_download(repo_id, name, **options)))
+
+    path = get(force=False)
+    if is_intact(path):
+        return path
+    try:
+        path = get(force=True)
+    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
+        raise HubError(f"{name} is damaged in the cache: {explain(error, repo_id)}") from error
+    if not is_intact(path):
+        path.resolve().unlink()
+        raise HubError(f"{name} of {repo_id} arrived damaged twice and was removed from the cache: try again")
+    return path
+
+
 def explain(error: BaseException, repo_id: str, endpoint: str | None = None) -> str:
     """Why a request failed and what to do about it, without a full stop at the end.
 
@@ -102,6 +149,8 @@ def explain(error: BaseException, repo_id: str, endpoint: str | None = None) -> 
     def caused_by(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in found)
 
+    if caused_by(HubError):
+        return str(error)
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if caused_by(LocalTokenNotFoundError):
         return f"there is no access token for {endpoint}: {login}"

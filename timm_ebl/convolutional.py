@@ -249,11 +249,21 @@ class DCHN(HopfieldNetwork):
         self.img_size, self.head_hidden_size = size, after.numel()
         if self.num_classes and before != after:
             old = self.head.weight
-            maps = F.interpolate(old.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
-            weight = maps.flatten(1) * (before.numel() / after.numel())
-            self.head.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+            self.head.weight = nn.Parameter(_resized(old, before, after), requires_grad=old.requires_grad)
             self.head.in_features = self.head_hidden_size
         update_model_input_size(self, size)
+
+    def fit_weights(self, weights: dict[str, Tensor], img_size: int | tuple[int, int]) -> dict[str, Tensor]:
+        """Weights of the same network for images of another size, as `set_input_size` would make them fit this one.
+
+        Args:
+            weights: The weights by name, which may be of other classes.
+            img_size: The size that they are for.
+        """
+        before, after = self._top_shape(_as_size(img_size)), self._top_shape(self.img_size)
+        if "head.weight" not in weights or before == after:
+            return weights
+        return {**weights, "head.weight": _resized(weights["head.weight"], before, after)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
@@ -300,6 +310,12 @@ class DCHN(HopfieldNetwork):
 
 def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
     return DenseInteraction(features, num_classes, **factory) if num_classes else EmptyInteraction()
+
+
+def _resized(weight: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
+    """A read-out of a map of one shape as that of another, by which a uniform map keeps its output."""
+    maps = F.interpolate(weight.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
+    return maps.flatten(1) * (before.numel() / after.numel())
 
 
 def _as_size(img_size: int | Sequence[int]) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from .data import ImageDataset
 from .errors import CheckpointError
 from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
 from .run import write_whole
-from .weights import CONFIG, SHIPPED, WEIGHTS, read_weights
+from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
 from .yaml12 import dump_yaml
 
 __all__ = ["package", "stage"]
@@ -139,6 +139,8 @@ def stage(
 def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
     """Round the weights in a folder to 16 bits if they predict the same; return the outputs of what is there then."""
     exact = read_weights(folder / WEIGHTS)
+    config = read_config(folder / CONFIG)
+    (folder / CONFIG).write_text(json.dumps(config | {"sha256": None}), encoding="utf-8")  # that of other weights
     half = {key: value.half() for key, value in exact.items()}
     if all(bool(value.isfinite().all()) for value in half.values()):
         save_file(half, folder / WEIGHTS, metadata={"format": "pt"})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .card import card_error
 from .config import TrainConfig, read_recipe, resolve
-from .connection import explain, retry
+from .connection import explain, fetch, is_intact, retry
 from .data import ImageDataset
 from .errors import CheckpointError, ConfigError, WeightsError
 from .spec import CHANNELS
@@ -212,6 +212,9 @@ def _download(repo_id: str) -> Path:
     files = [WEIGHTS, CONFIG, CARD, *RECORDS]
     try:
         folder = Path(retry(lambda: snapshot_download(name, revision=revision or None, allow_patterns=files)))
+        for file in files:
+            if (folder / file).is_file() and not is_intact(folder / file):
+                fetch(name, file, revision or None)
     except Exception as error:  # the client's errors and those of the HTTP library below have no common type
         raise CheckpointError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():

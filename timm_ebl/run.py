@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from torch import nn
 from .errors import ConfigError, OutputError
 from .progress import Progress
 from .transforms import BatchTransform
+from .weights import CONFIG, WEIGHTS
 from .yaml12 import dump_yaml
 
 try:
@@ -236,13 +238,16 @@ class RunFolder:
         write_whole(self.path / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json`` in timm's format, with the names of its outputs."""
+        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``."""
         data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
         with tempfile.TemporaryDirectory() as folder, writing(self.path):
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            for name in ("model.safetensors", "config.json"):
+            config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+            config["sha256"] = hashlib.sha256(Path(folder, WEIGHTS).read_bytes()).hexdigest()
+            Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            for name in (WEIGHTS, CONFIG):
                 write_whole(self.path / name, lambda path, name=name: shutil.copyfile(Path(folder, name), path))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import _factory, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models._hub import load_model_config_from_path
 from torch import Tensor, nn
 
-from .connection import explain, retry
+from .connection import explain, fetch
 from .errors import WeightsError
+from .values import is_number
+
+if TYPE_CHECKING:
+    from .convolutional import DCHN
 
 __all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "build_with_weights", "read_config", "read_weights"]
 
@@ -25,6 +28,16 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 SHIPPED = Path(__file__).parent / "pretrained"
 """Where the package keeps weights: a folder ``<model>.<tag>`` for each checkpoint, in timm's format."""
+
+LARGEST = torch.finfo(torch.float32).max ** 0.25
+"""The largest number that a weight may be: products of four still are numbers in 32 bits."""
+
+MOST_SWEEPS = 100_000
+"""The most sweeps that a checkpoint may ask for: whoever wrote it does not decide how long others wait."""
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ADAPTED = ("num_classes", "in_chans", "img_size", "global_pool")
+_OF_FEATURES = ("features_only", "out_indices", "feature_cls")
 
 HUB_OWNER = "timm-ebl"
 """Owner of the repositories that hold the same checkpoints on the Hugging Face Hub."""
@@ -47,14 +60,20 @@ def read_config(path: Path) -> dict[str, Any]:
     """A checkpoint's ``config.json``.
 
     Raises:
-        WeightsError: It is missing or damaged.
+        WeightsError: It is missing or damaged, describes no model, or asks for a relaxation without end.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} cannot be read ({error}).") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise WeightsError(f"{path} is not the configuration of a timm model: it names no architecture.")
+    for name in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(name, {}), dict):
+            raise WeightsError(f"{path} is not the configuration of a timm model: {name} is no mapping.")
+    sweeps = config.get("model_args", {}).get("sweeps")
+    if is_number(sweeps) and sweeps > MOST_SWEEPS:
+        raise WeightsError(f"{path} asks for {sweeps:g} sweeps, and a checkpoint may have {MOST_SWEEPS:,} at most.")
     return config
 
 
@@ -66,8 +85,8 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         sha256: Checksum that it must have, in hexadecimal digits; ``None`` if none is known.
 
     Raises:
-        WeightsError: It is missing, of another format, truncated, not the file of that checksum, or holds NaN or
-            infinite values.
+        WeightsError: It is missing, of another format, truncated, not the file of that checksum, or holds what is no
+            number, or so large that products of weights have none.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"{path} is no .safetensors file: weights of other formats are never loaded.")
@@ -83,13 +102,18 @@ def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if sha256 is not None and found != sha256:
         raise WeightsError(f"{path} is damaged: its SHA-256 is {found}, its {CONFIG} says {sha256}: fetch it again.")
     for name, value in weights.items():
-        if not value.is_floating_point() or not bool(value.isfinite().all()):
-            raise WeightsError(f"{path} holds NaN, infinite or whole numbers in {name}: it is no usable model.")
+        if value.dtype not in _TYPES:
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in _TYPES)
+            raise WeightsError(f"{path} holds {str(value.dtype).removeprefix('torch.')} in {name}, not one of {kinds}.")
+        if not bool(value.isfinite().all()):
+            raise WeightsError(f"{path} holds NaN or infinite numbers in {name}: it is no usable model.")
+        if bool((value.abs() > LARGEST).any()):
+            raise WeightsError(f"{path} holds numbers above {LARGEST:.0e} in {name}: it is no usable model.")
     return weights
 
 
 def build_with_weights(
-    model_cls: Callable[..., nn.Module],
+    model_cls: Callable[..., DCHN],
     variant: str,
     *,
     pretrained_cfg: Any = None,
@@ -100,8 +124,9 @@ def build_with_weights(
     """`timm.models.build_model_with_cfg` for ``pretrained=True``: the same sources, but safetensors files only.
 
     The settings that the checkpoint was saved with (``model_args`` of its ``config.json``) are defaults of the model,
-    as they are where timm loads from ``hf-hub:`` or ``local-dir:``. A file is checked before it is used: format,
-    checksum if ``config.json`` has one, names and shapes of the tensors.
+    as they are where timm loads from ``hf-hub:`` or ``local-dir:``. A file is checked before it is used, and before any
+    memory is taken for the model: format, checksum if ``config.json`` has one, names and shapes of the tensors. Other
+    classes and channels than the file's are adapted as timm does, another size as `DCHN.set_input_size` does.
 
     Args:
         model_cls: Builds the model.
@@ -120,12 +145,20 @@ def build_with_weights(
     path = _find(cfg, variant, cache_dir)
     config = read_config(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
     saved = config.get("model_args", {})
+    weights = read_weights(path, config.get("sha256"))
+    widths = saved.get("widths")
+    if isinstance(widths, list) and len(widths) > len(weights):
+        raise WeightsError(f"{path} has {len(weights)} tensors for the {len(widths):,} layers of its {CONFIG}.")
+    fixed = {name: value for name, value in kwargs.items() if name not in _ADAPTED + _OF_FEATURES}
+    source = _source(model_cls, variant, cfg, fixed, saved, path)
+    _check_fit(weights, source, path, variant)
+    cfg |= {"num_classes": source.num_classes, "input_size": (source.in_chans, *source.img_size)}
     model = build_model_with_cfg(
         model_cls,
         variant,
         True,
-        {**cfg, "source": None, "state_dict": read_weights(path, config.get("sha256"))},
-        pretrained_filter_fn=partial(_check_fit, path=path, cfg=cfg),
+        {**cfg, "source": None, "state_dict": weights},
+        pretrained_filter_fn=lambda weights, model: model.fit_weights(weights, source.img_size),
         **{**saved, **kwargs},
     )
     known = {key: cfg[key] for key in ("source",) if key in cfg}
@@ -137,6 +170,23 @@ def build_with_weights(
             module.pretrained_cfg.update(known)
     model._model_args = dict(saved)  # timm.create_model adds its own; timm.models.save_for_hf writes them
     return model
+
+
+def _source(
+    model_cls: Callable[..., DCHN],
+    variant: str,
+    cfg: dict[str, Any],
+    kwargs: dict[str, Any],
+    saved: dict[str, Any],
+    path: Path,
+) -> DCHN:
+    """The network that weights were saved from, as its configuration describes it, without any memory for weights."""
+    own = {name: value for name, value in saved.items() if name not in _OF_FEATURES}
+    try:
+        model_cls(**own, device="meta")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path.with_name(CONFIG)} describes no {variant}: {error}") from error
+    return build_model_with_cfg(model_cls, variant, False, dict(cfg), **{**kwargs, **own, "device": "meta"})
 
 
 def _find(cfg: dict[str, Any], variant: str, cache_dir: str | Path | None) -> Path:
@@ -157,23 +207,40 @@ def _download(hub_id: str, cache_dir: str | Path | None) -> Path:
     """The weights of a Hub repository ``owner/name`` or ``owner/name@revision``, with their configuration beside."""
     repo_id, _, revision = hub_id.partition("@")
     try:
-        for name in (CONFIG, WEIGHTS):
-            path = retry(
-                lambda name=name: hf_hub_download(repo_id, name, revision=revision or None, cache_dir=cache_dir)
-            )
+        *_, path = (fetch(repo_id, name, revision or None, cache_dir) for name in (CONFIG, WEIGHTS))
     except Exception as error:  # the client's errors and those of the HTTP library below have no common type
         raise WeightsError(f"{WEIGHTS} of {hub_id} cannot be loaded: {explain(error, repo_id)}.") from error
-    return Path(path)
+    return path
 
 
-def _check_fit(weights: dict[str, Tensor], model: nn.Module, path: Path, cfg: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights, if they are those of the model; what timm adapts to other classes or channels may differ."""
-    expected = {name: value.shape for name, value in model.state_dict().items()}
-    adapted = [] if model.num_classes == cfg["num_classes"] else [f"{cfg['classifier']}."]
-    adapted += [] if model.in_chans == cfg["input_size"][0] else [f"{cfg['first_conv']}."]
+def _check_fit(weights: dict[str, Tensor], source: nn.Module, path: Path, variant: str) -> None:
+    """Refuse weights that are not those of the network that their configuration describes."""
+    expected = {name: value.shape for name, value in source.state_dict().items()}
     for name in sorted(expected.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else torch.Size()
-        if found != expected.get(name, ()) and not name.startswith(tuple(adapted)):
-            there, here = (tuple(shape) if shape else "absent" for shape in (found, expected.get(name)))
-            raise WeightsError(f"{path} does not fit {cfg['architecture']}: {name} is {there} there and {here} here.")
-    return weights
+        found = weights[name].shape if name in weights else None
+        if found != expected.get(name):
+            there, here = ("absent" if shape is None else tuple(shape) for shape in (found, expected.get(name)))
+            raise WeightsError(f"{path} does not fit {variant}: {name} is {there} there and {here} here.")
+
+
+def _load_config_from_hub(model_id: str, cache_dir: str | Path | None = None) -> tuple[dict[str, Any], str, dict]:
+    """What `timm.create_model` reads of ``hf-hub:owner/name``: tried again, checked, and refused with one sentence."""
+    repo_id, _, revision = model_id.partition("@")
+    try:
+        path = fetch(repo_id, CONFIG, revision or None, cache_dir)
+    except Exception as error:  # as above
+        raise WeightsError(f"{CONFIG} of {model_id} cannot be loaded: {explain(error, repo_id)}.") from error
+    cfg, *rest = _load_config_from_folder(path.parent)
+    del cfg["file"]
+    return (cfg | {"hf_hub_id": model_id, "source": "hf-hub"}, *rest)
+
+
+def _load_config_from_folder(folder: str | Path) -> tuple[dict[str, Any], str, dict]:
+    """What `timm.create_model` reads of ``local-dir:folder``, checked."""
+    read_config(Path(folder, CONFIG))
+    return load_model_config_from_path(folder)
+
+
+# timm asks these two before it knows whose model it is: they are the only place where a request can be tried again.
+_factory.load_model_config_from_hf = _load_config_from_hub
+_factory.load_model_config_from_path = _load_config_from_folder
