@@ -27,7 +27,7 @@ from timm.scheduler import CosineLRScheduler
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.config import TrainConfig, parse_config
 from timm_ebl.console import survive_output
-from timm_ebl.errors import Diverged, one_sentence
+from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub import check_access, publish
 from timm_ebl.launch import start_accelerator
 from timm_ebl.loader import build_eval_loader, build_train_loader
@@ -61,6 +61,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
     with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", DataWarning)
         data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train)

@@ -227,8 +227,9 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "no such folder", "EntryNotFound")
         deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
         found = [entry(path, data) for path, data in files.items() if deep or "/" not in path[len(prefix) :]]
-        folders = {path.rpartition("/")[0] for path in files if "/" in path[len(prefix) :]}
-        found += [{"type": "directory", "path": path, "oid": "0", "size": 0} for path in sorted(folders)]
+        inner = [path[len(prefix) :].split("/")[:-1] for path in files]
+        folders = {prefix + "/".join(names[:n]) for names in inner for n in range(1, (len(names) if deep else 1) + 1)}
+        found += [{"type": "directory", "path": path, "oid": "0", "size": 0} for path in sorted(folders - {prefix})]
         self.reply(found)
 
     def paths_info(self, kind: str, name: str, revision: str) -> None:

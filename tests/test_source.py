@@ -220,3 +220,11 @@ def test_an_empty_split_is_said(hub, repo, split, empty_group):
     repo.commits.append({**repo.commits[-1], f"plain_text/{split}-00000-of-00001.parquet": file})
     with pytest.raises(DataError, match=f"the {split} split of .*cifar10,? is empty"):
         load_dataset("cifar10", split)
+
+
+def test_files_that_words_in_their_names_put_into_several_splits_are_refused(hub):
+    paths = [f"{split}/{name}/0.png" for split in ("train", "test") for name in ("bus", "train")]
+    files = {path: image["bytes"] for path, image in zip(paths, images(4), strict=True)}
+    hub.repos["datasets", "owner/pets"] = Repo(commits=[files])
+    with pytest.raises(DataError, match=r"has files in several splits, .*: test/train/0.png.*local folder"):
+        load_dataset("owner/pets")

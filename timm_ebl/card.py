@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def render_card(
     sections = [
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config["evaluation"], network),
-        _use(model, recipe.dataset, config["pretrained_cfg"]["input_size"][1]),
+        _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
@@ -84,7 +85,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         "dataset_type": hub_id or summary["dataset"],
         "dataset_name": summary["dataset"],
         "dataset_config": evaluation["config"] or (spec.config if spec else None),
-        "dataset_split": "test",
+        "dataset_split": evaluation.get("test_split") or "test",
         "dataset_revision": evaluation["revision"],
     }
     data = ModelCardData(
@@ -133,7 +134,17 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
     )
 
 
-def _use(model: str, dataset: str | None, size: int) -> str:
+def _use(model: str, recipe: TrainConfig, size: int) -> str:
+    options = {
+        "config": recipe.dataset_config,
+        "image_column": recipe.image_column,
+        "label_column": recipe.label_column,
+        "image_size": None if size == TrainConfig.img_size else size,
+        "channels": recipe.channels,
+    }
+    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
+    loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
     return f"""## Use
 
 ```python
@@ -149,7 +160,7 @@ Images are {size} pixels wide and high, smaller ones centred on black:
 from timm_ebl.data import load_dataset
 from timm_ebl.transforms import BatchTransform
 
-test = load_dataset({f'"{dataset}"' if dataset else None}, "test")
+test = load_dataset({loaded})
 normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```

@@ -72,10 +72,10 @@ class ImageDataset:
         return replace(self, images=images, labels=labels)
 
     def relabelled(self, classes: Sequence[str]) -> ImageDataset:
-        """Return the data set with labels that count these classes, by name; those of its images are among them."""
+        """Return the data set with labels that count these classes, by name; as it is if an image has another one."""
         places = {name: place for place, name in enumerate(classes)}
-        order = torch.tensor([places.get(name, -1) for name in self.classes])
-        return replace(self, labels=order[self.labels], classes=tuple(classes))
+        labels = torch.tensor([places.get(name, -1) for name in self.classes])[self.labels]
+        return self if (labels < 0).any() else replace(self, labels=labels, classes=tuple(classes))
 
     def hold_out(self, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """Hold out a part of every class.
@@ -182,7 +182,8 @@ def load_dataset(
     if name == EMBEDDED and config is not None:
         raise DataError(f"the embedded sample has no configuration {config!r}.")
     if folder is not None:
-        splits = read_folder(folder, config or spec.config)
+        usual = spec.config if spec.config and (folder / spec.config).is_dir() else None
+        splits = read_folder(folder, config or usual)
     else:
         splits = read_hub(spec.hub_id, config or spec.config, revision, token)
     split = _find_split(splits, split, name)

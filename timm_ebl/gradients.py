@@ -134,9 +134,10 @@ def load_network(
 
 def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
     """The first images of a split of the data set of the options, normalised for a model, and their labels."""
-    data = load_dataset(options.dataset, split, root=options.data_root)
-    images, labels = data.batch(range(min(most, len(data))))
     config = model.pretrained_cfg
+    data = load_dataset(options.dataset, split, image_size=model.img_size[0], root=options.data_root)
+    data = data.relabelled(config.get("label_names") or data.classes)
+    images, labels = data.batch(range(min(most, len(data))))
     return BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images), labels
 
 

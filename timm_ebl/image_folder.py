@@ -59,7 +59,8 @@ class _Split:
         features: dict[str, object] = {"image": datasets.Image()}
         columns = {"image": pa.array([{"path": str(image)} for image in self.images], pa.struct({"path": pa.string()}))}
         if classes and any(labels):
-            columns["label"] = pa.array([classes.index(label) for label in labels])
+            numbers = {name: number for number, name in enumerate(classes)}
+            columns["label"] = pa.array([numbers[label] for label in labels])
             features["label"] = datasets.ClassLabel(names=list(classes))
         if self.metadata:
             columns = _join(self.metadata, self.images) | columns

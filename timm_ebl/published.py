@@ -179,8 +179,7 @@ class Checkpoint:
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
         test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
-        names = self.config.get("label_names", test.classes)
-        return test.relabelled(names) if {*names} >= {*test.classes} else test
+        return test.relabelled(self.config.get("label_names", test.classes))
 
     def measure(self, test: ImageDataset) -> Evaluation:
         """Its evaluation, measured anew.

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_
 from huggingface_hub.file_download import repo_folder_name
 from pyarrow.parquet import ParquetFile
 
-from .columns import Stored, Table, short
+from .columns import Stored, Table, short, some
 from .connection import causes, explain, is_busy, retry
 from .errors import DataError
 from .parquet import features_of
@@ -62,11 +62,11 @@ def read_hub(hub_id: str, config: str | None, revision: str | None, token: str |
         if isinstance(builder, Cache):
             return _splits(builder if revision is None else _choose_copy(builder, hub_id, revision))
         if Path(builder.cache_dir).is_dir():
-            _compare_files(builder, hub_id)
+            _check_files(builder, hub_id)
             with suppress(Exception):  # the cache is damaged, which shows in errors of many types: fill it again
                 return _splits(builder)
         _download(builder, hub_id, token)
-        _compare_files(builder, hub_id)
+        _check_files(builder, hub_id)
         builder.download_and_prepare(download_mode=DownloadMode.REUSE_CACHE_IF_EXISTS)
         return _splits(builder)
     except DataError:
@@ -136,10 +136,16 @@ def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) 
             raise DataError(f"{name} of {hub_id} arrived damaged and was removed from the cache: try again.")
 
 
-def _compare_files(builder: datasets.DatasetBuilder, hub_id: str) -> None:
-    """Refuse Parquet files, as far as they are in the cache, that differ in class names or are empty."""
+def _check_files(builder: datasets.DatasetBuilder, hub_id: str) -> None:
+    """Refuse files in several splits, and Parquet files in the cache that are empty or differ in class names."""
     found: dict[str, datasets.Features] = {}
-    for split, names in _names(builder, hub_id).items():
+    splits = _names(builder, hub_id)
+    for split, names in splits.items():
+        if several := [name for other in splits if other != split for name in splits[other] if name in set(names)]:
+            raise DataError(
+                f"{hub_id} has files in several splits, by words anywhere in their names: {some(several)}. Put its "
+                "files into a local folder (--dataset PATH), where splits are top folders alone."
+            )
         for name in names:
             path = try_to_load_from_cache(hub_id, name, repo_type="dataset", revision=builder.hash)
             if isinstance(path, str) and name.endswith(".parquet"):

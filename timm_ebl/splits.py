@@ -100,6 +100,7 @@ def load_splits(config: TrainConfig) -> Splits:
             f"the images of the splits {train.split} and {test.split} differ in channels: bring both to grey or to "
             "colour by --channels."
         )
+    _compare_names(train)
     test = _in_the_order_of(train, test)
     return Splits(*(train.hold_out(config.holdout, config.seed) if config.holdout else (train, None)), test)
 
@@ -126,8 +127,27 @@ def _in_the_order_of(train: ImageDataset, test: ImageDataset) -> ImageDataset:
     return test.relabelled(train.classes)
 
 
+def _compare_names(train: ImageDataset) -> None:
+    """Refuse classes that look the same, and say which ones nearly do."""
+    seen: dict[str, str] = {}
+    for name in sorted({*train.classes} - {*empty_classes(train)}):
+        known = seen.setdefault(_folded(name), name)
+        if known != name and _composed(known) == _composed(name):
+            raise DataError(
+                f"{train.name} has the class {name!r} twice, in two forms of its Unicode letters or spaces."
+            )
+        if known != name:
+            note(
+                f"the classes {known!r} and {name!r} of {train.name} differ in the case or form of their letters only."
+            )
+
+
+def _composed(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
+    return unicodedata.normalize("NFKC", _composed(name)).casefold()
 
 
 def empty_classes(data: ImageDataset) -> list[str]:
