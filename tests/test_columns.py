@@ -97,6 +97,18 @@ def test_columns_of_other_types_are_named_with_their_types(tmp_path: Path) -> No
         load(tmp_path / "d", image=["0.png"], label=[0])
 
 
+def test_structs_of_other_types_are_no_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no image column; its columns are image \(struct<path: int64>\), label"):
+        load(tmp_path / "d", image=[{"path": 1}], label=[0])
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array([FILES[0]]), pa.array([0]), pa.array([1])], ["image", "label", "label"])
+    write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train.parquet has two columns of one name: label"):
+        load_dataset(str(tmp_path))
+
+
 def test_several_class_labels(tmp_path: Path) -> None:
     columns = {"image": images(2), "fine": [0, 1], "coarse": [1, 0]}
     folder = str(write_split(tmp_path / "d", columns, {"image": datasets.Image(), "fine": NAMES, "coarse": NAMES}))

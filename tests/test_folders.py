@@ -120,6 +120,12 @@ class TestImages:
         messages = [str(warning.message) for warning in said]
         assert [message.rpartition("left out: ")[2] for message in messages] == ["figure.png.", "train/labels.txt."]
 
+    def test_a_name_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
+        root = write_splits(tmp_path)
+        (root / "train" / "cat" / "0.png").rename(root / "train" / "cat" / os.fsdecode(b"\xff.png"))
+        with pytest.raises(DataError, match=r"is no text in UTF-8: rename the file"):
+            load_dataset(str(root))
+
     def test_an_image_that_is_replaced_is_read_anew(self, tmp_path: Path) -> None:
         root = write_splits(tmp_path)
         file = root / "train" / "cat" / "0.png"
@@ -136,7 +142,7 @@ class TestMetadata:
         return str(root)
 
     def test_class_folders_win_over_columns_which_is_said(self, tmp_path: Path) -> None:
-        rows = "".join(f"{kind}/{row}.png,{30 + row}\n" for kind in PETS for row in range(3))
+        rows = "".join(f"{kind}/{row}.png,{30 + row}\n" for kind, count in PETS.items() for row in range(count))
         root = self.write(write_splits(tmp_path), "file_name,age\n" + rows)
         with pytest.warns(DataWarning, match=r"the classes are the folders cat, dog; --label-column takes a column of"):
             data = load_dataset(root)
@@ -160,6 +166,19 @@ class TestMetadata:
         write_classes(tmp_path, {"train": 2, "test": 2})
         with pytest.raises(DataError, match=r"row 1 of the train split of .* has no label in the column 'kind'"):
             load_dataset(self.write(tmp_path, "file_name,kind\n0.png,cat\n"))
+
+    def test_beside_class_folders_a_table_of_something_else_does_no_harm_and_is_said(self, tmp_path: Path) -> None:
+        root = self.write(write_splits(tmp_path), "licence\nMIT\n")
+        with pytest.warns(DataWarning) as said:
+            assert load_dataset(root).classes == ("cat", "dog")
+        assert any("metadata.csv has no column 'file_name'" in str(warning.message) for warning in said)
+
+    def test_a_file_that_is_named_twice_is_refused_and_one_that_is_not_there_is_said(self, tmp_path: Path) -> None:
+        write_classes(tmp_path, {"train": 2, "test": 2})
+        with pytest.raises(DataError, match=r"metadata.csv has two rows for 0.png"):
+            load_dataset(self.write(tmp_path, "file_name,kind\n0.png,cat\n0.png,dog\n1.png,cat\n"))
+        with pytest.warns(DataWarning, match=r"metadata.csv that are not there: 7.png"):
+            load_dataset(self.write(tmp_path, "file_name,kind\n0.png,cat\n7.png,dog\n1.png,dog\n"))
 
     def test_a_table_that_names_no_files_is_refused(self, tmp_path: Path) -> None:
         write_classes(tmp_path, {"train": 2, "test": 2})

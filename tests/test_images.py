@@ -142,6 +142,12 @@ class TestImageDataset:
         assert part.labels.tolist() == [2, 2]
         assert part.classes == ("a", "b", "c")
 
+    def test_labels_count_other_classes_by_name_if_those_have_all_of_its_own(self) -> None:
+        part = toy().subset([0, 1, 2])
+        assert part.relabelled("cdba").labels.tolist() == [3, 2, 0]
+        assert part.relabelled("cba").classes == ("c", "b", "a")
+        assert part.relabelled("ab") is part
+
     def test_split_is_stratified_disjoint_and_exhaustive(self) -> None:
         rest, held_out = toy().hold_out(0.2, seed=0)
         assert rest.labels.bincount().tolist() == [8, 8, 8]

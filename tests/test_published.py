@@ -237,6 +237,15 @@ def test_a_card_says_what_a_stranger_needs():
         assert words in card, words
 
 
+def test_a_card_loads_the_images_that_were_measured():
+    chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
+    config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
+    config["pretrained_cfg"] = {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]}
+    card = render_card("name", "name", TrainConfig(dataset="owner/set", **chosen), SUMMARY, config)
+    assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
+    assert "split: hard" in card
+
+
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
     recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
     card = render_card("name", "name", recipe, SUMMARY | {"held_out_error": None, "best_epoch": 30}, CONFIG)

@@ -139,6 +139,7 @@ def _use(model: str, recipe: TrainConfig, size: int) -> str:
         "config": recipe.dataset_config,
         "image_column": recipe.image_column,
         "label_column": recipe.label_column,
+        "revision": recipe.dataset_revision,
         "image_size": None if size == TrainConfig.img_size else size,
         "channels": recipe.channels,
     }

@@ -107,7 +107,9 @@ def find_column(kind: str, table: Table, chosen: str | None, source: str) -> str
 
 def _holds_images(kind: pa.DataType) -> bool:
     if types.is_struct(kind):
-        return bool({"bytes", "path"} & {kind.field(index).name for index in range(kind.num_fields)})
+        suits = {"bytes": _holds_images, "path": _is_text}
+        fields = [field for field in kind if field.name in suits]
+        return bool(fields) and all(types.is_null(field.type) or suits[field.name](field.type) for field in fields)
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
@@ -131,9 +133,8 @@ def image_files(table: Table, column: str) -> Iterator[bytes | str | None]:
     for cell in table.columns.column(column):
         value = cell.as_py()
         if isinstance(value, Mapping):
-            path = value.get("path")
-            value = value.get("bytes") or (str(table.folder / path) if path else None)
-        yield value
+            value = value.get("bytes") or value.get("path") or None
+        yield str(table.folder / value) if isinstance(value, str) else value
 
 
 def read_labels(

@@ -37,49 +37,49 @@ def fit_image(image: Image.Image, size: int) -> Image.Image:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Lay an image with transparent pixels on white if what is drawn is dark, else on black.
+    """Lay an image on white if what is drawn is dark, else on black.
 
     Dark is a mean luminance, weighted by opacity, below half of the full one.
 
     Args:
-        image: Image of any mode.
+        image: Image of mode ``LA`` or ``RGBA``.
 
     Returns:
-        The image as it is where it is opaque, else in mode ``L`` or ``RGB``.
+        The image in mode ``L`` or ``RGB``.
 
     Raises:
         ValueError: Nothing is drawn: every pixel is wholly transparent.
     """
-    if not image.has_transparency_data:
-        return image
-    mode = "LA" if image.mode in _GREY else "RGBA"
-    image = image.convert("RGBA").convert(mode)
-    opacity = image.getchannel("A")
+    opacity, drawn = image.getchannel("A"), image.convert(image.mode[:-1])
     if opacity.getextrema() == (255, 255):
-        return image.convert(mode[:-1])
+        return drawn
     weight = np.asarray(opacity, dtype=np.float64)
     if not weight.any():
         raise ValueError("is wholly transparent")
-    dark = np.average(np.asarray(image.convert("L")), weights=weight) < 127.5
-    ground = Image.new(mode[:-1], image.size, "white" if dark else "black")
-    ground.paste(image.convert(mode[:-1]), mask=opacity)
+    dark = np.average(np.asarray(drawn.convert("L")), weights=weight) < 127.5
+    ground = Image.new(drawn.mode, image.size, "white" if dark else "black")
+    ground.paste(drawn, mask=opacity)
     return ground
 
 
 def _open(file: bytes | str | None) -> Image.Image:
-    """The picture as it is to be seen."""
+    """The picture as it is to be seen, grey or in colour."""
     if file is None:
         raise ValueError("is missing")
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             raw = [tile.args if isinstance(tile.args, str) else (tile.args or [""])[0] for tile in image.tile]
+            deep = any(_DEEP.match(str(mode)) for mode in (image.mode, *raw))
             image.load()
             image = ImageOps.exif_transpose(image)
+            mode, clear = "L" if image.mode in _GREY else "RGB", image.has_transparency_data
+            if not deep:
+                image = image.convert("RGBA").convert(mode + "A") if clear else image.convert(mode)
     except Exception as error:  # a damaged file makes Pillow raise errors of many types
         raise ValueError(f"cannot be decoded ({type(error).__name__})") from error
-    if any(_DEEP.match(str(mode)) for mode in (image.mode, *raw)):
+    if deep:
         raise ValueError("has more than 8 bits per channel: convert it to 8 bits")
-    return flatten(image)
+    return flatten(image) if clear else image
 
 
 def decode_images(files: Iterable[bytes | str | None], count: int, size: int, channels: str | None = None) -> Tensor:
@@ -107,7 +107,7 @@ def decode_images(files: Iterable[bytes | str | None], count: int, size: int, ch
         except ValueError as error:
             name = f"row {row} ({file})" if isinstance(file, str) else f"row {row}"
             raise ValueError(f"the image in {name} {error}.") from error
-        if channels is None and image.mode not in _GREY and pixels.shape[1] == 1:
+        if channels is None and image.mode == "RGB" and pixels.shape[1] == 1:
             pixels = np.repeat(pixels, 3, axis=1)
         image = fit_image(image.convert("L" if pixels.shape[1] == 1 else "RGB"), size)
         pixels[row] = np.asarray(image).reshape(size, size, -1).transpose(2, 0, 1)

@@ -33,6 +33,9 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
         files = list(_walk(folder))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}.") from error
+    for path in files:
+        if os.fsencode(path).decode(errors="replace") != str(path):
+            raise DataError(f"the name of {os.fsencode(path)!r} is no text in UTF-8: rename the file.")
     tables = [path for path in files if path.suffix.lower() == ".parquet" and path.name not in METADATA]
     images = [path for path in files if is_image(path)]
     if tables:

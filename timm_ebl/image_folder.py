@@ -63,7 +63,12 @@ class _Split:
             columns["label"] = pa.array([numbers[label] for label in labels])
             features["label"] = datasets.ClassLabel(names=list(classes))
         if self.metadata:
-            columns = _join(self.metadata, self.images) | columns
+            try:
+                columns = _join(self.metadata, self.images) | columns
+            except DataError as error:
+                if "label" not in columns:
+                    raise
+                note(f"a table beside class folders is left out: {error}")
         problem = (
             f"{self.root} holds images, but neither class folders nor a metadata.csv: add them, or choose another split"
         )
@@ -139,7 +144,13 @@ def _join(metadata: Path, images: Sequence[Path]) -> dict[str, pa.ChunkedArray]:
         raise DataError(f"{metadata} cannot be read ({short(error)}).") from error
     if _KEY not in table.column_names:
         raise DataError(f"{metadata} has no column {_KEY!r}, which gives the path of each image.")
-    rows = {metadata.parent / str(name): row for row, name in enumerate(table.column(_KEY).to_pylist())}
+    names = [metadata.parent / str(name) for name in table.column(_KEY).to_pylist()]
+    rows = {name: row for row, name in enumerate(names)}
+    if len(rows) < len(names):
+        twice = next(name for row, name in enumerate(names) if rows[name] != row)
+        raise DataError(f"{metadata} has two rows for {twice.name}.")
+    if gone := [name for name in rows.keys() - {*images} if not name.exists()]:
+        note(f"files in {metadata} that are not there: {_names(gone, metadata.parent)}.")
     joined = table.drop_columns([_KEY]).take(pa.array([rows.get(image) for image in images], pa.int64()))
     return dict(zip(joined.column_names, joined.columns, strict=True))
 

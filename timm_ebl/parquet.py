@@ -74,8 +74,11 @@ def read_parquet(files: Sequence[Path]) -> Table:
             with ParquetFile(path) as file:
                 tables.append(file.read().replace_schema_metadata())
                 features.append(features_of(file.schema_arrow))
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except Exception as error:  # damaged files and what others wrote into them raise errors of many types
             raise DataError(f"{path} cannot be read as a Parquet file ({short(error)}).") from error
+        names = tables[-1].column_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"{path} has two columns of one name: {some(twice)}.")
         if features[-1] != features[0]:
             raise DataError(f"{files[0]} and {path} differ in their columns or class names: bring them into line.")
     try:
