@@ -46,6 +46,7 @@ from timm_ebl.training import (
     build_optimizer,
     build_rule,
     build_transform,
+    check_config,
 )
 from timm_ebl.watch import Watch
 
@@ -53,6 +54,7 @@ from timm_ebl.watch import Watch
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
     check_trackers(config.log_with)
+    check_config(config)
     set_seed(config.seed)
     if config.threads or accelerator.device.type == "cpu":
         set_threads(config.threads, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,11 +12,13 @@ from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
 from .config import TrainConfig
+from .convolutional import DCHN
 from .data import ImageDataset
 from .errors import ConfigError
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import ContrastiveRule, Rule, create_rule, rule_options
+from .spec import EMBEDDED
 from .transforms import BatchTransform
 
 __all__ = [
@@ -22,8 +26,35 @@ __all__ = [
     "build_optimizer",
     "build_rule",
     "build_transform",
+    "check_config",
     "free_phase",
 ]
+
+_NO_ENERGY = "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*')."
+
+_UNTRAINED = {"pretrained": False}
+
+_NO_MODEL_KWARGS = {
+    "order": "it is set by --order",
+    "sweeps": "it is set by --free-sweeps",
+    "omega": "it is set by --omega",
+    "start": "it is set by --start",
+    "compiled": "it is set by --compiled",
+    "tolerance": "a run makes a fixed number of sweeps, --free-sweeps",
+    "backward": "a run learns by --algo",
+    "in_chans": "the data decide it, and --channels",
+    "img_size": "it is set by --img-size",
+    "device": "accelerate chooses it",
+    "dtype": "weights are in 32 bits, and --mixed-precision sets what is computed in",
+    "scriptable": "a run trains the model as it is",
+    "exportable": "a run trains the model as it is",
+    "features_only": "a run trains the whole model",
+    "out_indices": "a run trains the whole model",
+} | dict.fromkeys(
+    ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    "weights come by name, --model MODEL.TAG with pretrained=True",
+)
+"""Arguments of `timm.create_model` that are no matter of ``--model-kwargs``, and why."""
 
 
 def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
@@ -50,6 +81,21 @@ def free_phase(config: TrainConfig) -> dict[str, Any]:
     return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
 
 
+def check_config(config: TrainConfig) -> None:
+    """Build what a configuration asks for and throw it away, before data are loaded. It draws random numbers.
+
+    Raises:
+        ConfigError: The rule, the model or the optimiser cannot be built, or the data options contradict each other.
+    """
+    build_rule(config)
+    build_optimizer(config, _create_network(config, config.model or "dchn_tiny_cifar10", trained=False))
+    dataset = config.dataset or EMBEDDED
+    if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
+        raise ConfigError(
+            f"--data-root holds copies of data sets of the Hub, and {dataset} is none: leave one of the two out."
+        )
+
+
 def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
     """The configured model, fitted to the channels and classes of the data.
 
@@ -57,20 +103,7 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         ConfigError: timm does not know the model, it is no energy model, or the data do not fit it.
     """
     name = config.model or default_model(train)
-    if not timm.is_model(name):
-        known = ", ".join(timm.list_models("dchn*"))
-        raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
-    fitted = {"in_chans": train.images.shape[1], "num_classes": len(train.classes)}
-    if config.img_size != TrainConfig.img_size:
-        fitted["img_size"] = config.img_size
-    try:
-        model = timm.create_model(name, **(fitted | free_phase(config) | dict(config.model_kwargs)))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The model {name!r} cannot be built ({error}); models with an energy are timm.list_models('dchn*')."
-        ) from None
-    if not isinstance(model, HopfieldNetwork):
-        raise ConfigError(f"The model {name!r} has no energy to relax: choose one of timm.list_models('dchn*').")
+    model = _create_network(config, name, in_chans=train.images.shape[1], num_classes=len(train.classes))
     if model.num_classes < len(train.classes):
         raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
     try:
@@ -79,6 +112,37 @@ def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
         raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
     # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
     model.minimizer = replace(model.minimizer, compiled=config.compiled)
+    return model
+
+
+def _create_network(config: TrainConfig, name: str, trained: bool = True, **fitted: int) -> HopfieldNetwork:
+    """The model of that name with the configured arguments; without weights unless ``trained``."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = ", ".join(timm.list_models("dchn*"))
+        raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
+    checkpoints = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in checkpoints:
+        raise ConfigError(f"There is no checkpoint {name!r}: {architecture} has {', '.join(checkpoints) or 'none'}.")
+    given = dict(config.model_kwargs)
+    other = next((key for key in given if key in _NO_MODEL_KWARGS), None)
+    if other:
+        raise ConfigError(f"--model-kwargs takes no {other}: {_NO_MODEL_KWARGS[other]}.")
+    if not isinstance(given.get("pretrained", False), bool):
+        raise ConfigError(f"--model-kwargs: pretrained is True or False, not {given['pretrained']!r}.")
+    if config.img_size != TrainConfig.img_size:
+        fitted["img_size"] = config.img_size
+    try:
+        model = timm.create_model(name, **(fitted | free_phase(config) | given | ({} if trained else _UNTRAINED)))
+    except (TypeError, ValueError) as error:
+        if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
+            raise ConfigError(_NO_ENERGY.format(name)) from None
+        known = ", ".join(key for key in signature(DCHN).parameters if key not in _NO_MODEL_KWARGS)
+        raise ConfigError(f"The model {name!r} cannot be built ({error}); a DCHN takes {known}.") from None
+    except (MemoryError, RuntimeError) as error:
+        raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise ConfigError(_NO_ENERGY.format(name))
     return model
 
 
@@ -124,8 +188,8 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     """The configured optimiser from timm.optim, with a learning rate for each interaction (weight and bias alike).
 
     Raises:
-        ConfigError: The optimiser is unknown, lacks a library or a GPU, or needs second derivatives, or the number of
-            learning rates is neither one nor that of interactions.
+        ConfigError: The optimiser is unknown or has other options, it needs second derivatives, which a rule's update
+            has not, or the number of learning rates is neither one nor that of interactions.
     """
     interactions = list(model.interactions)
     rates = config.lr * len(interactions) if len(config.lr) == 1 else config.lr
@@ -134,7 +198,8 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     groups = [{"params": list(i.parameters()), "lr": rate} for i, rate in zip(interactions, rates, strict=True)]
     betas = {} if config.opt_betas is None else {"betas": config.opt_betas}
     try:
-        optimizer = create_optimizer_v2(
+        _check_optimizer(config)
+        return create_optimizer_v2(
             groups,
             opt=config.opt,
             lr=rates[0],
@@ -143,9 +208,23 @@ def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
             filter_bias_and_bn=False,
             **betas,
         )
-        if getattr(optimizer, "is_second_order", False):
-            raise ValueError("it needs second derivatives, which no rule here computes")
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        ImportError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # assertions: those that need a GPU
         known = ", ".join(timm.optim.list_optimizers(exclude_filters=["adahessian", "*adamp", "bnb*", "fused*"]))
         raise ConfigError(f"The optimiser {config.opt!r} cannot be built ({error}); timm.optim has {known}.") from None
-    return optimizer
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    info = timm.optim.get_optimizer_info(config.opt.lower().rpartition("_")[2])  # lookahead_NAME is one, too
+    betas = info.num_betas if info.has_betas else 0
+    if info.second_order:
+        raise ValueError("it needs second derivatives, and a rule's update has none")
+    if config.opt_betas is not None and len(config.opt_betas) != betas:
+        raise ValueError(f"--opt-betas has {len(config.opt_betas)} values, and it takes {betas or 'none'}")
+    if config.momentum != TrainConfig.momentum and not info.has_momentum:
+        raise ValueError("it has no --momentum")
