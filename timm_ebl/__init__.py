@@ -11,6 +11,11 @@ import sys
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from .requirements import missing_of_timm
+
+if lacking := missing_of_timm():
+    raise ImportError(lacking)
+
 from . import dchn  # noqa: F401  (registers the models)
 from ._version import __version__
 from .backward import Backward, create_backward, list_backwards
