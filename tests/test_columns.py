@@ -92,6 +92,12 @@ def test_labels_that_cannot_be_used_are_named_by_row(tmp_path: Path, labels: obj
         load_labels(tmp_path / "d", labels)
 
 
+def test_a_column_of_too_many_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm_ebl.columns.MOST_CLASSES", 2)
+    with pytest.raises(DataError, match=r"the column 'label' of .* has 3 different texts, which are no classes"):
+        load_labels(tmp_path / "d", ["a", "b", "c"])
+
+
 def test_columns_of_other_types_are_named_with_their_types(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no image column; its columns are image \(string\), label \(int64\)"):
         load(tmp_path / "d", image=["0.png"], label=[0])

@@ -256,5 +256,16 @@ class TestParquet:
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds neither Parquet files nor images"):
+    with pytest.raises(DataError, match="holds neither Parquet files nor images; there is nothing"):
         load_dataset(str(tmp_path))
+    (tmp_path / "train.zip").touch()
+    with pytest.raises(DataError, match=r"holds neither Parquet files nor images; there is train.zip"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_folder_in_a_folder_is_chosen_as_a_configuration(tmp_path: Path) -> None:
+    write_splits(tmp_path / "small")
+    write_splits(tmp_path / "large", {"cat": 9, "dog": 9})
+    assert len(load_dataset(str(tmp_path), config="large")) == 18
+    with pytest.raises(DataError, match="is a folder of images, which has no configuration 'none'"):
+        load_dataset(str(tmp_path), config="none")

@@ -122,6 +122,13 @@ class TestClasses:
         with pytest.raises(DataError, match=r"has the class '.*' twice, in two forms of its Unicode letters or spaces"):
             load(tmp_path)
 
+    def test_texts_in_one_split_and_numbers_in_the_other_are_refused(self, tmp_path: Path) -> None:
+        columns = {"image": images(20, 8), "label": ["cat", "dog"] * 10}
+        write_split(tmp_path, columns, {"image": datasets.Image(), "label": datasets.Value("string")})
+        write_named(tmp_path, "test", ["0", "1"], [0, 1])
+        with pytest.raises(DataError, match="the split test has the class '0', the split train only cat, dog"):
+            load(tmp_path)
+
     def test_a_class_without_training_images_is_refused(self, tmp_path: Path) -> None:
         write_named(tmp_path, "train", ["cat", "dog"], [0, 1] * 10)
         write_named(tmp_path, "test", ["cat", "dog", "fox"], [0, 2])
@@ -171,9 +178,10 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on a folder without splits."""
+    """A run of one epoch on a folder without splits, with images of another size and grey."""
     out = tmp_path_factory.mktemp("runs") / "pets"
-    train("--dataset", pets, "--output-dir", out, "--epochs", 1, "--batch-size", 7, *SMALL)
+    chosen = ["--img-size", 48, "--channels", "grey"]
+    train("--dataset", pets, "--output-dir", out, "--epochs", 1, "--batch-size", 7, *chosen, *SMALL)
     return out
 
 
@@ -191,6 +199,7 @@ class TestRuns:
 
     def test_the_test_split_of_a_run_is_found_again(self, finished: Path) -> None:
         run = Checkpoint.open(finished)
+        assert run.test_split().images.shape == (4, 1, 48, 48)
         assert run.measure(run.test_split()).error == run.summary["test_error"]
 
     def test_a_run_is_not_taken_up_with_other_data(self, tmp_path: Path) -> None:

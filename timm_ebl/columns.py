@@ -22,7 +22,7 @@ from .errors import DataError, DataWarning
 __all__ = ["Stored", "Table", "find_column", "image_files", "note", "read_labels", "short", "some"]
 
 MOST_CLASSES = 2**16
-"""Classes that whole numbers without names may stand for."""
+"""Classes that texts, or whole numbers without names, may stand for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +162,14 @@ def read_labels(
     if missing >= 0:
         raise DataError(f"row {missing} of {source} has no label in the column {column!r}.")
     if _is_text(values.type):
-        tables = [table, *(other for other in others() if column in other.columns.column_names)]
-        names = sorted({name for each in tables for name in pc.unique(_plain(each, column)).to_pylist()} - {None})
-        return torch.from_numpy(pc.index_in(values, pa.array(names)).to_numpy().astype(np.int64)), tuple(
-            map(str, names)
-        )
+        found = [_plain(each, column) for each in others() if column in each.columns.column_names]
+        texts = [values, *(each for each in found if _is_text(each.type))]
+        names = sorted({name for each in texts for name in pc.unique(each).to_pylist()} - {None})
+        if len(names) > MOST_CLASSES:
+            raise DataError(
+                f"the column {column!r} of {source} has {len(names):,} different texts, which are no classes."
+            )
+        return torch.from_numpy(pc.index_in(values, pa.array(names)).to_numpy().astype(np.int64)), tuple(names)
     names = getattr(table.features.get(column), "names", None)
     if types.is_boolean(values.type):
         values, names = values.cast(pa.int8()), ("False", "True")
@@ -174,7 +177,10 @@ def read_labels(
     for row in np.flatnonzero(labels != np.floor(labels))[:1]:
         raise DataError(f"row {row} of {source} has the label {labels[row]}, which is no whole number.")
     for row in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
-        raise DataError(f"row {row} of {source} has the label {labels[row]}, outside the classes 0 to {count - 1}.")
+        hidden = " (-1 often stands for a label that is kept secret: choose another split)" if labels[row] == -1 else ""
+        raise DataError(
+            f"row {row} of {source} has the label {labels[row]}, outside the classes 0 to {count - 1}{hidden}."
+        )
     found = torch.from_numpy(labels.astype(np.int64))
     return found, tuple(names or map(str, range(int(found.max()) + 1)))
 

@@ -147,7 +147,8 @@ def load_dataset(
     The images have one channel if all are grey, else three. One that fits into ``image_size`` is centred on black; of
     any other the largest square in the centre is resized (bilinear). They are turned as their EXIF orientation says;
     transparent pixels lie on white if what is drawn is dark, else on black (`timm_ebl.decode.flatten`). What is left
-    out of a folder, and what had to be decided, is said by a `DataWarning`.
+    out of a folder, and what had to be decided, is said by a `DataWarning`. Class labels of two splits may be numbered
+    differently: ``test.relabelled(train.classes)`` counts them alike.
 
     Args:
         name: A name in `list_datasets`; else a local folder (`read_folder`), of Parquet files in the Hub's layout or of

@@ -22,13 +22,15 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
 
     Args:
         folder: Parquet files in the Hub's layout (`find_parquet_splits`), or images (`find_image_splits`).
-        config: Configuration, for folders of Parquet files that have several.
+        config: Configuration, a folder in it.
 
     Raises:
         DataError: The folder does not exist, is ambiguous or cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}.")
+    if config is not None and (folder / config).is_dir():
+        return read_folder(folder / config)
     try:
         files = list(_walk(folder))
     except OSError as error:
@@ -43,7 +45,8 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
             note(f"images beside the Parquet files of {folder} that are left out: {some(images, 3)}.")
         found = find_parquet_splits(folder, config, tables)
     elif not images:
-        raise DataError(f"{folder} holds neither Parquet files nor images.")
+        found = some(path.relative_to(folder) for path in files) or "nothing"
+        raise DataError(f"{folder} holds neither Parquet files nor images; there is {found}.")
     elif config is not None:
         raise DataError(f"{folder} is a folder of images, which has no configuration {config!r}.")
     else:
