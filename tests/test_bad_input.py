@@ -5,8 +5,19 @@ import math
 import pytest
 import timm
 import torch
+from oracles import error, gradient
 
-from timm_ebl import DCHN, Minimizer, Nudged, create_rule
+from timm_ebl import (
+    DCHN,
+    Minimizer,
+    Nudged,
+    create_backward,
+    create_rule,
+    list_backwards,
+    list_rules,
+    register_rule,
+)
+from timm_ebl.rules import CoupledLearning
 
 
 @pytest.mark.parametrize(
@@ -58,6 +69,25 @@ from timm_ebl import DCHN, Minimizer, Nudged, create_rule
         (lambda: Minimizer(order=["a"]), ["['a']", "asynchronous"]),
         (lambda: Minimizer(sweeps=True), ["sweeps", "True"]),
         (lambda: Nudged(torch.zeros(1, 2), -1.0), ["above -1", "-1.0"]),
+        (lambda: Minimizer(compiled="yes"), ["compiled is True or False", "'yes'"]),
+        (lambda: DCHN(compiled="False"), ["compiled is True or False", "'False'"]),
+        (lambda: DCHN(pool=2.0), ["pool", "whole number", "2.0"]),
+        (lambda: DCHN(kernel_size=3.0), ["kernel_size", "whole number", "3.0"]),
+        (lambda: DCHN(widths=(4.0, 4)), ["widths", "(4.0, 4)"]),
+        (lambda: DCHN(widths="48"), ["widths", "'48'"]),
+        (lambda: DCHN(num_classes=10.0), ["num_classes", "10.0"]),
+        (lambda: DCHN(in_chans=True), ["in_chans", "True"]),
+        (lambda: DCHN(img_size=32.0), ["img_size", "32.0"]),
+        (lambda: DCHN(img_size=None), ["img_size", "None"]),
+        (lambda: DCHN(gains=True), ["gains", "True"]),
+        (lambda: DCHN(bias_gain="x"), ["bias_gain", "'x'"]),
+        (lambda: DCHN(backward=None), ["backward", "ep, tbp, rbp"]),
+        (lambda: create_rule("c-ep", hold_routes="False"), ["hold_routes is True or False", "'False'"]),
+        (lambda: create_rule("p-ep", companion="no"), ["companion is True, False or None", "'no'"]),
+        (lambda: create_rule("c-ep", damped=1), ["damped is True or False", "1"]),
+        (lambda: create_backward("ep", hold_routes="no"), ["hold_routes is True or False", "'no'"]),
+        (lambda: register_rule("c-ep", CoupledLearning), ["'c-ep'", "own rules", "replace=True"]),
+        (lambda: register_rule("mine", CoupledLearning, bta=1), ["'mine'", "'bta'", "beta"]),
     ],
 )
 def test_a_wrong_setting_is_refused(call, words):
@@ -71,6 +101,99 @@ def test_a_wrong_setting_is_refused(call, words):
 def test_an_unknown_model_argument_is_refused():
     with pytest.raises(TypeError, match="nonsense"):
         timm.create_model("dchn_tiny_mnist", nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: create_rule("c-ep", second=None), r"second is a timm_ebl.Minimizer, not None"),
+        (lambda: create_rule("rbp", free=3), r"free is a timm_ebl.Minimizer, not 3"),
+        (lambda: create_backward("tbp", second="x"), r"second is a timm_ebl.Minimizer, not 'x'"),
+        (lambda: register_rule("mine", Minimizer), r"derived from timm_ebl.Rule"),
+    ],
+)
+def test_what_is_no_minimiser_or_rule_is_refused(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x: None, "not NoneType"),
+        (list, "not list"),
+        (lambda x: x.numpy(), "not ndarray"),
+        (lambda x: x.to(torch.uint8), r"not of torch.uint8: scale and normalise"),
+        (lambda x: x > 0, r"not of torch.bool"),
+        (lambda x: x + 0j, r"not of torch.complex128"),
+    ],
+)
+def test_what_is_no_image_is_refused_everywhere(make_dchn, batch, spoil, words):
+    model, (x, y) = make_dchn(), batch
+    wrong = spoil(x)
+    for call in (model, model.relax, model.answer, lambda x: create_rule("c-ep")(model, x, y)):
+        with pytest.raises(TypeError, match=words):
+            call(wrong)
+
+
+def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    model.backward = "tbp"
+    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
+        model(x)
+    model = make_dchn()
+    model.minimizer = 7
+    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
+        model(x)
+
+
+def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
+    x, y = batch
+    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
+        model = make_dchn()
+        model.head = head
+        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
+        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
+        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
+        for call in calls:
+            with pytest.raises(TypeError, match=words):
+                call(model)
+        model.reset_classifier(5)
+        assert model(x).shape == (6, 5)
+    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
+    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
+        model(x)
+
+
+@pytest.mark.parametrize("beta", [1e-300, 1e-8, 1e-5])
+@pytest.mark.parametrize("name", ["p-ep", "n-ep", "c-ep", "p-cpl", "c-cpl"])
+def test_a_beta_of_which_rounding_leaves_noise_is_refused(make_live, batch, name, beta):
+    model, (x, y) = make_live(dtype=torch.float32), batch
+    with pytest.raises(ValueError, match=rf"In float32, rounding leaves a beta of 1.2e-04 to .* not {beta}"):
+        create_rule(name, beta=beta)(model, x.float(), y)
+    model.backward = create_backward("ep", beta=beta)
+    with pytest.raises(ValueError, match="In float32"):
+        model(x.float()).sum().backward()
+    if beta > 1e-12:
+        assert create_rule(name, beta=beta)(model.double(), x, y).loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["n-ep", "c-ep"])
+def test_a_beta_that_is_1_to_rounding_is_refused(make_live, batch, name):
+    model, (x, y) = make_live(dtype=torch.float32), batch
+    with pytest.raises(ValueError, match=r"In float32, a negative nudge needs beta below 1 - 1.2e-04; got 0.999999999"):
+        create_rule(name, beta=0.999999999)(model, x.float(), y)
+    assert create_rule("p-ep", beta=0.999999999)(model, x.float(), y).loss.isfinite()
+
+
+def test_the_smallest_beta_allowed_still_has_the_gradient(make_live, batch):
+    model, (x, y) = make_live(), batch
+    single = make_live(dtype=torch.float32)
+    single.load_state_dict(model.state_dict())
+    for name in ("c-ep", "p-ep", "n-ep"):
+        expected = gradient(model, create_rule(name, beta=1.3e-4)(model, x, y).loss)
+        found = gradient(single, create_rule(name, beta=1.3e-4)(single, x.float(), y).loss)
+        assert error(found.double(), expected) < 0.05
 
 
 def infinite(x):
@@ -104,6 +227,9 @@ def test_a_wrong_image_is_refused_everywhere(make_dchn, batch, spoil, words):
         (torch.tensor([0, 1]), ["6 whole numbers", "(2,)"]),
         (torch.zeros(6), ["6 whole numbers", "float32"]),
         (torch.zeros(6, 4), ["(6, 3)", "(6, 4)"]),
+        (torch.full((6, 3), math.nan), ["NaN"]),
+        (torch.eye(3)[[0, 1, 2, 0, 1, 2]] / 0, ["infinite"]),
+        (torch.zeros(6, dtype=torch.int64, device="meta"), ["labels are on meta", "output on cpu"]),
     ],
 )
 @pytest.mark.parametrize("rule", ["c-ep", "cl", "tbp", "rbp"])
@@ -111,6 +237,53 @@ def test_wrong_labels_are_refused(make_dchn, batch, rule, labels, words):
     with pytest.raises(ValueError) as refusal:  # noqa: PT011 (the words are checked below)
         create_rule(rule)(make_dchn(), batch[0], labels)
     assert all(word in str(refusal.value) for word in words), refusal.value
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, "not NoneType"),
+        ([0, 1, 2, 0, 1, 2], r"not list: torch.as_tensor"),
+        (torch.zeros(6, dtype=torch.bool), r"not torch.bool"),
+        (torch.eye(3)[[0, 1, 2, 0, 1, 2]].bool(), r"not torch.bool"),
+        (torch.eye(3)[[0, 1, 2, 0, 1, 2]] + 0j, r"not torch.complex64"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["c-ep", "cl", "tbp", "rbp"])
+def test_labels_of_another_kind_are_refused(make_dchn, batch, rule, labels, words):
+    with pytest.raises(TypeError, match=words):
+        create_rule(rule)(make_dchn(), batch[0], labels)
+
+
+@pytest.mark.parametrize("name", list_rules())
+def test_an_empty_batch_has_an_answer_and_no_rule(make_dchn, batch, name):
+    model, (x, y) = make_dchn(backward=name if name in list_backwards() else "ep"), batch
+    output = model(x[:0])
+    assert output.shape == (0, 3)
+    output.sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+    with pytest.raises(ValueError, match="The batch is empty"):
+        create_rule(name)(model, x[:0], y[:0])
+
+
+def test_an_input_on_another_device_is_refused(make_dchn, batch):
+    with pytest.raises(ValueError, match="input is on meta and the network on cpu"):
+        make_dchn()(batch[0].to("meta"))
+
+
+def test_a_start_that_is_no_state_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    state = model.relax(x).state
+    for start, words in (
+        (3, "not int"),
+        ((None, *state[1:]), "not tuple"),
+        (tuple(layer.long() for layer in state), r"real numbers, not \['torch.int64'"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            model.relax(x, start)
+    for wrong in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="The start holds NaN or infinite"):
+            model.relax(x, (state[0] * 0 + wrong, *state[1:]))
 
 
 def test_a_start_that_does_not_fit_is_refused(make_dchn, batch):

@@ -8,7 +8,7 @@ import torch
 import twin
 from oracles import record_calls
 
-from timm_ebl import Minimizer, Start, register_order
+from timm_ebl import Minimizer, Start, order, register_order
 
 
 def test_an_order_from_outside_works(make_dchn, batch):
@@ -22,6 +22,56 @@ def test_an_order_from_outside_works(make_dchn, batch):
     for layer, value in enumerate(relaxation.state):
         expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer)
         torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(order, "_ORDERS", dict(order._ORDERS))
+
+
+def register(name, groups):
+    """An order of any number of layers with these groups."""
+
+    def fixed(layers):
+        return groups
+
+    fixed.__name__ = name
+    return register_order(fixed)
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (((0, 2), (1, 3)), "leaves out layer 4"),
+        ((), "leaves out layer 0"),
+        (((0, 1, 2, 3, 4, 5),), "names layer 5"),
+        (((0, 1, 2, 3, -1),), "names layer -1"),
+        (((0, 2, 4, 4), (1, 3)), "has a layer twice in one group"),
+        ((0, 1, 2, 3, 4), "returns no groups of layers"),
+        (((0.0, 1, 2, 3, 4),), "returns no groups of layers"),
+        (None, "returns no groups of layers"),
+    ],
+)
+def test_an_order_that_does_not_update_every_layer_is_refused(make_dchn, batch, groups, words):
+    register("odd_one", groups)
+    with pytest.raises(ValueError, match=f"'odd_one' {words}"):
+        make_dchn(order="odd_one")
+    with pytest.raises(ValueError, match=words):
+        make_dchn().relax(batch[0], minimizer=Minimizer(order="odd_one"))
+
+
+def test_an_order_may_go_up_and_down(make_dchn, batch):
+    register("up_and_down_again", [[0], [1], [2], [3], [4], [3], [2], [1], [0]])
+    model, (x, _) = make_dchn(order="up_and_down_again", sweeps=500, tolerance=1e-10), batch
+    assert model.relax(x).converged.all()
+
+
+def test_the_packages_own_orders_are_not_replaced_by_accident():
+    with pytest.raises(ValueError, match=r"'forward' is one of the package's own orders: .*replace=True"):
+        register("forward", ((0,),))
+    own = order.get_order("forward")
+    assert register_order(own, replace=True) is own
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4, 5])

@@ -1,5 +1,7 @@
 """Records of a relaxation: going on from them, several as one, and what they hold."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -83,6 +85,34 @@ def test_two_batches_can_be_relaxed_in_alternation(make_dchn, batch):
         under_way = [model.relax(r.input, r, minimizer=one) for r in under_way]
     for images, found in zip(batches, under_way, strict=True):
         assert distance(found.state, model.relax(images, minimizer=Minimizer(sweeps=7, omega=1.7)).state) <= 1e-13
+
+
+def test_a_state_changed_in_place_is_not_taken_for_the_one_that_was_found(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    for change in (lambda layer: layer.mul_(0.5), lambda layer: layer.zero_()):
+        free = model.relax(x)
+        change(free.state[1])
+        fresh = tuple(layer.clone() for layer in free.state)
+        torch.testing.assert_close(model.energy(x, free), model.energy(x, fresh))
+        for made in (free, free.repeat(2), free.select(torch.tensor([True] * 6))):
+            alike = model.relax(made.input, tuple(layer.clone() for layer in made.state))
+            assert distance(model.relax(made.input, made).state, alike.state) <= 1e-14
+        with pytest.raises(ValueError, match="changed in place: relax anew"):
+            model.contrast(free, torch.ones(6))
+        with pytest.raises(ValueError, match="as it ended"):
+            model.relax(x, free, hold_routes=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_copies_and_pickles_of_a_relaxation_hold_what_it_found(make_dchn, batch, dtype):
+    model, x = make_dchn(dtype=dtype), batch[0].to(dtype)
+    free = model.relax(x, minimizer=Minimizer(sweeps=5)).repeat(2)
+    for copied in (copy.deepcopy(free), copy.copy(free), pickle.loads(pickle.dumps(free))):
+        assert all(torch.equal(a, b) for a, b in zip(copied.state, free.state, strict=True))
+        assert torch.equal(copied.converged, free.converged)
+        assert (copied.sweeps, copied.copies) == (5, 2)
+        torch.testing.assert_close(model.energy(copied.input, copied), free.energy)
+    assert len(pickle.dumps(free)) < 1.5 * sum(t.nbytes for t in (free.input, *free.state)) + 5000
 
 
 def test_held_routes_stay_those_of_the_start(make_dchn, batch):

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from .energy import State, norm, weigh
-from .minimize import Minimizer
+from .minimize import Minimizer, require_minimizer
 from .network import EnergyModel
 from .perturbation import Forced
 from .relaxation import Relaxation
-from .values import is_number
+from .strength import require_strength
+from .values import is_number, require_flag
 
 __all__ = [
     "Backward",
@@ -44,6 +45,9 @@ class Backward(ABC):
     """
 
     second: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        require_minimizer("second", self.second)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
@@ -85,10 +89,13 @@ class EquilibriumBackward(Backward):
     hold_routes: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number, not {self.beta!r}.")
+        require_flag("hold_routes", self.hold_routes)
 
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        require_strength(self.beta, free.output.dtype)
         norm = force_norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
         steps = [None if f is None else weigh(f, step) for f in forces]

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 
 from .backward import Backward, create_backward
 from .differentiable import equilibrium
+from .energy import State
 from .interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
 from .minimize import Minimizer, Start
-from .network import HopfieldNetwork
+from .network import HopfieldNetwork, require_input
 from .tracing import Traced, compiled_equilibrium, graph_equilibrium, is_symbolic, register_network
-from .values import Choice
+from .values import Choice, is_count, is_number
 
 __all__ = ["DCHN", "Pooling"]
 
@@ -102,13 +103,16 @@ class DCHN(HopfieldNetwork):
         super().__init__()
         self._key = register_network(self)
         factory = {"device": device, "dtype": dtype}
-        if not isinstance(widths, Sequence) or not widths or min(widths) < 1:
+        if not isinstance(widths, Sequence) or not widths or not all(map(is_count, widths)):
             raise ValueError(f"widths is a non-empty sequence of positive channel counts, not {widths!r}.")
-        if in_chans < 1 or num_classes < 0:
-            raise ValueError(f"in_chans is at least 1 and num_classes at least 0; got {in_chans} and {num_classes}.")
+        if not is_count(in_chans) or not is_count(num_classes, 0):
+            raise ValueError(
+                f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
+                f"{num_classes!r}."
+            )
         if drop_rate:
             raise ValueError(f"A DCHN has no dropout; got drop_rate={drop_rate!r}.")
-        if not 0 <= bias_gain < math.inf:
+        if not is_number(bias_gain) or not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
         self.num_classes, self.in_chans = num_classes, in_chans
         self.global_pool = _as_global_pool(global_pool, num_classes)
@@ -118,6 +122,7 @@ class DCHN(HopfieldNetwork):
         self.minimizer = Minimizer(
             order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start, compiled=compiled
         )
+        self.minimizer.groups(len(widths) + 1)
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(
@@ -135,6 +140,14 @@ class DCHN(HopfieldNetwork):
 
     @property
     def interactions(self) -> Sequence[Interaction]:
+        if not isinstance(self.head, Interaction):
+            raise TypeError(
+                f"head is a {type(self.head).__name__}, and the read-out of a DCHN takes part in its relaxation: "
+                f"model.reset_classifier(num_classes) makes one."
+            )
+        strangers = [layer for layer in self.layers if not isinstance(layer, Interaction)]
+        if strangers:
+            raise TypeError(f"A layer of a DCHN is a timm_ebl.Interaction, not a {type(strangers[0]).__name__}.")
         return [*self.layers, self.head]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -142,14 +155,15 @@ class DCHN(HopfieldNetwork):
         for interaction, gain in zip(self.interactions, self.gains, strict=False):
             interaction.initialise(gain, self.bias_gain, generator)
 
-    def check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor, start: State = ()) -> None:
+        require_input(x)
         expected = (self.in_chans, *self.img_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"This network takes images of shape (B, {', '.join(map(str, expected))}), not {tuple(x.shape)}: "
                 f"pad or resize them, or build it with in_chans and img_size to match."
             )
-        super().check_input(x)
+        super().check_input(x, start)
 
     def forward_intermediates(
         self,
@@ -197,7 +211,7 @@ class DCHN(HopfieldNetwork):
         """
         if pre_logits or not self.num_classes:
             return x.flatten(1) if self.global_pool else x
-        return self.head.drive(x).value
+        return self.interactions[-1].drive(x).value
 
     def forward(self, x: Tensor) -> Tensor:
         """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.
@@ -319,8 +333,8 @@ def _resized(weight: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
 
 
 def _as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(size) != 2 or not all(map(is_count, size)):
         raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
     return size
 
@@ -336,7 +350,7 @@ def _as_global_pool(global_pool: str, num_classes: int) -> str:
 
 
 def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
-    gains = (gains,) * count if isinstance(gains, (int, float)) else tuple(gains)
-    if len(gains) != count or not all(0 < gain < math.inf for gain in gains):
+    gains = tuple(gains) if isinstance(gains, Sequence) else (gains,) * count
+    if len(gains) != count or not all(is_number(gain) and 0 < gain < math.inf for gain in gains):
         raise ValueError(f"gains is one positive number or {count} of them, read-out last; got {gains!r}.")
     return gains

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .backward import Backward, force_norm
 from .energy import NO_SECOND
-from .network import EnergyModel, output_of
+from .network import EnergyModel, output_of, require_input
 from .relaxation import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]
@@ -41,7 +41,13 @@ def equilibrium(
     Returns:
         The layers. Without gradients (`torch.no_grad`, `torch.jit.trace`, or nothing that asks for one) nothing is kept
         for a backward pass.
+
+    Raises:
+        TypeError: The input is no tensor of real numbers, or the way to differentiate none.
     """
+    require_input(x)
+    if not isinstance(backward, Backward):
+        raise TypeError(f"backward is a timm_ebl.Backward, as create_backward makes it, not {backward!r}.")
     parameters = tuple(model.parameters())
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *parameters))
     if wanted and not torch.jit.is_tracing():

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .matrix import Matrix
 from .prepared import Prepared
 from .products import Map, Products
+from .values import is_count
 
 __all__ = [
     "AveragePooled",
@@ -192,8 +193,10 @@ class ConvInteraction(nn.Conv2d, _Uniform):
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, pool: int = 2, **kwargs) -> None:
-        if kernel_size % 2 != 1 or pool < 1:
-            raise ValueError(f"kernel_size is odd and pool at least 1; got {kernel_size!r} and {pool!r}.")
+        if not (is_count(kernel_size) and is_count(pool)) or kernel_size % 2 != 1:
+            raise ValueError(
+                f"kernel_size is an odd whole number and pool one of at least 1; got {kernel_size!r} and {pool!r}."
+            )
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, **kwargs)
         self.pool = pool
 

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 
 from .energy import State, norm
-from .order import Groups, get_order, leading_to
+from .order import Groups, checked, get_order, leading_to
 from .relaxation import Relaxation
-from .values import Choice, is_number
+from .values import Choice, is_number, require_flag
 from .walk import Walk
 
-__all__ = ["PAPER", "Minimizer", "Start", "answer", "minimize", "relative_change", "settle"]
+__all__ = [
+    "PAPER",
+    "Minimizer",
+    "Start",
+    "answer",
+    "minimize",
+    "relative_change",
+    "require_minimizer",
+    "settle",
+]
 
 SWEEPS = 7
 """Sweeps of a relaxation without a tolerance, by default."""
@@ -85,6 +94,7 @@ class Minimizer:
         omegas = self._omegas
         if not omegas or not all(is_number(omega) and 0 < omega < 2 for omega in omegas):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
+        require_flag("compiled", self.compiled)
         object.__setattr__(self, "omega", omegas[0] if len(set(omegas)) == 1 else omegas)
         object.__setattr__(self, "start", Start(self.start))
 
@@ -109,8 +119,22 @@ class Minimizer:
         return replace(self, sweeps=sweeps, tolerance=None, omega=omega)
 
     def groups(self, layers: int) -> Groups:
-        """The groups of one sweep over ``layers`` free layers."""
-        return get_order(self.order)(layers)
+        """The groups of one sweep over ``layers`` free layers.
+
+        Raises:
+            ValueError: The order leaves out a layer, or names one that there is not.
+        """
+        return checked(self.order, get_order(self.order)(layers), layers)
+
+
+def require_minimizer(name: str, value: object, optional: bool = False) -> None:
+    """Refuse what is no `Minimizer`.
+
+    Raises:
+        TypeError: It is none; ``None`` may be allowed.
+    """
+    if not (isinstance(value, Minimizer) or (optional and value is None)):
+        raise TypeError(f"{name} is a timm_ebl.Minimizer, not {value!r}.")
 
 
 PAPER = Minimizer(sweeps=60, omega=1.0, start=Start.ZERO)

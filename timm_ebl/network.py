@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .energy import State, WeightedEnergy, energy_from_drives
 from .interaction import Interaction
-from .minimize import Minimizer, Start, answer, minimize, settle
+from .minimize import Minimizer, Start, answer, minimize, require_minimizer, settle
 from .perturbation import FREE, Perturbation
 from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "require_input"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
@@ -91,6 +91,18 @@ def output_of(free: Relaxation) -> Tensor:
     return free.drives[-1].value if free.drives else free.output
 
 
+def require_input(x: object) -> None:
+    """Refuse what is no tensor of real numbers.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"The input is a tensor of images, not {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise TypeError(f"The input is a tensor of real numbers, not of {x.dtype}: scale and normalise the images.")
+
+
 class HopfieldNetwork(nn.Module, EnergyModel):
     """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
@@ -102,13 +114,29 @@ class HopfieldNetwork(nn.Module, EnergyModel):
     def interactions(self) -> Sequence[Interaction]:
         """The interactions from the input upwards; the last one drives the output layer."""
 
-    def check_input(self, x: Tensor) -> None:
-        """Refuse an input that the network cannot take.
+    def check_input(self, x: Tensor, start: State = ()) -> None:
+        """Refuse an input that the network cannot take, or a state that it cannot start from.
+
+        Args:
+            x: The input.
+            start: The layers of the state, if one is given.
 
         Raises:
-            ValueError: The input holds NaN or infinite values.
+            TypeError: They are no tensors of real numbers.
+            ValueError: They hold NaN or infinite values, are on another device, or the state is not one of this input.
         """
-        if not (torch.compiler.is_compiling() or x.is_meta or bool(x.isfinite().all())):
+        require_input(x)
+        device = next((parameter.device for parameter in self.parameters()), x.device)
+        if x.device != device:
+            raise ValueError(f"The input is on {x.device} and the network on {device}: move one of them.")
+        if start:
+            self._check_state(x, start)
+        if torch.compiler.is_compiling() or x.is_meta:
+            return
+        finite = [tensor.isfinite().all() for tensor in (x, *start)]
+        if not (torch.stack(finite).all() if start else finite[0]):  # once: it waits for the device
+            if finite[0]:
+                raise ValueError("The start holds NaN or infinite values: start from another state, or from none.")
             raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
 
     @torch.compiler.disable
@@ -153,7 +181,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             )
         x = relaxation.input
         if not self._knows_drives(x, relaxation):
-            raise ValueError("The relaxation is not one of this network with its present parameters: relax anew.")
+            raise ValueError(
+                "The relaxation is not one of this network with its present parameters, or its layers were changed in "
+                "place: relax anew."
+            )
         routes = [drive.route for drive in relaxation.drives]
         prepared = relaxation.prepared or (None,) * len(routes)
         tensors = [tensor for interaction in self.interactions for tensor in interaction.tensors()]
@@ -187,17 +218,18 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             ValueError: The input or the start does not fit the network, or the input is not finite.
         """
         minimizer = minimizer or self.minimizer
-        known = self._knows_drives(x, start)
+        require_minimizer("minimizer", minimizer)
+        known, given = self._knows_drives(x, start), not (start is None or isinstance(start, str))
         if not known:
-            self.check_input(x)
+            self.check_input(x, as_layers(start) if given else ())
         if hold_routes and not known:
             raise ValueError(
-                "Routes can only be held from a relaxation of this input: pass that as start, and its input as x."
+                "Routes can only be held from a relaxation of this input, as it ended: pass that as start, and its "
+                "input as x."
             )
-        if start is None or isinstance(start, str):
+        if not given:
             walk = self._walk_from(x, Start(start or minimizer.start), perturbation)
             return minimize(walk, minimizer)
-        self._check_state(x, as_layers(start))
         if hold_routes:
             return minimize(Response(self.interactions, start, perturbation), minimizer)
         return minimize(self._walk_on(x, start, perturbation, known), minimizer)
@@ -218,6 +250,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         """
         self.check_input(x)
         minimizer = minimizer or self.minimizer
+        require_minimizer("minimizer", minimizer)
         return answer(self._walk_from(x, minimizer.start, FREE), minimizer)
 
     @torch.compiler.disable
@@ -262,7 +295,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
 
     def _knows_drives(self, x: Tensor, state: object) -> bool:
         """Whether a state is a relaxation whose drives are those of this input under the present parameters."""
-        if not isinstance(state, Relaxation) or not state.drives:
+        if not isinstance(state, Relaxation) or not state.drives or not state.intact:
             return False
         present = stamp_of(self.interactions, x)
         return len(present) == len(state.stamp) and all(
@@ -286,6 +319,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         return Walk(self.interactions, x, (*hidden, perturbation.start(output)), perturbation, drives, prepared)
 
     def _check_state(self, x: Tensor, state: State) -> None:
+        if not isinstance(state, (tuple, list)) or not all(isinstance(layer, Tensor) for layer in state):
+            raise TypeError(f"A start is a tuple of the layers, a relaxation or a name, not {type(state).__name__}.")
+        if not all(layer.is_floating_point() for layer in state):
+            raise TypeError(f"The layers of a start are real numbers, not {[str(layer.dtype) for layer in state]}.")
         shapes, expected = [layer.shape for layer in state], self.state_shapes(x)
         if shapes != expected:
             raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import index
 
 __all__ = [
     "Groups",
     "Order",
     "asynchronous",
     "backward",
+    "checked",
     "forward",
     "get_order",
     "leading_to",
@@ -20,17 +22,53 @@ __all__ = [
 Groups = tuple[tuple[int, ...], ...]
 Order = Callable[[int], Groups]
 _ORDERS: dict[str, Order] = {}
+_BUILT_IN: frozenset[str] = frozenset()
 
 
-def register_order(order: Order) -> Order:
+def register_order(order: Order, *, replace: bool = False) -> Order:
     """Offer an order of update under its function's name.
 
     Args:
         order: Takes the number of free layers ``L`` (output included) and returns the groups of one sweep, as tuples
-            of the indices ``0 .. L - 1``.
+            of the indices ``0 .. L - 1``. Every layer is in some group, or it would never change and seem converged;
+            it may be in several, but only once in each.
+        replace: Whether it may take the name of one of the package's own.
+
+    Raises:
+        ValueError: The name is that of one of the package's own orders.
     """
-    _ORDERS[order.__name__] = order
+    name = order.__name__
+    if name in _BUILT_IN and not replace:
+        raise ValueError(f"{name!r} is one of the package's own orders: choose another name, or pass replace=True.")
+    _ORDERS[name] = order
     return order
+
+
+def checked(name: str, groups: Groups, layers: int) -> Groups:
+    """The groups of one sweep over so many layers, if they are that.
+
+    Args:
+        name: Name of the order.
+        groups: What it returned.
+        layers: The number of free layers.
+
+    Raises:
+        ValueError: They are no groups of indices, leave out a layer, or have one twice in a group.
+    """
+    try:
+        groups = tuple(tuple(group) for group in groups)
+        named = {index(layer) for group in groups for layer in group}
+    except TypeError:
+        raise ValueError(f"The order {name!r} returns no groups of layers: {groups!r}.") from None
+    if named != set(range(layers)):
+        wrong = named.symmetric_difference(range(layers))
+        what = "leaves out" if wrong <= set(range(layers)) else "names"
+        raise ValueError(
+            f"The order {name!r} {what} layer {min(wrong)}, and a sweep updates every layer from 0 to {layers - 1}."
+        )
+    if any(len(set(group)) < len(group) for group in groups):
+        raise ValueError(f"The order {name!r} has a layer twice in one group: {groups!r}.")
+    return groups
 
 
 def get_order(name: str) -> Order:
@@ -96,3 +134,6 @@ def backward(layers: int) -> Groups:
     as there are layers. Not in the paper.
     """
     return tuple((layer,) for layer in reversed(range(layers)))
+
+
+_BUILT_IN = frozenset(_ORDERS)

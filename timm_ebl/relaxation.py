@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ class Relaxation:
         copies: How many times the batch holds every sample, block after block.
         stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
         prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
+        versions: How often each layer was written to in place when the relaxation ended (`intact`).
+
+    A copy or a pickle has what was found, without what only serves to go on from here.
     """
 
     input: Tensor
@@ -51,6 +55,20 @@ class Relaxation:
     copies: int = 1
     stamp: Stamp = field(default=(), repr=False)
     prepared: tuple[Prepared | None, ...] = field(default=(), repr=False)
+    versions: tuple[int, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.versions:
+            object.__setattr__(self, "versions", versions(self.state))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        found = (self.input, self.state, self.energy, self.residual, self.sweeps, self.tolerance)
+        return partial(Relaxation, copies=self.copies), found
+
+    @property
+    def intact(self) -> bool:
+        """Whether the layers are as the relaxation left them: written to in place, they have other drives."""
+        return self.versions == versions(self.state)
 
     @property
     def output(self) -> Tensor:
@@ -83,6 +101,7 @@ class Relaxation:
         """Several relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
         first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
         copies = sum(r.copies for r in relaxations)
+        known = [r.drives if r.intact else () for r in relaxations]
         return cls(
             input=inputs,
             state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
@@ -90,7 +109,7 @@ class Relaxation:
             residual=cat_known([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
-            drives=tuple(Drive.cat(drives) for drives in zip(*(r.drives for r in relaxations), strict=True)),
+            drives=tuple(Drive.cat(drives) for drives in zip(*known, strict=True)),
             copies=copies,
             stamp=stamp([inputs]) + first.stamp[1:],
             prepared=tuple(part and part.of_copies(copies) for part in first.prepared),
@@ -106,7 +125,8 @@ class Relaxation:
             state=tuple(layer[rows] for layer in self.state),
             energy=None if self.energy is None else self.energy[rows],
             residual=None if self.residual is None else self.residual[rows],
-            drives=tuple(drive.select(samples) for drive in self.drives),
+            drives=tuple(drive.select(samples) for drive in self.drives) if self.intact else (),
+            versions=(),
             potentials=tuple(of_samples(layer, samples) for layer in self.potentials),
             stamp=stamp([x]) + self.stamp[1:],
         )
@@ -114,4 +134,10 @@ class Relaxation:
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
     """The tensors, each with a number that grows whenever it is written to in place (but not through ``.data``)."""
-    return tuple((tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    tensors = tuple(tensors)
+    return tuple(zip(tensors, versions(tensors), strict=True))
+
+
+def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """For each tensor a number that grows whenever it is written to in place."""
+    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)

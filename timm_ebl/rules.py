@@ -19,11 +19,12 @@ from torch import Tensor
 
 from .backward import Backward, RecurrentBackward, TruncatedBackward, unroll
 from .energy import State
-from .minimize import Minimizer
+from .minimize import Minimizer, require_minimizer
 from .network import EnergyModel
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
-from .values import is_number
+from .strength import require_strength
+from .values import is_number, require_flag
 
 __all__ = [
     "ContrastiveRule",
@@ -65,9 +66,21 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     """Desired output ``(B, M)``: class indices ``(B,)`` become one-hot rows, rows are taken as they are.
 
     Raises:
-        ValueError: A label is out of range (looked at on the CPU only, for the sake of speed), or shapes differ.
+        TypeError: The labels are no tensor of whole or real numbers.
+        ValueError: There are none, they are on another device, their shape does not fit, a label is out of range or a
+            target not finite (both looked at on the CPU only, for the sake of speed).
     """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"Labels are a tensor, not {type(y).__name__}: torch.as_tensor makes one of a list.")
+    if y.dtype == torch.bool or y.is_complex():
+        raise TypeError(f"Labels are whole numbers and targets real ones, not {y.dtype}.")
+    if y.device != output.device:
+        raise ValueError(f"The labels are on {y.device} and the model's output on {output.device}: move them there.")
+    if not len(output):
+        raise ValueError("The batch is empty: a rule learns from at least one sample.")
     if y.shape == output.shape:
+        if not (y.is_cuda or y.is_meta or bool(y.isfinite().all())):
+            raise ValueError("The targets hold NaN or infinite values.")
         return y.to(output.dtype)
     if y.ndim != 1 or y.shape[0] != output.shape[0] or y.is_floating_point():
         raise ValueError(
@@ -75,7 +88,7 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
             f"not {y.dtype} of shape {tuple(y.shape)}."
         )
     classes = output.shape[1]
-    if not y.is_cuda and y.numel() and not 0 <= int(y.min()) <= int(y.max()) < classes:
+    if not (y.is_cuda or y.is_meta) and not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise ValueError(f"Labels lie in 0 .. {classes - 1}; this batch has {int(y.min())} .. {int(y.max())}.")
     return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
 
@@ -97,6 +110,10 @@ class Rule(ABC):
 
     free: Minimizer | None = None
     second: Minimizer = Backward.second
+
+    def __post_init__(self) -> None:
+        require_minimizer("free", self.free, optional=True)
+        require_minimizer("second", self.second)
 
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
@@ -149,8 +166,12 @@ class ContrastiveRule(Rule):
     companion: bool | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
+        require_flag("hold_routes", self.hold_routes)
+        for name in ("settle", "companion"):
+            require_flag(name, getattr(self, name), optional=True)
 
     @abstractmethod
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
@@ -169,6 +190,7 @@ class ContrastiveRule(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
+        require_strength(self.beta, free.output.dtype)
         rest = model.settle(free, self.free, self.hold_routes) if self.settles else free
         first, second = self.nudging.value
         multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
@@ -200,12 +222,14 @@ class EquilibriumPropagation(ContrastiveRule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_flag("damped", self.damped)
         if self.nudging is not Nudging.POSITIVE and self.beta >= 1:
             raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
         if self.damped and self.beta >= 1:
             raise ValueError(f"A damped nudge needs beta below 1, or it does not converge; got {self.beta!r}.")
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
+        require_strength(self.beta, output.dtype, below_1=self.nudging is not Nudging.POSITIVE)
         return Nudged(target, beta, self.damped)
 
 
@@ -270,14 +294,30 @@ _RULES: dict[str, _Entry] = {
 }
 
 
-def register_rule(name: str, rule: type[Rule], **fixed: object) -> None:
+_BUILT_IN = frozenset(_RULES)
+
+
+def register_rule(name: str, rule: type[Rule], *, replace: bool = False, **fixed: object) -> None:
     """Offer a rule by name.
 
     Args:
         name: The name for `create_rule`.
         rule: A dataclass derived from `Rule`.
+        replace: Whether it may take the name of one of the package's own.
         **fixed: Values of fields that belong to the name and are no options of it.
+
+    Raises:
+        TypeError: The rule is no such class.
+        ValueError: The name is that of one of the package's own rules, or a value is no field of the rule.
     """
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise TypeError(f"A rule is a dataclass derived from timm_ebl.Rule, not {rule!r}.")
+    if name in _BUILT_IN and not replace:
+        raise ValueError(f"{name!r} is one of the package's own rules: choose another name, or pass replace=True.")
+    known = [f.name for f in fields(rule)]
+    unknown = [field for field in fixed if field not in known]
+    if unknown:
+        raise ValueError(f"Rule {name!r} has no field {unknown[0]!r}: its fields are {', '.join(known)}.")
     _RULES[name] = _Entry(rule, fixed)
 
 
