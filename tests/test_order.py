@@ -8,7 +8,8 @@ import torch
 import twin
 from oracles import record_calls
 
-from timm_ebl import Minimizer, Start, order, register_order
+from timm_ebl import Minimizer, Start, register_order
+from timm_ebl import order as orders
 
 
 def test_an_order_from_outside_works(make_dchn, batch):
@@ -27,7 +28,7 @@ def test_an_order_from_outside_works(make_dchn, batch):
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
     """What a test registers is gone after it."""
-    monkeypatch.setattr(order, "_ORDERS", dict(order._ORDERS))
+    monkeypatch.setattr(orders, "_ORDERS", dict(orders._ORDERS))
 
 
 def register(name, groups):
@@ -70,7 +71,7 @@ def test_an_order_may_go_up_and_down(make_dchn, batch):
 def test_the_packages_own_orders_are_not_replaced_by_accident():
     with pytest.raises(ValueError, match=r"'forward' is one of the package's own orders: .*replace=True"):
         register("forward", ((0,),))
-    own = order.get_order("forward")
+    own = orders.get_order("forward")
     assert register_order(own, replace=True) is own
 
 
