@@ -26,6 +26,7 @@ def end(error):
         (OutputError("the disk is full."), 1, "error: the disk is full."),
         (Diverged("not finite: head.weight"), 3, "diverged: not finite: head.weight"),
         (Interrupted("stopped by SIGUSR1", signal.SIGUSR1), 138, "stopped by SIGUSR1"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: [Errno 13] Permission denied: '/x'"),
         (KeyboardInterrupt(), 130, "stopped by SIGINT"),
         (KeyboardInterrupt(signal.SIGHUP), 129, "stopped by SIGHUP"),
     ],

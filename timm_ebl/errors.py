@@ -95,9 +95,10 @@ class Interrupted(EBLError):
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End the process by a sentence on stderr and an exit status where an `EBLError` or a signal ends what is inside.
+    """End the process by a sentence on stderr and an exit status if an expected error or a signal ends what is inside.
 
-    Of several processes on a machine the first one speaks. It is a decorator as well.
+    What the operating system refuses is expected too. Of several processes on a machine the first one speaks. It is
+    a decorator as well.
 
     Raises:
         SystemExit: With the status of the error; 128 + N for a signal N.
@@ -106,6 +107,8 @@ def one_sentence() -> Iterator[None]:
         yield
     except EBLError as error:
         message, status = f"{error.title}{error}", error.status
+    except OSError as error:  # a full disk, a folder without permission, a pipe that is closed
+        message, status = f"error: {error}", 1
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         message, status = f"stopped by {signal.Signals(number).name}", 128 + number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -54,12 +55,15 @@ def package(
         The checkpoint's name, ``<model>.<tag>``.
 
     Raises:
-        CheckpointError: The run is not what its summary says, or has not ended.
+        CheckpointError: The run is not what its summary says, or has not ended, or the tag cannot be part of a name.
         DataError: Its test split cannot be loaded.
     """
     if not records.is_dir():
         raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
-    name = f"{run.config['architecture']}.{tag or run.recipe.algo.replace('-', '_')}"
+    tag = run.recipe.algo.replace("-", "_") if tag is None else tag
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", tag):
+        raise CheckpointError(f"A --tag has letters, digits, - and _, and no more; not {tag!r}.")
+    name = f"{run.config['architecture']}.{tag}"
     with tempfile.TemporaryDirectory() as folder:
         stage(run, Path(folder), name, name, run.test_split(data_root), others, note, compact=True)
         for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):

@@ -9,7 +9,6 @@ also comparison.png into the folder that holds them. The images are those of the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,8 +26,10 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .config import TrainConfig, read_recipe, resolve
-from .errors import ConfigError, one_sentence
+from .errors import CheckpointError, ConfigError, one_sentence
 from .network import HopfieldNetwork
+from .published import load_model
+from .records import read_metrics, read_summary
 from .run import write_whole
 from .splits import load_splits
 from .training import build_transform, free_phase
@@ -244,12 +244,10 @@ class _Run(NamedTuple):
 
 
 def _read_run(path: Path) -> _Run:
-    try:
-        epochs = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        done = path / "summary.json"
-        summary = json.loads(done.read_text()) if done.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not the folder of a run with an epoch done: {error}") from None
+    if not (path / "metrics.jsonl").is_file():
+        raise ConfigError(f"{path} is not the folder of a run with an epoch done: it has no metrics.jsonl.")
+    epochs, done = read_metrics(path / "metrics.jsonl"), path / "summary.json"
+    summary = read_summary(done) if done.exists() else {}
     config = resolve(read_recipe(path / "args.yaml"))
     plain = {"model": config.model or "DCHN", "algo": config.algo, "dataset": config.dataset, "seed": config.seed}
     return _Run(path, config, epochs, plain | summary)
@@ -257,19 +255,23 @@ def _read_run(path: Path) -> _Run:
 
 def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
-    config = run.config
+    config, model = run.config, load_model(run.path)
     data = load_splits(config)
     part = data.held_out or data.train
     shown = part.subset(range(min(images, len(part))))
-    model = timm.create_model(f"local-dir:{run.path}", pretrained=True).eval()
     model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(config, data.train).eval(shown.images)
+    try:
+        model.check_input(x)
+    except ValueError as error:
+        raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
+    names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
     state, label = model.relax(x[:1]).state, int(shown.labels[0])
     figures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
         "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
         "filters.png": lambda path: plot_filters(path, model.interactions[0].weight),
-        "states.png": lambda path: plot_states(path, shown.images[0], state, shown.classes, label),
+        "states.png": lambda path: plot_states(path, shown.images[0], state, names, label),
     }
     for name, draw in figures.items():
         draw(run.path / name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,12 +19,14 @@ from .config import TrainConfig, read_recipe, resolve
 from .connection import explain, fetch, is_intact, retry
 from .data import ImageDataset
 from .errors import CheckpointError, ConfigError, WeightsError
+from .network import HopfieldNetwork
+from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
 from .spec import CHANNELS
 from .splits import load_test
 from .transforms import BatchTransform
-from .weights import CONFIG, SHIPPED, WEIGHTS, list_shipped, read_config
+from .weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 
-__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "predict", "same_error"]
+__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "same_error"]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
 CARD = "README.md"
@@ -132,7 +134,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """Timm's ``config.json``."""
         try:
-            return read_config(self.weights / CONFIG)
+            return read_model_config(self.weights)
         except WeightsError as error:
             raise CheckpointError(str(error)) from None
 
@@ -147,17 +149,15 @@ class Checkpoint:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The result of the run."""
-        path = self.record("summary.json")
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}).") from None
+        return read_summary(self.record("summary.json"))
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """The error that it claims: that of its ``config.json``, or, before it is packaged, of the run's summary."""
         try:
             if self.is_packaged:
+                splits = dict.fromkeys(("split_sha256", "train_split", "test_split"), TEXT.or_null())
+                check_record(f"{self.name}: evaluation", self.config["evaluation"], EVALUATION, splits)
                 return Evaluation(**self.config["evaluation"])
             keys = {"config": "dataset_config", "revision": "dataset_revision"}
             names = ("dataset", "config", "revision", "image_column", "label_column", "train_split", "test_split")
@@ -221,6 +221,25 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
+def load_model(folder: Path) -> HopfieldNetwork:
+    """The model of the checkpoint in a folder, for evaluation.
+
+    Raises:
+        CheckpointError: The weights cannot be used, or the configuration is not that of a model with an energy.
+    """
+    try:
+        read_model_config(folder)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (CheckpointError, WeightsError) as error:
+        raise CheckpointError(str(error)) from None
+    except Exception as error:  # what constructors raise when they are given anything has no common type
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise CheckpointError(f"The model of {folder / CONFIG} cannot be built ({reason}).") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise CheckpointError(f"The model of {folder / CONFIG} has no energy to relax.")
+    return model.eval()
+
+
 @torch.no_grad()
 def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
     """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
@@ -229,11 +248,12 @@ def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
         CheckpointError: The weights cannot be used.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).to(device).eval()
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from None
+    model = load_model(folder).to(device)
     transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
+    try:
+        model.check_input(data.images[:1].float())
+    except ValueError as error:
+        raise CheckpointError(f"The images of {data.name} do not fit {folder}: {error}") from None
     return torch.cat([model(transform.eval(images.to(device))).cpu() for images in data.images.split(batch_size)])
 
 
