@@ -51,6 +51,16 @@ def test_a_run_becomes_weights_and_records(tmp_path, run):
     assert parse_config(["--config", str(records / "args.yaml")]).epochs == 2
 
 
+def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformers_takes(tmp_path, run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"]["num_classes"] = config["num_classes"]  # as timm writes it
+    (run / "config.json").write_text(json.dumps(config))
+    _, weights, _ = packaged(tmp_path, run)
+    stored = json.loads((weights / "config.json").read_text())
+    assert stored["num_classes"] == 3
+    assert "num_classes" not in stored["model_args"]
+
+
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
     _, weights, records = packaged(tmp_path, run)
     test = load_dataset(str(images), "test")
@@ -201,6 +211,7 @@ SUMMARY = {
 }
 CONFIG = {
     "architecture": "dchn_small_cifar10",
+    "num_classes": 10,
     "model_args": {"sweeps": 8, "order": "asynchronous", "omega": 1.5, "start": "feedforward"},
     "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "evaluation": {"config": None, "revision": "abc", "images": 5000, "error": 25.0},

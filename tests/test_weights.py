@@ -98,6 +98,11 @@ def change_settings(**changes):
     return spoil
 
 
+def change_classes(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_classes": 7}))
+
+
 @change_weights
 def rename_a_tensor(tensors):
     tensors["head.wait"] = tensors.pop("head.weight")
@@ -165,6 +170,7 @@ def pickle_beside(folder):
         (use_whole_numbers, ["int64", "layers.1.bias"]),
         (other_weights, ["damaged", "SHA-256"]),
         (change_settings(num_classes=7), ["head.bias", "(3,) there and (7,) here"]),
+        (change_classes, ["head.bias", "(3,) there and (7,) here"]),
         (change_settings(in_chans=1), ["layers.0.weight", "(4, 3, 3, 3) there and (4, 1, 3, 3) here"]),
         (change_settings(img_size=64), ["head.weight", "(3, 16) there and (3, 64) here"]),
         (change_settings(img_size=10**9), ["head.weight", "(3, 16) there"]),
@@ -219,6 +225,36 @@ def test_a_run_keeps_the_checksum_of_its_weights(finished):
     assert config["sha256"] == hashlib.sha256((finished / "model.safetensors").read_bytes()).hexdigest()
 
 
+def as_transformers_builds_it(folder):
+    """The network, by the call of `TimmWrapperForImageClassification`: no argument may be there twice."""
+    config = json.loads((folder / "config.json").read_text())
+    network = timm.create_model(
+        config["architecture"], pretrained=False, num_classes=config["num_classes"], **config["model_args"]
+    )
+    network.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+    return network
+
+
+@pytest.mark.parametrize(
+    "folder_of", [lambda finished: finished, *(lambda _, n=n: SHIPPED / n for n in list_shipped())]
+)
+def test_transformers_builds_the_same_network(finished, folder_of):
+    folder = folder_of(finished)
+    wrapped, own = as_transformers_builds_it(folder), timm.create_model(f"local-dir:{folder}", pretrained=True)
+    x = torch.rand(2, own.in_chans, *own.img_size)
+    assert wrapped.minimizer == own.minimizer
+    assert torch.equal(wrapped(x), own(x))
+
+
+def test_a_model_that_transformers_has_saved_again_loads_without_the_checksum_of_other_weights(folder):
+    other_weights(folder)
+    config = json.loads((folder / "config.json").read_text()) | {"evaluation": {}, "transformers_version": "5.24.0"}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert torch.equal(model.head.bias, load_file(folder / "model.safetensors")["head.bias"])
+    assert not Checkpoint.open(folder).is_packaged
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -236,9 +272,12 @@ def test_a_configuration_that_is_none_is_refused(folder, text, words):
     assert len(str(refusal.value)) < 500
 
 
-def test_a_configuration_that_contradicts_itself_follows_the_weights(folder):
+@pytest.mark.parametrize("top", [3, 10])
+def test_a_configuration_that_contradicts_itself_follows_what_describes_the_network(folder, top):
     config = json.loads((folder / "config.json").read_text())
-    config["num_classes"] = config["pretrained_cfg"]["num_classes"] = 10
+    config["num_classes"], config["pretrained_cfg"]["num_classes"] = top, 10
+    if top != 3:
+        config["model_args"]["num_classes"] = 3  # as timm repeats it
     (folder / "config.json").write_text(json.dumps(config))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert model.pretrained_cfg["num_classes"] == model.num_classes == 3

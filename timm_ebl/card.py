@@ -64,7 +64,7 @@ def render_card(
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
     """
-    network = timm.create_model(config["architecture"], **config["model_args"])
+    network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     sections = [
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config["evaluation"], network),

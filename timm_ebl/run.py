@@ -24,7 +24,7 @@ from torch import nn
 from .errors import ConfigError, OutputError
 from .progress import Progress
 from .transforms import BatchTransform
-from .weights import CONFIG, WEIGHTS
+from .weights import CONFIG, WEIGHTS, read_config
 from .yaml12 import dump_yaml
 
 try:
@@ -244,7 +244,7 @@ class RunFolder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = json.loads(Path(folder, CONFIG).read_text(encoding="utf-8"))
+            config = read_config(Path(folder, CONFIG))
             config["sha256"] = hashlib.sha256(Path(folder, WEIGHTS).read_bytes()).hexdigest()
             Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):

@@ -59,6 +59,9 @@ def source_of(name: str) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """A checkpoint's ``config.json``.
 
+    The number of classes stands at its top alone: Transformers passes it to `timm.create_model` beside ``model_args``,
+    in which timm repeats it. What Transformers has saved again lacks the checksum and the evaluation of our weights.
+
     Raises:
         WeightsError: It is missing or damaged, describes no model, or asks for a relaxation without end.
     """
@@ -71,7 +74,12 @@ def read_config(path: Path) -> dict[str, Any]:
     for name in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(name, {}), dict):
             raise WeightsError(f"{path} is not the configuration of a timm model: {name} is no mapping.")
-    sweeps = config.get("model_args", {}).get("sweeps")
+    settings = config.get("model_args", {})
+    if "num_classes" in settings:
+        config["num_classes"] = settings.pop("num_classes")
+    if "transformers_version" in config:
+        config = {key: value for key, value in config.items() if key not in ("sha256", "evaluation")}
+    sweeps = settings.get("sweeps")
     if is_number(sweeps) and sweeps > MOST_SWEEPS:
         raise WeightsError(f"{path} asks for {sweeps:g} sweeps, and a checkpoint may have {MOST_SWEEPS:,} at most.")
     return config
@@ -144,7 +152,7 @@ def build_with_weights(
         return build_model_with_cfg(model_cls, variant, True, cfg, **kwargs)
     path = _find(cfg, variant, cache_dir)
     config = read_config(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
-    saved = config.get("model_args", {})
+    saved = {key: config[key] for key in ("num_classes",) if key in config} | config.get("model_args", {})
     weights = read_weights(path, config.get("sha256"))
     widths = saved.get("widths")
     if isinstance(widths, list) and len(widths) > len(weights):
