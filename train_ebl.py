@@ -62,9 +62,14 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
+    warn = partial(accelerator.print, "warning:", file=sys.stderr)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", DataWarning)
-        data = load_splits(config)
+        try:
+            data = load_splits(config)
+        finally:
+            for message in dict.fromkeys(str(warning.message) for warning in said):
+                warn(message)
     rule = build_rule(config)
     model = build_model(config, data.train)
     transform = build_transform(config, data.train)
@@ -83,9 +88,6 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     accelerator.print(f"model: {name}, {parameters:,} parameters")
     accelerator.print(f"rule:  {config.algo}: {rule}")
     accelerator.print(f"to:    {folder.path}")
-    warn = partial(accelerator.print, "warning:", file=sys.stderr)
-    for message in dict.fromkeys(str(warning.message) for warning in said):
-        warn(message)
     for empty in empty_classes(data.train):
         warn(f"the class {empty!r} has no image to train on.")
 

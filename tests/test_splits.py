@@ -192,6 +192,15 @@ class TestRuns:
         assert ": 14 to train, 2 held out, 4 to test" in said.out.splitlines()[0]
         assert said.err.count("a fifth of its images, 4, is held out for the test") == 1
 
+    def test_what_was_decided_is_said_before_an_error_that_may_come_of_it(self, tmp_path: Path, capsys) -> None:
+        root = write_classes(tmp_path, {"cat": 4, "train": 0, "cat/train": 1})
+        (root / "README.md").touch()
+        with pytest.raises(DataError, match="one class only"):
+            train("--dataset", root, "--output-dir", tmp_path / "run", *SMALL)
+        said = capsys.readouterr().err
+        assert "README.md" in said
+        assert "below a class folder" in said
+
     def test_the_names_of_the_classes_are_where_timm_keeps_them(self, finished: Path) -> None:
         assert json.loads((finished / "config.json").read_text())["label_names"] == ["cat", "dog"]
         model = timm.create_model(f"local-dir:{finished}", pretrained=True)
