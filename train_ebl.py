@@ -63,6 +63,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
     warn = partial(accelerator.print, "warning:", file=sys.stderr)
+    if config.output_dir:  # before work is spent; by default its name says which model the data have chosen
+        on_main(accelerator, lambda: RunFolder.create(config.output_dir, "", config.resume))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", DataWarning)
         try:

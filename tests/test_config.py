@@ -108,6 +108,7 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--grad-accum-steps", "0"], ["--grad-accum-steps", "at least 1"]),
         (["--nonsense", "1"], ["--nonsense", "--algo"]),
         (["--config", "missing.yaml"], ["missing.yaml", "cannot be read"]),
+        (["--config", ""], ["cannot be read"]),
         (["--config", "/dev/zero"], ["/dev/zero", "cannot be read"]),
         (["--config", "a\0b"], ["cannot be read"]),
         (["--model-kwargs", "sweeps"], ["--model-kwargs", "KEY=VALUE"]),

@@ -334,7 +334,7 @@ def parse_config(arguments: Sequence[str] | None = None, description: str | None
     try:
         chosen = {s.name: _coerce(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
         chosen |= {name: given[name] for name in ("preset",) if name in given}
-        return resolve(read_recipe(recipe) if recipe else {}, chosen)
+        return resolve({} if recipe is None else read_recipe(recipe), chosen)
     except ConfigError as error:
         parser.error(str(error))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -29,6 +28,7 @@ from .errors import CheckpointError, HubError, WeightsError, one_sentence
 from .package import package, stage
 from .published import CARD, RECORDS, Checkpoint, Evaluation, same_error
 from .recipes import write_overview
+from .run import temporary_folder, writing
 from .threads import set_threads
 from .values import positive_count
 from .weights import CONFIG, WEIGHTS, read_config
@@ -96,9 +96,9 @@ def publish(
     if not dry_run:
         check_access(repo_id, checkpoint.config["architecture"])
     test = test or checkpoint.test_split(data_root, dataset)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        _prepare(checkpoint, folder, repo_id, test)
+    with temporary_folder() as folder:
+        with writing(folder):
+            _prepare(checkpoint, folder, repo_id, test)
         remote = _remote(api, repo_id)
         changes = _compare(folder, remote)
         for change in changes:

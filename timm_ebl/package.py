@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from .config import TrainConfig
 from .data import ImageDataset
 from .errors import CheckpointError
 from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
-from .run import write_whole
+from .run import temporary_folder, write_whole, writing
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
 from .yaml12 import dump_yaml
 
@@ -64,12 +63,14 @@ def package(
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", tag):
         raise CheckpointError(f"A --tag has letters, digits, - and _, and no more; not {tag!r}.")
     name = f"{run.config['architecture']}.{tag}"
-    with tempfile.TemporaryDirectory() as folder:
-        stage(run, Path(folder), name, name, run.test_split(data_root), others, note, compact=True)
+    test = run.test_split(data_root)
+    with temporary_folder() as folder:
+        with writing(folder):
+            stage(run, folder, name, name, test, others, note, compact=True)
         for target, files in ((weights / name, (WEIGHTS, CONFIG)), (records / name, (CARD, *RECORDS))):
             target.mkdir(parents=True, exist_ok=True)
             for file in files:
-                write_whole(target / file, lambda path, file=file: shutil.copyfile(Path(folder, file), path))
+                write_whole(target / file, lambda path, file=file: shutil.copyfile(folder / file, path))
     return name
 
 

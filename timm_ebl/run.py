@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import nn
 
@@ -32,7 +33,16 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["LEFTOVER", "RunFolder", "device_name", "list_checkpoints", "versions", "write_whole", "writing"]
+__all__ = [
+    "LEFTOVER",
+    "RunFolder",
+    "device_name",
+    "list_checkpoints",
+    "temporary_folder",
+    "versions",
+    "write_whole",
+    "writing",
+]
 
 LEFTOVER = ".timm_ebl-"
 """Start of the name of what is being written. What still has it when a run is taken up again is removed."""
@@ -55,8 +65,24 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OutputError:
         raise
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written to: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for what is being written; it is removed at the end.
+
+    Args:
+        parent: The folder that it lies in; by default the system's for temporary files, which ``TMPDIR`` chooses.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    with writing(parent or Path(os.environ.get("TMPDIR") or "the folder for temporary files (TMPDIR)")):
+        folder = tempfile.TemporaryDirectory(prefix=LEFTOVER, dir=parent)
+    with folder as name:
+        yield Path(name)
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -201,7 +227,7 @@ class RunFolder:
                 pass  # a file system without locks
         try:
             for leftover in self.path.glob(f"{LEFTOVER}*"):
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             yield
         finally:
             if descriptor is not None:
@@ -240,15 +266,15 @@ class RunFolder:
     def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
         """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``."""
         data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
-        with tempfile.TemporaryDirectory() as folder, writing(self.path):
+        with writing(self.path), temporary_folder(self.path) as folder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = read_config(Path(folder, CONFIG))
-            config["sha256"] = hashlib.sha256(Path(folder, WEIGHTS).read_bytes()).hexdigest()
-            Path(folder, CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            config = read_config(folder / CONFIG)
+            config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):
-                write_whole(self.path / name, lambda path, name=name: shutil.copyfile(Path(folder, name), path))
+                write_whole(self.path / name, lambda path, name=name: shutil.copyfile(folder / name, path))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
