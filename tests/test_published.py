@@ -189,6 +189,9 @@ def test_verify_from_the_command_line(tmp_path, run, images, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["verify", "dchn_none"])
     assert "neither a folder nor an id" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        main(["verify", "~nobody-of-this-name/run/x"])
+    assert "neither a folder nor an id" in capsys.readouterr().err
 
 
 def test_errors_may_differ_by_rounding_alone():

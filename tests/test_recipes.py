@@ -8,6 +8,7 @@ import pytest
 import timm
 
 from timm_ebl.config import TrainConfig, parse_config, read_recipe, resolve
+from timm_ebl.errors import ConfigError
 from timm_ebl.recipes import RECIPES, paper_rate, render_overview, run_flops, step_flops
 from timm_ebl.weights import list_shipped
 
@@ -55,3 +56,8 @@ def test_the_estimate_returns_the_papers_time_for_the_papers_procedure():
 def test_only_contrastive_rules_are_counted():
     with pytest.raises(ValueError, match="'tbp'"):
         step_flops(timm.create_model("dchn_tiny_mnist"), TrainConfig(algo="tbp"))
+
+
+def test_without_the_recipes_there_is_no_overview(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no table2_.*\.yaml: the overview is written in a clone"):
+        render_overview(tmp_path)

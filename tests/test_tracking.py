@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from runs import arguments, results, train, write_images
 
@@ -56,6 +57,18 @@ def test_a_tracker_gets_settings_and_metrics(folder, tmp_path, monkeypatch):
     assert [{"epoch": step, **values} for step, values in epochs] == metrics
     assert (best, test) == (summary["best_epoch"], {"test_error": summary["test_error"]})
     assert recorder.finished
+
+
+def test_a_tracker_that_cannot_start_is_a_sentence(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("api_key not configured (no-tty).\nCall wandb.login()")
+
+    monkeypatch.setattr(tracking, "filter_trackers", lambda *_: [])
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", fail)
+    with pytest.raises(
+        ConfigError, match=r"--log-with all: the tracker cannot be started \(api_key .* Call wandb.*\)\."
+    ):
+        tracking.start_trackers(Accelerator(cpu=True), ["all"], tmp_path, {})
 
 
 def test_tensorboard_writes_into_the_folder_of_the_run(folder, tmp_path):

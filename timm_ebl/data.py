@@ -7,6 +7,7 @@ layout; a sample of Fashion-MNIST is part of the package; any other set is a loc
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -224,11 +225,11 @@ def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | Non
     if name == EMBEDDED:
         return DATASETS[name], Path(__file__).parent / "embedded"
     spec = DATASETS.get(name)
-    if spec is None and (folder := Path(name).expanduser()).is_dir():
+    if spec is None and (folder := Path(os.path.expanduser(name))).is_dir():
         return DatasetSpec(), folder
     if spec is None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise DataError(
             f"{name!r} is neither a known data set ({', '.join(DATASETS)}) nor a local folder nor an id owner/name."
         )
     spec = spec or next((known for known in DATASETS.values() if known.hub_id == name), DatasetSpec(name))
-    return spec, None if root is None else Path(root, spec.hub_id).expanduser()
+    return spec, None if root is None else Path(os.path.expanduser(root), spec.hub_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -158,7 +159,7 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
 
 def _portable(dataset: str | None) -> str | None:
     """The name of a data set without the folders of this machine."""
-    return Path(dataset).name if dataset and Path(dataset).expanduser().is_dir() else dataset
+    return Path(dataset).name if dataset and os.path.isdir(os.path.expanduser(dataset)) else dataset
 
 
 def _portable_settings(run: Checkpoint) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -105,7 +106,7 @@ class Checkpoint:
         Raises:
             CheckpointError: There is none.
         """
-        folder, text = Path(source).expanduser(), str(source)
+        folder, text = Path(os.path.expanduser(source)), str(source)
         if folder.is_dir():
             shipped = SHIPPED / folder.resolve().name
             weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped

@@ -14,7 +14,7 @@ import timm
 import torch
 
 from .config import TrainConfig, read_recipe, resolve
-from .errors import one_sentence
+from .errors import ConfigError, one_sentence
 from .network import HopfieldNetwork
 from .paper import SPLIT_SIZES, TABLE_1, TABLE_2, TABLE_2_LONG, paper_error
 from .published import RECIPES, Checkpoint
@@ -68,8 +68,16 @@ def paper_rate(recipe: TrainConfig) -> float:
 
 
 def render_overview(folder: Path = RECIPES) -> str:
-    """The text of ``hub_configs/README.md``."""
+    """The text of ``hub_configs/README.md``.
+
+    Raises:
+        CheckpointError: The record of a shipped checkpoint is missing or damaged.
+        ConfigError: A recipe is missing or cannot be read.
+    """
     recipes = {path.stem: resolve(read_recipe(path)) for path in sorted(folder.glob("table*.yaml"))}
+    for dataset in TABLE_2_LONG:
+        if f"table2_{dataset}" not in recipes:
+            raise ConfigError(f"{folder} has no table2_{dataset}.yaml: the overview is written in a clone of timm_ebl.")
     rate = paper_rate(recipes["table2_cifar10"])
     rows = []
     for name, recipe in recipes.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ def start_trackers(
         names: As for `check_trackers`.
         folder: Folder of the run; TensorBoard writes to ``timm_ebl`` in it.
         settings: Settings of the run.
+
+    Raises:
+        ConfigError: A tracker cannot be started.
     """
     if not names:
         return
@@ -48,4 +52,8 @@ def start_trackers(
     accelerator.log_with = filter_trackers(list(names), str(folder))
     plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in settings.items()}
     options = {"wandb": {"name": folder.name, "dir": str(folder)}}
-    accelerator.init_trackers("timm_ebl", plain, options)
+    try:
+        accelerator.init_trackers("timm_ebl", plain, options)
+    except Exception as error:  # trackers have no common type of error
+        reason = textwrap.shorten(str(error), 200)
+        raise ConfigError(f"--log-with {' '.join(names)}: the tracker cannot be started ({reason}).") from error
