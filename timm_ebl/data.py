@@ -100,7 +100,9 @@ class ImageDataset:
             chosen = torch.randperm(len(rows), generator=generator)[: round(fraction * len(rows))]
             held_out[rows[chosen]] = True
         if held_out.all() or not held_out.any():
-            raise DataError(f"holding out {fraction} of every class of {self.name} leaves one of the parts empty.")
+            raise DataError(
+                f"holding out {fraction} of every class of {self.name} leaves one of the parts empty: too few images."
+            )
         return self.subset((~held_out).nonzero().flatten()), self.subset(held_out.nonzero().flatten())
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

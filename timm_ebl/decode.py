@@ -68,7 +68,7 @@ def _open(file: bytes | str | None) -> Image.Image:
         raise ValueError("is missing")
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            raw = [tile.args if isinstance(tile.args, str) else (tile.args or [""])[0] for tile in image.tile]
+            raw = [args if isinstance(args, str) else (args or [""])[0] for *_, args in image.tile]
             deep = any(_DEEP.match(str(mode)) for mode in (image.mode, *raw))
             image.load()
             image = ImageOps.exif_transpose(image)
