@@ -129,6 +129,7 @@ def test_the_papers_recipes_have_the_released_settings():
         (["--weight-decay", "1e300"], ["--weight-decay", "1e+30"]),
         (["--dataset", ""], ["--dataset", "not empty"]),
         (["--output-dir", " "], ["--output-dir", "not empty"]),
+        (["--dataset", "a/" + "ö" * 128], ["--dataset", "255 bytes"]),
         (["--output-dir", "a\0b"], ["--output-dir", "one line"]),
         (["--push-to-hub", "a\nb"], ["--push-to-hub", "one line"]),
         (["--output-dir", "\udcff"], ["--output-dir", "one line"]),

@@ -20,12 +20,12 @@ def no_tmpdir(tmp_path, monkeypatch):
     monkeypatch.delenv("TMPDIR", raising=False)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "file/run"])
+@pytest.mark.parametrize("name", ["x/" * 2100, "file/run"])
 def test_a_folder_that_cannot_be_is_refused_before_data_are_loaded(name, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(train_ebl, "load_splits", None)
     with pytest.raises(ConfigError, match=r"Results cannot be written to .*choose another --output-dir"):
-        train("--output-dir", tmp_path / name, *SMALL)
+        train("--output-dir", f"{tmp_path}/{name}", *SMALL)
 
 
 def test_a_model_is_written_without_a_folder_for_temporary_files(no_tmpdir, tiny, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 
 from .convolutional import DCHN
@@ -17,7 +19,8 @@ def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
             f"The features of a DCHN are the states of its equilibrium: feature_cls is 'getter', "
             f"not {kwargs['feature_cls']!r}."
         )
-    features = {"feature_cls": "getter", "out_indices": tuple(range(len(kwargs["widths"])))}
+    widths = kwargs["widths"] if isinstance(kwargs["widths"], Sequence) else ()  # anything else is refused below
+    features = {"feature_cls": "getter", "out_indices": tuple(range(len(widths)))}
     if kwargs.get("features_only"):
         overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
         classes = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay).num_classes

@@ -15,6 +15,9 @@ __all__ = ["read_option", "read_pairs"]
 _SIZES = (1e-30, 1e30)
 """Between these lie the numbers that 32 bits hold with room for their squares and inverses."""
 
+_LONGEST_NAME = 255
+"""Bytes of the longest name that file systems store."""
+
 _SWITCHES = {"true", "false", "yes", "no", "on", "off", "none", "null"}
 """Texts that nobody means as texts."""
 
@@ -66,6 +69,8 @@ def _text(value: Any) -> str:
         raise TypeError
     if not value.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
         raise ValueError
+    if max(len(name.encode()) for name in value.split("/")) > _LONGEST_NAME:
+        raise ValueError
     return value
 
 
@@ -78,7 +83,11 @@ def _switch(value: Any) -> bool:
 _READERS: Mapping[type, tuple[Callable[[Any], Any], str]] = {
     int: (_whole, "a whole number"),
     float: (_number, f"a number, 0 or between {_SIZES[0]:g} and {_SIZES[1]:g} in size"),
-    str: (_text, "a text (in quotes where it reads as something else) of one line that is not empty"),
+    str: (
+        _text,
+        "a text (in quotes where it reads as something else) of one line that is not empty and has no name of over "
+        f"{_LONGEST_NAME} bytes",
+    ),
     bool: (_switch, "true or false"),
 }
 

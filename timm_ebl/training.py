@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.optim import create_optimizer_v2
 from torch.optim import Optimizer
 
@@ -19,6 +20,7 @@ from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import ContrastiveRule, Rule, create_rule, rule_options
 from .spec import EMBEDDED
+from .strength import require_strength
 from .transforms import BatchTransform
 
 __all__ = [
@@ -134,12 +136,12 @@ def _create_network(config: TrainConfig, name: str, trained: bool = True, **fitt
         fitted["img_size"] = config.img_size
     try:
         model = timm.create_model(name, **(fitted | free_phase(config) | given | ({} if trained else _UNTRAINED)))
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
             raise ConfigError(_NO_ENERGY.format(name)) from None
         known = ", ".join(key for key in signature(DCHN).parameters if key not in _NO_MODEL_KWARGS)
         raise ConfigError(f"The model {name!r} cannot be built ({error}); a DCHN takes {known}.") from None
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
     if not isinstance(model, HopfieldNetwork):
         raise ConfigError(_NO_ENERGY.format(name))
@@ -158,7 +160,7 @@ def build_rule(config: TrainConfig) -> Rule:
     """The configured rule; the baselines take their second phase's order and over-relaxation from the paper.
 
     Raises:
-        ConfigError: beta does not go with the rule.
+        ConfigError: beta does not go with the rule, or rounding leaves nothing of it.
     """
     default = create_rule(config.algo)
     second = {"sweeps": config.nudged_sweeps, "compiled": config.compiled}
@@ -175,9 +177,13 @@ def build_rule(config: TrainConfig) -> Rule:
     }
     allowed = rule_options(config.algo)
     try:
-        return create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
+        rule = create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
+        if isinstance(rule, ContrastiveRule):
+            require_strength(rule.beta, torch.float32)
+            rule.perturbation(*torch.zeros(2, 1, 1), torch.full((1, 1), rule.beta))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return rule
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
