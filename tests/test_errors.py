@@ -55,6 +55,8 @@ def test_the_first_process_of_a_machine_speaks_for_all(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert end(ConfigError("wrong")) == 1
     assert capsys.readouterr().err == ""
+    assert end(OutputError("the disk of this process is full.")) == 1
+    assert capsys.readouterr().err == "error: the disk of this process is full.\n"
 
 
 def test_a_closed_stderr_does_not_hide_the_status(monkeypatch, tmp_path):

@@ -6,6 +6,8 @@ import signal
 import sys
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from runs import arguments, assert_same_run, train, train_ebl, write_images
 
 from timm_ebl import checkpoint, signals
@@ -86,6 +88,13 @@ def test_the_end_of_a_launcher_counts_as_a_hangup_but_not_that_of_a_shell(monkey
     assert stop.received == (signal.SIGHUP if variable else None)
 
 
+def test_accelerate_launch_sets_a_variable_by_which_it_is_known():
+    defaults = ["--num_machines", "1", "--num_processes", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options = launch_command_parser().parse_args(["--cpu", *defaults, "train_ebl.py"])
+    _, environment = prepare_simple_launcher_cmd_env(options)
+    assert {*signals._LAUNCHED_BY} & {*environment}
+
+
 def test_a_run_whose_launcher_has_gone_saves_and_goes_on_exactly(folder, tmp_path, monkeypatch):
     train(*arguments(folder, tmp_path / "whole"))
     original = Checkpoints.between_batches
@@ -106,7 +115,7 @@ def test_a_run_whose_launcher_has_gone_saves_and_goes_on_exactly(folder, tmp_pat
 
 @pytest.mark.parametrize("number", POLITE)
 def test_before_the_first_batch_a_signal_ends_the_run_at_once_from_inside_a_library_too(run_main, monkeypatch, number):
-    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_: send(number))
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: send(number))
     status, said, out = run_main()
     assert (status, said) == (128 + number, f"stopped by {number.name}")
     assert not out.exists()

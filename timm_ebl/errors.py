@@ -97,24 +97,24 @@ class Interrupted(EBLError):
 def one_sentence() -> Iterator[None]:
     """End the process by a sentence on stderr and an exit status if an expected error or a signal ends what is inside.
 
-    What the operating system refuses is expected too. Of several processes on a machine the first one speaks. It is
-    a decorator as well.
+    What the operating system refuses is expected too. Of several processes on a machine the first one speaks, and
+    those to which the system refused something. It is a decorator as well.
 
     Raises:
         SystemExit: With the status of the error; 128 + N for a signal N.
     """
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield
-    except EBLError as error:
-        message, status = f"{error.title}{error}", error.status
-    except OSError as error:  # a full disk, a folder without permission, a pipe that is closed
-        message, status = f"error: {error}", 1
+    except (EBLError, OSError) as error:  # the latter: a full disk, a folder without permission, a pipe that is closed
+        message, status = f"{getattr(error, 'title', EBLError.title)}{error}", getattr(error, "status", EBLError.status)
+        speaks |= isinstance(error, OSError)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         message, status = f"stopped by {signal.Signals(number).name}", 128 + number
     else:
         return
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if speaks:
         with suppress(OSError, ValueError):  # nobody reads it
             print(message, file=sys.stderr, flush=True)
     sys.exit(status)
