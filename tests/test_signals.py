@@ -118,7 +118,7 @@ def test_before_the_first_batch_a_signal_ends_the_run_at_once_from_inside_a_libr
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: send(number))
     status, said, out = run_main()
     assert (status, said) == (128 + number, f"stopped by {number.name}")
-    assert not out.exists()
+    assert not (out / "args.yaml").exists()
 
 
 def test_signals_during_a_save_do_not_end_it(run_main, monkeypatch):
