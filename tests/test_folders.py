@@ -118,7 +118,10 @@ class TestImages:
         with pytest.warns(DataWarning) as said:
             assert len(load_dataset(str(root))) == 4
         messages = [str(warning.message) for warning in said]
-        assert [message.rpartition("left out: ")[2] for message in messages] == ["figure.png.", "train/labels.txt."]
+        assert messages == [
+            f"images left out of {root}: figure.png.",
+            f"other files left out of {root}: train/labels.txt.",
+        ]
 
     def test_a_name_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
         root = write_splits(tmp_path)
@@ -247,6 +250,11 @@ class TestParquet:
         write_plain(tmp_path, [1, 0])
         os.utime(file, ns=(times, times))
         assert load_dataset(str(tmp_path)).labels.tolist() == [1, 0]
+
+    def test_images_beside_parquet_files_are_left_out_which_is_said(self, tmp_path: Path) -> None:
+        write_classes(write_plain(tmp_path, [0, 1]), {"train/cat": 1})
+        with pytest.warns(DataWarning, match=r"images left out of .*, which has Parquet files: .*train/cat/0.png"):
+            assert len(load_dataset(str(tmp_path))) == 2
 
     def test_a_damaged_file_is_named(self, tmp_path: Path) -> None:
         file = write_plain(tmp_path, [0, 1]) / "train-00000-of-00001.parquet"

@@ -18,6 +18,8 @@ from runs import SMALL, train
 from timm_ebl.config import TrainConfig
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import ConfigError, DataError, DataWarning, MissingSplitError
+from timm_ebl.hub import verify
+from timm_ebl.package import stage
 from timm_ebl.published import Checkpoint
 from timm_ebl.splits import Splits, load_splits, load_test
 from timm_ebl.training import build_model, build_transform
@@ -210,6 +212,14 @@ class TestRuns:
         run = Checkpoint.open(finished)
         assert run.test_split().images.shape == (4, 1, 48, 48)
         assert run.measure(run.test_split()).error == run.summary["test_error"]
+
+    def test_what_is_published_of_a_run_keeps_the_names_and_finds_the_test_split(
+        self, finished: Path, pets: Path, tmp_path: Path
+    ) -> None:
+        run = Checkpoint.open(finished)
+        stage(run, tmp_path, "pets", "pets", run.test_split())
+        assert json.loads((tmp_path / "config.json").read_text())["label_names"] == ["cat", "dog"]
+        assert verify(tmp_path, dataset=str(pets)).error == run.summary["test_error"]
 
     def test_a_run_is_not_taken_up_with_other_data(self, tmp_path: Path) -> None:
         data = write_classes(tmp_path / "pets", TEN)

@@ -42,7 +42,7 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
     images = [path for path in files if is_image(path)]
     if tables:
         if images:
-            note(f"images beside the Parquet files of {folder} that are left out: {some(images, 3)}.")
+            note(f"images left out of {folder}, which has Parquet files: {some(images, 3)}.")
         found = find_parquet_splits(folder, config, tables)
     elif not images:
         found = some(path.relative_to(folder) for path in files) or "nothing"

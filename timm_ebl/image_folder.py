@@ -104,7 +104,7 @@ def find_image_splits(folder: Path, images: Sequence[Path], others: Sequence[Pat
         splits = {name: _in_classes(split) for name, split in splits.items()}
     _say_what_was_decided(folder, splits, classes, tables)
     _say_what_is_left(folder, {*images} - {image for split in splits.values() for image in split.images}, "images")
-    _say_what_is_left(folder, {*others} - {split.metadata for split in splits.values()}, "files that are no images")
+    _say_what_is_left(folder, {*others} - {split.metadata for split in splits.values()}, "other files")
     return {name: partial(split.table, classes) for name, split in splits.items()}
 
 
@@ -177,7 +177,7 @@ def _say_what_was_decided(
 
 def _say_what_is_left(folder: Path, paths: Collection[Path], what: str) -> None:
     if paths:
-        note(f"{what} in {folder} that are left out: {_names(paths, folder)}.")
+        note(f"{what} left out of {folder}: {_names(paths, folder)}.")
 
 
 def _names(paths: Iterable[Path], folder: Path) -> str:
