@@ -25,7 +25,8 @@ from accelerate.utils import set_seed
 from timm.scheduler import CosineLRScheduler
 
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
-from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.command_line import parse_config
+from timm_ebl.config import TrainConfig
 from timm_ebl.console import survive_output
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub import check_access, publish

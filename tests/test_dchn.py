@@ -8,7 +8,7 @@ import timm
 import torch
 
 import timm_ebl
-from timm_ebl.config import parse_config
+from timm_ebl.command_line import parse_config
 from timm_ebl.published import Checkpoint
 from timm_ebl.spec import DATASETS, EMBEDDED
 from timm_ebl.weights import list_shipped

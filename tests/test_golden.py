@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 
 from timm_ebl import DCHN, reference
-from timm_ebl.config import parse_config
+from timm_ebl.command_line import parse_config
 from timm_ebl.training import build_optimizer, build_rule
 
 GOLDEN = load_file(make.FILE)

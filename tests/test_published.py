@@ -13,7 +13,8 @@ from published_runs import set_sha256, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl.card import card_error, render_card
-from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.command_line import parse_config
+from timm_ebl.config import TrainConfig
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub import main, verify

@@ -13,7 +13,7 @@ import torch
 from oracles import CONVERGED
 
 import timm_ebl
-from timm_ebl.config import parse_config
+from timm_ebl.command_line import parse_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 
-from timm_ebl.config import TrainConfig, parse_config, read_recipe, resolve
+from timm_ebl.command_line import parse_config
+from timm_ebl.config import TrainConfig, read_recipe, resolve
 from timm_ebl.errors import ConfigError
 from timm_ebl.recipes import RECIPES, paper_rate, render_overview, run_flops, step_flops
 from timm_ebl.weights import list_shipped

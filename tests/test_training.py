@@ -17,7 +17,8 @@ from runs import SCRIPT, SMALL, arguments, last_weights, results, train, train_e
 
 import timm_ebl
 from timm_ebl import plots
-from timm_ebl.config import TrainConfig, parse_config
+from timm_ebl.command_line import parse_config
+from timm_ebl.config import TrainConfig
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import ConfigError
 from timm_ebl.loader import build_eval_loader, build_train_loader

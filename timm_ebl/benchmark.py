@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .command_line import Parser
 from .errors import one_sentence
 from .gradients import (
     PRECISIONS,
@@ -239,9 +240,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
     parser.add_argument("--repeats", type=positive_count, default=3, help="turns of all procedures (default: 3)")

@@ -1,14 +1,13 @@
-"""Configuration of a training run: defaults, then a YAML file, then the command line."""
+"""Configuration of a training run: defaults, presets and recipes; `timm_ebl.command_line` comes before them."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import ConfigError
 from .minimize import Minimizer, Start
@@ -18,7 +17,7 @@ from .rules import list_rules, rule_options
 from .spec import CHANNELS, DATASETS
 from .yaml12 import parse_yaml
 
-__all__ = ["PRESETS", "TrainConfig", "parse_config", "read_recipe", "resolve"]
+__all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "fast": {},
@@ -166,7 +165,7 @@ class TrainConfig:
         foreign = next((name for name in sorted(_foreign(self.algo)) if getattr(self, name)), None)
         if foreign:
             options = ", ".join(rule_options(self.algo))
-            raise ConfigError(f"Rule {self.algo!r} has no use for {_flag_of(foreign)}: its options are {options}.")
+            raise ConfigError(f"Rule {self.algo!r} has no use for {flag_of(foreign)}: its options are {options}.")
         counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             count = getattr(self, name)
@@ -200,7 +199,7 @@ class TrainConfig:
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            raise ConfigError(f"{_flag_of(name)} is {allowed}, not {getattr(self, name)!r}.")
+            raise ConfigError(f"{flag_of(name)} is {allowed}, not {getattr(self, name)!r}.")
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the result of a run, as `to_dict` gives them."""
@@ -222,14 +221,20 @@ def _foreign(algo: str) -> set[str]:
     return {name for name in _OF_THE_RULE if name not in options} | set(() if contrastive else _OF_THE_PERTURBED)
 
 
-def _coerce(spec: dataclasses.Field, value: Any, source: str) -> Any:
+def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
+    """The value of an option in its type; the source, `COMMAND_LINE` or a file, is for the message.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
     if value is None and spec.default in (None, dataclasses.MISSING):
         return None
-    name = _flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
+    name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
     return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
 
 
-def _flag_of(name: str) -> str:
+def flag_of(name: str) -> str:
+    """A setting's option of the command line."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -255,7 +260,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     unknown = [key for key in settings if key not in specs]
     if unknown:
         raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
-    return preset | {key: _coerce(specs[key], value, str(path)) for key, value in settings.items()}
+    return preset | {key: read_setting(specs[key], value, str(path)) for key, value in settings.items()}
 
 
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
@@ -288,56 +293,3 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
 
 def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends in one line, where argparse would print all options above it."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments"):
-            message += f"; the options are {', '.join(sorted(filter(None, self._option_string_actions)))}"
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
-    """The configuration of a run: the command line, over a recipe (``--config``), over a preset, over the defaults.
-
-    Args:
-        arguments: The command line; by default that of the process.
-        description: What ``--help`` says first.
-
-    Raises:
-        SystemExit: Something is wrong with the command line or the recipe; one sentence says what.
-    """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", help="YAML recipe; what the command line says comes before it")
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default=argparse.SUPPRESS,
-        help="how states are found; fast: the defaults below; paper: the procedure of the paper's comparative study, "
-        "60 free sweeps and 15 of what follows, asynchronous, without over-relaxation (default: fast)",
-    )
-    specs = dataclasses.fields(TrainConfig)
-    for spec in specs:
-        parse, many = spec.metadata["parse"], spec.metadata["many"]
-        default = "" if spec.default in (None, dataclasses.MISSING) else f" (default: {_shown(spec.default)})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + default}
-        if parse is bool:
-            options |= {"action": argparse.BooleanOptionalAction}
-        else:
-            options |= {"nargs": "+"} if many else {}
-            options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
-        parser.add_argument(_flag_of(spec.name), **options)
-    given = vars(parser.parse_args(arguments))
-    recipe = given.pop("config")
-    try:
-        chosen = {s.name: _coerce(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
-        chosen |= {name: given[name] for name in ("preset",) if name in given}
-        return resolve({} if recipe is None else read_recipe(recipe), chosen)
-    except ConfigError as error:
-        parser.error(str(error))
-
-
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)

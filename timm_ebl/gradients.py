@@ -19,6 +19,7 @@ from torch import Tensor
 
 import timm_ebl  # noqa: F401 (registers the models)
 
+from .command_line import Parser
 from .data import load_dataset
 from .errors import ConfigError, one_sentence
 from .minimize import Minimizer
@@ -97,7 +98,7 @@ def rule_gradients(
     return gradients(model, step)
 
 
-def add_network_options(parser: argparse.ArgumentParser, models: Sequence[str], images: int) -> None:
+def add_network_options(parser: Parser, models: Sequence[str], images: int) -> None:
     """The options that `load_network` reads, and the number of threads."""
     parser.add_argument(
         "--models",
@@ -144,9 +145,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
     options = parser.parse_args(arguments)

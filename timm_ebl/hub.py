@@ -7,7 +7,6 @@ python -m timm_ebl.hub verify dchn_small_cifar10.c_ep
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from .card import render_card
+from .command_line import Parser
 from .connection import explain, is_transient, retry
 from .data import ImageDataset
 from .errors import CheckpointError, HubError, WeightsError, one_sentence
@@ -254,11 +254,9 @@ def _ask(call: Callable[[], Result], repo_id: str) -> Result:
         raise HubError(f"{repo_id} cannot be published: {explain(error, repo_id)}{again}.") from error
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of this module's commands."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     packaging = commands.add_parser("package", help="make a run part of the package")
     packaging.add_argument("runs", nargs="+", metavar="RUN", help="the run; then others that differ in the seed alone")

@@ -8,7 +8,6 @@ A look is shared out to the batches between two, a checkpoint to those of ten mi
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import timm_ebl  # noqa: F401 (registers the models)
 
 from .benchmark import seconds
 from .checkpoint import Checkpoints
+from .command_line import Parser
 from .config import TrainConfig
 from .errors import one_sentence
 from .loop import add_metrics, nothing
@@ -90,9 +90,7 @@ def measure(name: str, batch_size: int, repeats: int, epoch_images: int, folder:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the overhead of some models."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dchn_tiny_fashion_mnist"], help="timm names")
     parser.add_argument("--batch-size", type=positive_count, default=32, help="images in a step (default: 32)")
     parser.add_argument("--repeats", type=positive_count, default=20, help="turns (default: 20)")

@@ -8,7 +8,6 @@ also comparison.png into the folder that holds them. The images are those of the
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 
 import timm_ebl  # noqa: F401 (registers the models)
 
+from .command_line import Parser
 from .config import TrainConfig, read_recipe, resolve
 from .errors import CheckpointError, ConfigError, one_sentence
 from .network import HopfieldNetwork
@@ -281,9 +281,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
