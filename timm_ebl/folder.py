@@ -14,7 +14,7 @@ from .errors import DataError
 from .image_folder import METADATA, find_image_splits, is_image
 from .parquet import find_parquet_splits
 
-__all__ = ["read_folder"]
+__all__ = ["read_folder", "walk"]
 
 
 def read_folder(folder: Path, config: str | None = None) -> Stored:
@@ -32,7 +32,7 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
     if config is not None and (folder / config).is_dir():
         return read_folder(folder / config)
     try:
-        files = list(_walk(folder))
+        files = list(walk(folder))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}.") from error
     for path in files:
@@ -58,7 +58,7 @@ def read_folder(folder: Path, config: str | None = None) -> Stored:
     return found
 
 
-def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The files below a folder, in the order of their names, behind links as well; hidden ones are passed over."""
     above = (*above, folder.resolve())
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -68,4 +68,4 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         if not entry.is_dir():
             yield path
         elif path.resolve() not in above:
-            yield from _walk(path, above)
+            yield from walk(path, above)

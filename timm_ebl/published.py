@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from .splits import load_test
 from .transforms import BatchTransform
 from .weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 
-__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "same_error"]
+__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "prepare", "same_error"]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
 CARD = "README.md"
@@ -241,21 +241,35 @@ def load_model(folder: Path) -> HopfieldNetwork:
     return model.eval()
 
 
-@torch.no_grad()
-def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
-    """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
+def prepare(folder: Path, images: Tensor) -> tuple[HopfieldNetwork, Callable[[Tensor], Tensor]]:
+    """The model of the checkpoint in a folder on whatever device there is, and what makes its input of images.
+
+    Args:
+        folder: The folder.
+        images: 8-bit images ``(N, C, H, W)`` that it is to be used for.
 
     Raises:
-        CheckpointError: The weights cannot be used.
+        CheckpointError: The weights cannot be used, or the images do not fit them.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(folder).to(device)
     transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
     try:
-        model.check_input(data.images[:1].float())
+        model.check_input(images[:1].float().to(device))
     except ValueError as error:
-        raise CheckpointError(f"The images of {data.name} do not fit {folder}: {error}") from None
-    return torch.cat([model(transform.eval(images.to(device))).cpu() for images in data.images.split(batch_size)])
+        raise CheckpointError(f"The images do not fit {folder}: {error}") from None
+    return model, lambda batch: transform.eval(batch.to(device))
+
+
+@torch.no_grad()
+def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
+    """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
+
+    Raises:
+        CheckpointError: The weights cannot be used, or the images do not fit them.
+    """
+    model, normalise = prepare(folder, data.images)
+    return torch.cat([model(normalise(images)).cpu() for images in data.images.split(batch_size)])
 
 
 def same_error(first: float, second: float, images: int) -> bool:
