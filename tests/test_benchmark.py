@@ -8,7 +8,8 @@ import torch
 from golden import make
 from safetensors.torch import load_file
 
-from timm_ebl import PAPER, Minimizer, create_rule
+from timm_ebl import PAPER, Minimizer, benchmark, create_rule, overhead
+from timm_ebl import gradients as gradients_command
 from timm_ebl.benchmark import main, print_errors, procedures, study
 from timm_ebl.errors import ConfigError
 from timm_ebl.gradients import gradients, true_gradient
@@ -120,11 +121,28 @@ def test_options_out_of_range_are_refused(capsys, arguments, sentence):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [benchmark, gradients_command, overhead])
 @pytest.mark.parametrize(
     ("model", "sentence"),
-    [("dchn_tiny", "Unknown model"), ("dchn_tiny_mnist", "the images have 3 channels but the statistics have 1")],
+    [
+        ("resnet18", "'resnet18' is no Hopfield network: choose one of dchn_cifar10, "),
+        ("dchn_tiny", "'dchn_tiny' is no Hopfield network: choose one of dchn_cifar10, "),
+        ("dchn_tiny_cifar10.none", "dchn_tiny_cifar10.none: Invalid pretrained tag (none)"),
+        ("local-dir:nowhere", "local-dir:nowhere: nowhere/config.json cannot be read"),
+        ("hf-hub:nobody/nothing", "hf-hub:nobody/nothing: config.json of nobody/nothing cannot be loaded"),
+    ],
 )
-def test_what_cannot_be_loaded_is_said_in_a_sentence(images, capsys, model, sentence):
+def test_a_model_that_cannot_be_loaded_is_said_in_a_sentence(capsys, command, model, sentence):
     with pytest.raises(SystemExit, match="1"):
-        main(["--models", model, "--dataset", str(images)])
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {model}: {sentence}")
+        command.main(["--models", "dchn_tiny_cifar10", model] if command is not overhead else ["--models", model])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"error: {sentence}")
+
+
+def test_images_that_do_not_fit_a_model_are_said_in_a_sentence(images, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["--models", "dchn_tiny_mnist", "--dataset", str(images)])
+    sentence = "error: dchn_tiny_mnist: the images have 3 channels but the statistics have 1"
+    assert capsys.readouterr().err.splitlines()[-1].startswith(sentence)

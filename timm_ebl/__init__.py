@@ -23,7 +23,7 @@ from .convolutional import DCHN
 from .differentiable import equilibrium
 from .energy import State
 from .interaction import ConvInteraction, DenseInteraction, Interaction
-from .minimize import PAPER, Minimizer, Start
+from .minimize import EQUILIBRIUM, PAPER, Minimizer, Start
 from .network import EnergyModel, HopfieldNetwork
 from .order import list_orders, register_order
 from .perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
@@ -32,6 +32,7 @@ from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_
 
 __all__ = [
     "DCHN",
+    "EQUILIBRIUM",
     "FREE",
     "PAPER",
     "Backward",

@@ -3,14 +3,16 @@
     python -m timm_ebl.benchmark --models dchn_tiny_cifar10 dchn_small_cifar10 dchn_cifar10
 
 All procedures run in one process, on the same weights and the same batch, by turns. The two yardsticks are simulated
-plainly (`timm_ebl.reference`). With --study it compares settings of our own procedure instead.
+plainly (`timm_ebl.reference`). With --study it compares settings of our own procedure instead, with --equilibrium the
+times in which free phases come equally near their equilibrium:
+
+    python -m timm_ebl.benchmark --equilibrium 256 --dataset cifar10 --models dchn_small_cifar10.c_ep
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .command_line import Parser
+from .distance import print_distances
 from .errors import one_sentence
 from .gradients import (
     PRECISIONS,
@@ -38,6 +41,7 @@ from .plain import PlainProcedure
 from .rules import ContrastiveRule, Rule, create_rule
 from .threads import set_threads
 from .throughput import products, sweep, sweep_flops
+from .timing import by_turns, seconds, steady_seconds
 from .values import positive_count
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
@@ -59,47 +63,6 @@ class Procedure(NamedTuple):
     free: Minimizer
     predict: Callable[[Tensor], object]
     step: Callable[[Tensor, Tensor], None]
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was told."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize(device)
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call: of the wall clock, or, on a GPU, between two events of its stream."""
-    if device.type == "cuda":
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        call()
-        ended.record()
-        ended.synchronize()
-        return begun.elapsed_time(ended) / 1e3
-    synchronize(device)
-    begin = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - begin
-
-
-def steady_seconds(call: Callable[[], object], device: torch.device, least: float = 0.5) -> float:
-    """Seconds of a call among its like: a short one is repeated for so many seconds, and the first is left out."""
-    first, times = seconds(call, device), []
-    while first + sum(times) < least:
-        times.append(seconds(call, device))
-    return statistics.median(times or [first])
-
-
-def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: int, times: int = 20) -> list[float]:
-    """Seconds of each of several calls, each made many times in a turn, the median over the turns after the first."""
-
-    def several(call: Callable[[], None]) -> None:
-        for _ in range(times):
-            call()
-
-    found = [[seconds(partial(several, call), device) / times for call in calls] for _ in range(turns + 1)]
-    return [statistics.median(column) for column in zip(*found[1:], strict=True)]
 
 
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
@@ -265,6 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--test-images", type=positive_count, help="print the error in so many images of the test split as well"
     )
     parser.add_argument("--study", action="store_true", help="compare settings of our own procedure")
+    parser.add_argument(
+        "--equilibrium",
+        type=positive_count,
+        help="print how far from equilibrium free phases of so many images, test images given a --dataset, end instead",
+    )
     options = parser.parse_args(arguments)
     if options.test_images and not options.dataset:
         parser.error("--test-images asks for a --dataset.")
@@ -276,11 +244,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         set_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [load_network(name, options, device, options.batches) for name in options.models]
     matrix = torch.randn(2048, 2048, device=device)
     peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
-    for name in options.models:
-        model, x, y = load_network(name, options, device, options.batches)
+    for name, (model, x, y) in zip(options.models, networks, strict=True):
+        if options.equilibrium:
+            images = torch.randn(options.equilibrium, *x.shape[1:])
+            if options.dataset:
+                images, _ = load_images(model, options, "test", options.equilibrium)
+            print(f"\n{name}, {options.batch_size} images at a time")
+            print_distances(model, images.to(device), options.batch_size, options.repeats)
+            continue
         tests = load_images(model, options, "test", options.test_images) if options.test_images else None
         print(f"\n{name}, {options.batch_size} images, milliseconds per image")
         if options.study:

@@ -32,6 +32,7 @@ from .values import positive_count
 __all__ = [
     "PRECISIONS",
     "add_network_options",
+    "create_network",
     "gradients",
     "layer_cosines",
     "load_images",
@@ -117,13 +118,14 @@ def load_network(
 ) -> tuple[HopfieldNetwork, Tensor, Tensor]:
     """A model by name, and some batches of training images of the data set with their labels, or of noise.
 
-    What is read off their gradients chooses defaults, which is nothing for test images. What cannot be loaded ends the
-    command with a sentence.
+    What is read off their gradients chooses defaults, which is nothing for test images.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or the images do not fit it.
     """
     torch.manual_seed(0)
-    pretrained = name.startswith("local-dir:") or "." in name
+    model = create_network(name, device)
     try:
-        model = timm.create_model(name, pretrained=pretrained).to(device).eval()
         x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
         y = torch.randint(model.num_classes, (len(x),))
         if options.dataset:
@@ -131,6 +133,24 @@ def load_network(
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     return model, x.to(device), y.to(device)
+
+
+def create_network(name: str, device: torch.device) -> HopfieldNetwork:
+    """A Hopfield network by the name of a model, of a checkpoint (``NAME.TAG``), of a folder or of a Hub repository.
+
+    Raises:
+        ConfigError: There is no such network, or it cannot be loaded.
+    """
+    architecture, tag = name.partition(".")[::2]
+    stored, model = ":" in name, None
+    if stored or timm.is_model(architecture):
+        try:
+            model = timm.create_model(name, pretrained=stored or bool(tag))
+        except (ValueError, RuntimeError, OSError, TypeError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise ConfigError(f"{name!r} is no Hopfield network: choose one of {', '.join(timm.list_models('dchn*'))}.")
+    return model.to(device).eval()
 
 
 def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         set_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for model_name in options.models:
-        model, x, y = load_network(model_name, options, device)
+    networks = [load_network(name, options, device) for name in options.models]
+    for model_name, (model, x, y) in zip(options.models, networks, strict=True):
         print(f"\n{model_name}, {len(x)} images, {device.type}: cosine with the gradient in 32 bits, by interaction")
         for name in options.rules:
             for beta in BETAS if "beta" in rule_options(name) else (None,):

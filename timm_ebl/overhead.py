@@ -12,17 +12,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import timm
 import torch
 from accelerate import Accelerator
 
-import timm_ebl  # noqa: F401 (registers the models)
-
-from .benchmark import seconds
 from .checkpoint import Checkpoints
 from .command_line import Parser
 from .config import TrainConfig
 from .errors import one_sentence
+from .gradients import create_network
 from .loop import add_metrics, nothing
 from .memory import keep_freed_memory
 from .progress import Progress
@@ -30,6 +27,7 @@ from .rules import create_rule
 from .signals import StopSignals
 from .task import RuleTask
 from .threads import set_threads
+from .timing import seconds
 from .training import build_optimizer
 from .values import positive_count
 from .watch import Watch
@@ -51,7 +49,7 @@ def measure(name: str, batch_size: int, repeats: int, epoch_images: int, folder:
         ``step``, ``metrics``, ``look`` and ``checkpoint`` in seconds, and ``overhead``, the rest as part of a step.
     """
     accelerator, config = Accelerator(), TrainConfig()
-    model = timm.create_model(name)
+    model = create_network(name, accelerator.device)
     optimizer = build_optimizer(TrainConfig(lr=(1e-6,)), model)
     task = RuleTask(model, create_rule("c-ep"), device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
