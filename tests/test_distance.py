@@ -28,7 +28,7 @@ def test_the_limit_is_at_rest_and_the_sweeps_are_the_fewest_that_come_near(make_
     limit, sweeps, unsettled = approach(model, x, free)
     assert unsettled == 0
     swept = model.relax(x, limit, minimizer=Minimizer(sweeps=1, omega=1.0))
-    assert distance(swept.state, limit).max() <= 1e-13
+    assert distance(swept.state, limit).max() <= 1e-12
     assert part_near(model, x, free, sweeps, limit) >= SHARE
     assert part_near(model, x, free, sweeps - 1, limit) < SHARE
 

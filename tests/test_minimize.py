@@ -266,9 +266,9 @@ def test_a_relaxation_that_ends_before_its_tolerance_says_so(make_dchn, batch):
 @pytest.mark.parametrize(
     ("tolerance", "dtype", "autocast", "sentence"),
     [
-        (1e-16, torch.float64, False, "1e-16 is below the rounding of float64: give at least 8.9e-16"),
-        (1e-7, torch.float32, False, "1e-07 is below the rounding of float32: give at least 4.8e-07"),
-        (1e-3, torch.float32, True, "0.001 is below the rounding of bfloat16: give at least 3.1e-02"),
+        (1e-16, torch.float64, False, "1e-16 is below the rounding of float64: give at least 1.8e-15"),
+        (1e-7, torch.float32, False, "1e-07 is below the rounding of float32: give at least 9.5e-07"),
+        (1e-3, torch.float32, True, "0.001 is below the rounding of bfloat16: give at least 6.2e-02"),
     ],
 )
 def test_a_tolerance_below_rounding_is_refused(make_dchn, batch, tolerance, dtype, autocast, sentence):

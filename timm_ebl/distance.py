@@ -23,6 +23,9 @@ __all__ = ["Approach", "approach", "distance", "print_distances"]
 NEAR = 0.01
 """A state is near its limit within this distance."""
 
+AT_REST = 4 * LEAST_TOLERANCE
+"""A state is at rest with a residual of so many units of its rounding."""
+
 SHARE = 0.95
 """The part of the samples that is to be near."""
 
@@ -51,7 +54,7 @@ def approach(model: EnergyModel, x: Tensor, minimizer: Minimizer, most: int = MO
         most: The sweeps after which the limit is taken in any case.
     """
     for relaxation in _sweeps(model, x, minimizer, most):
-        settled = relaxation.residual <= LEAST_TOLERANCE * torch.finfo(relaxation.state[0].dtype).eps
+        settled = relaxation.residual <= AT_REST * torch.finfo(relaxation.state[0].dtype).eps
         if bool(settled.all()):
             break
     limit = relaxation.state

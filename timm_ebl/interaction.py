@@ -181,6 +181,10 @@ class _Uniform(Interaction):
 class ConvInteraction(nn.Conv2d, _Uniform):
     """Convolution followed by max pooling: ``drive(s) = P(w * s) + b`` (paper, Section 3).
 
+    Where an image is uniform, the values of a window are equal (on MNIST, at the feed-forward start, in almost half of
+    the windows of the second layer), and rounding decides which of them is the maximum: two runs whose sums are rounded
+    in another order (other batch, threads, device) may part there and end in different minima.
+
     Args:
         in_channels: Channels of the lower layer.
         out_channels: Channels of the upper layer.

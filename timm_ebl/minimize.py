@@ -38,8 +38,8 @@ MOST_SWEEPS = 1000
 SWEEPS_BETWEEN_LOOKS = 4
 """With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
 
-LEAST_TOLERANCE = 4
-"""The least tolerance, in units of the state's rounding: at rest, rounding alone leaves a residual of one to two."""
+LEAST_TOLERANCE = 8
+"""The least tolerance, in units of the state's rounding: at rest it leaves a residual of one to seven by itself."""
 
 
 class Start(Choice):
