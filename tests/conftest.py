@@ -15,9 +15,25 @@ import timm
 import torch
 from dense import DenseHopfield
 from hub_server import TOKEN, Hub
+from hypothesis import HealthCheck, Phase, settings
 from published_runs import write_images, write_run
 
 from timm_ebl import DCHN, connection, winograd
+
+
+def pytest_configure(config):
+    """Random examples: the same few in every run of the suite, many under ``-m fuzz``."""
+    few = settings(
+        max_examples=60,
+        derandomize=True,
+        deadline=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    settings.register_profile("few", few)
+    settings.register_profile("many", few, max_examples=1200)
+    settings.load_profile("many" if config.option.markexpr == "fuzz" else "few")
 
 
 @pytest.fixture
