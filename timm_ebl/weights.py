@@ -170,7 +170,7 @@ def build_with_weights(
         **{**saved, **kwargs},
     )
     known = {key: cfg[key] for key in ("source",) if key in cfg}
-    if model.num_classes == cfg["num_classes"]:
+    if getattr(model, "num_classes", None) == cfg["num_classes"]:
         known |= {key: config[key] for key in ("label_names",) if key in config}
     for module in model.modules():
         if hasattr(module, "pretrained_cfg"):
