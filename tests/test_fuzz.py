@@ -16,7 +16,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timm_ebl.config import TrainConfig, parse_config, read_recipe, resolve
+from timm_ebl.command_line import parse_config
+from timm_ebl.config import TrainConfig, read_recipe, resolve
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import EBLError
 from timm_ebl.hub import main as hub

@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         """
         if message.startswith("unrecognized arguments"):
             message += f"; the options are {', '.join(sorted(filter(None, self._option_string_actions)))}"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
