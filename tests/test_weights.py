@@ -346,6 +346,11 @@ class TestFromTheHub:
                 timm.create_model("hf-hub:me/net", pretrained=True)
         timm.create_model("hf-hub:me/net", pretrained=True)
 
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+    def test_a_checkpoint_that_arrives_corrupt_is_fetched_again(self, on_hub, folder, name):
+        on_hub.plan(Fault.CORRUPT, f"GET /me/net/resolve/.*{name}")
+        assert (Checkpoint.open("me/net").weights / name).read_bytes() == (folder / name).read_bytes()
+
     @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.DROPPED, Fault.CUT])
     @pytest.mark.parametrize("name", ["config.json", "safetensors"])
     def test_a_failing_download_is_tried_again(self, on_hub, fault, name):

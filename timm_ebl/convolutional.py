@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -24,9 +23,11 @@ from torch import Tensor, nn
 from .backward import Backward, create_backward
 from .differentiable import equilibrium
 from .energy import State
-from .interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from .inputs import require_input
+from .interaction import AveragePooled, ConvInteraction, Interaction
 from .minimize import Minimizer, Start
-from .network import HopfieldNetwork, require_input
+from .network import HopfieldNetwork
+from .readout import as_global_pool, create_head, resized
 from .tracing import Traced, compiled_equilibrium, graph_equilibrium, is_symbolic, register_network
 from .values import Choice, is_count, is_number
 
@@ -115,7 +116,7 @@ class DCHN(HopfieldNetwork):
         if not is_number(bias_gain) or not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
         self.num_classes, self.in_chans = num_classes, in_chans
-        self.global_pool = _as_global_pool(global_pool, num_classes)
+        self.global_pool = as_global_pool(global_pool, num_classes)
         self.img_size = _as_size(img_size)
         self.gains = _as_gains(gains, len(widths) + 1)
         self.bias_gain = bias_gain
@@ -135,7 +136,7 @@ class DCHN(HopfieldNetwork):
         ]
         self.num_features = widths[-1]
         self.head_hidden_size = self._top_shape(self.img_size).numel()
-        self.head = _create_head(self.head_hidden_size, num_classes, **factory)
+        self.head = create_head(self.head_hidden_size, num_classes, **factory)
         self.init_weights()
 
     @property
@@ -236,10 +237,10 @@ class DCHN(HopfieldNetwork):
         """
         if global_pool is None:
             global_pool = "flatten" if num_classes else self.global_pool
-        self.global_pool = _as_global_pool(global_pool, num_classes)
+        self.global_pool = as_global_pool(global_pool, num_classes)
         weight = self.layers[0].weight
         self.num_classes = num_classes
-        self.head = _create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+        self.head = create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.head.initialise(self.gains[-1], self.bias_gain)
         self.head.train(self.training)
 
@@ -263,7 +264,7 @@ class DCHN(HopfieldNetwork):
         self.img_size, self.head_hidden_size = size, after.numel()
         if self.num_classes and before != after:
             old = self.head.weight
-            self.head.weight = nn.Parameter(_resized(old, before, after), requires_grad=old.requires_grad)
+            self.head.weight = nn.Parameter(resized(old, before, after), requires_grad=old.requires_grad)
             self.head.in_features = self.head_hidden_size
         update_model_input_size(self, size)
 
@@ -277,7 +278,7 @@ class DCHN(HopfieldNetwork):
         before, after = self._top_shape(_as_size(img_size)), self._top_shape(self.img_size)
         if "head.weight" not in weights or before == after:
             return weights
-        return {**weights, "head.weight": _resized(weights["head.weight"], before, after)}
+        return {**weights, "head.weight": resized(weights["head.weight"], before, after)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
@@ -322,31 +323,11 @@ class DCHN(HopfieldNetwork):
         return shape
 
 
-def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction | EmptyInteraction:
-    return DenseInteraction(features, num_classes, **factory) if num_classes else EmptyInteraction()
-
-
-def _resized(weight: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
-    """A read-out of a map of one shape as that of another, by which a uniform map keeps its output."""
-    maps = F.interpolate(weight.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
-    return maps.flatten(1) * (before.numel() / after.numel())
-
-
 def _as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(size) != 2 or not all(map(is_count, size)):
         raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
     return size
-
-
-def _as_global_pool(global_pool: str, num_classes: int) -> str:
-    if global_pool not in ("flatten", ""):
-        raise ValueError(
-            f"A DCHN has a dense read-out of the whole last layer: global_pool is 'flatten' or '', not {global_pool!r}."
-        )
-    if num_classes and not global_pool:
-        raise ValueError("A read-out needs a flat last layer: global_pool='' goes with num_classes=0 alone.")
-    return global_pool
 
 
 def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .backward import Backward, force_norm
 from .energy import NO_SECOND
-from .network import EnergyModel, output_of, require_input
+from .inputs import require_input
+from .network import EnergyModel, output_of
 from .relaxation import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .energy import State, WeightedEnergy, energy_from_drives
+from .inputs import require_finite, require_input, require_state
 from .interaction import Interaction
 from .minimize import Minimizer, Start, answer, minimize, require_minimizer, settle
 from .perturbation import FREE, Perturbation
@@ -16,7 +17,7 @@ from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of", "require_input"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
@@ -91,18 +92,6 @@ def output_of(free: Relaxation) -> Tensor:
     return free.drives[-1].value if free.drives else free.output
 
 
-def require_input(x: object) -> None:
-    """Refuse what is no tensor of real numbers.
-
-    Raises:
-        TypeError: It is none.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"The input is a tensor of images, not {type(x).__name__}.")
-    if not x.is_floating_point():
-        raise TypeError(f"The input is a tensor of real numbers, not of {x.dtype}: scale and normalise the images.")
-
-
 class HopfieldNetwork(nn.Module, EnergyModel):
     """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
@@ -130,14 +119,9 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if x.device != device:
             raise ValueError(f"The input is on {x.device} and the network on {device}: move one of them.")
         if start:
-            self._check_state(x, start)
-        if torch.compiler.is_compiling() or x.is_meta:
-            return
-        finite = [tensor.isfinite().all() for tensor in (x, *start)]
-        if not (torch.stack(finite).all() if start else finite[0]):  # once: it waits for the device
-            if finite[0]:
-                raise ValueError("The start holds NaN or infinite values: start from another state, or from none.")
-            raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
+            require_state(start, self.state_shapes(x))
+        if not (torch.compiler.is_compiling() or x.is_meta):
+            require_finite(x, start)
 
     @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -317,15 +301,3 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         *hidden, output = as_layers(start)
         drives, prepared = (start.drives, start.prepared) if known else ((), ())
         return Walk(self.interactions, x, (*hidden, perturbation.start(output)), perturbation, drives, prepared)
-
-    def _check_state(self, x: Tensor, state: State) -> None:
-        if not isinstance(state, (tuple, list)) or not all(isinstance(layer, Tensor) for layer in state):
-            raise TypeError(f"A start is a tuple of the layers, a relaxation or a name, not {type(state).__name__}.")
-        if not all(layer.is_floating_point() for layer in state):
-            raise TypeError(f"The layers of a start are real numbers, not {[str(layer.dtype) for layer in state]}.")
-        shapes, expected = [layer.shape for layer in state], self.state_shapes(x)
-        if shapes != expected:
-            raise ValueError(
-                f"The start has layers of shapes {[tuple(s) for s in shapes]}; this input needs "
-                f"{[tuple(s) for s in expected]}."
-            )
