@@ -87,12 +87,12 @@ def change_weights(change):
     return spoil
 
 
-def change_settings(**changes):
-    """Replaces the saved arguments of the network."""
+def change_settings(part="model_args", **changes):
+    """Replaces the saved arguments of the network, or what is known of its weights."""
 
     def spoil(folder):
         config = json.loads((folder / "config.json").read_text())
-        config["model_args"] |= changes
+        config[part] |= changes
         (folder / "config.json").write_text(json.dumps(config))
 
     return spoil
@@ -176,11 +176,20 @@ def pickle_beside(folder):
         (change_settings(img_size=10**9), ["head.weight", "(3, 16) there"]),
         (change_settings(widths=[10**7] * 4), ["head.weight", "(3, 16) there and (3, 40000000) here"]),
         (change_settings(widths=[2**60] * 4), ["config.json describes no dchn_tiny_cifar10"]),
-        (change_settings(widths=[4] * 10**6), ["has 10 tensors for the 1,000,000 layers of its config.json"]),
+        (change_settings(widths=[4] * 10**6), ["config.json asks for 1,000,000 layers", "1,000 at most"]),
         (change_settings(sweeps=10**9), ["config.json asks for 1e+09 sweeps", "100,000 at most"]),
         (change_settings(sweeps="many"), ["config.json describes no dchn_tiny_cifar10", "sweeps"]),
         (change_settings(wings=2), ["config.json describes no dchn_tiny_cifar10", "wings"]),
         (change_settings(device="meta"), ["config.json describes no dchn_tiny_cifar10", "device"]),
+        (change_settings(widths=None), ["config.json describes no dchn_tiny_cifar10", "widths"]),
+        (change_settings(img_size=3.5), ["config.json describes no dchn_tiny_cifar10", "img_size"]),
+        (change_settings(features_only=True), ["config.json describes no dchn_tiny_cifar10", "features_only"]),
+        (change_settings(pretrained=True), ["config.json describes no dchn_tiny_cifar10", "pretrained"]),
+        (change_settings("pretrained_cfg", input_size=None), ["input_size is [channels, height, width], not None"]),
+        (change_settings("pretrained_cfg", first_conv="conv1"), ["first_conv is 'layers.0', not 'conv1'"]),
+        (change_settings("pretrained_cfg", label_offset=1), ["label_offset is 0, not 1"]),
+        (change_settings("pretrained_cfg", num_classes="3"), ["num_classes is a whole number, not [3, '3']"]),
+        (change_settings("pretrained_cfg", unheard_of=1), ["config.json describes no dchn_tiny_cifar10", "unheard_of"]),
         (put_pickle, ["not in the safetensors format"]),
         (pickle_beside, ["has no model.safetensors", "never loaded"]),
     ],

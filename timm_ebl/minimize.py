@@ -92,6 +92,8 @@ class Minimizer:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
         if self.tolerance is not None and not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
             raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
+        if self.tolerance is not None:
+            object.__setattr__(self, "tolerance", float(self.tolerance))
         omegas = self._omegas
         if not omegas or not all(is_number(omega) and 0 < omega < 2 for omega in omegas):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")

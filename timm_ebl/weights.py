@@ -6,21 +6,20 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
-from timm.models import _factory, build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import _factory, build_model_with_cfg, is_model_in_modules, resolve_pretrained_cfg
 from timm.models._hub import load_model_config_from_path
+from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 from .connection import explain, fetch
+from .convolutional import DCHN
 from .errors import WeightsError
-from .values import is_number
-
-if TYPE_CHECKING:
-    from .convolutional import DCHN
+from .values import is_count, is_number
 
 __all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "build_with_weights", "read_config", "read_weights"]
 
@@ -35,9 +34,13 @@ LARGEST = torch.finfo(torch.float32).max ** 0.25
 MOST_SWEEPS = 100_000
 """The most sweeps that a checkpoint may ask for: whoever wrote it does not decide how long others wait."""
 
+MOST_LAYERS = 1_000
+"""The most layers."""
+
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ADAPTED = ("num_classes", "in_chans", "img_size", "global_pool")
 _OF_FEATURES = ("features_only", "out_indices", "feature_cls")
+_STRUCTURE = {"first_conv": ("layers.0",), "classifier": ("head",), "label_offset": (None, 0)}
 
 HUB_OWNER = "timm-ebl"
 """Owner of the repositories that hold the same checkpoints on the Hugging Face Hub."""
@@ -82,6 +85,40 @@ def read_config(path: Path) -> dict[str, Any]:
     sweeps = settings.get("sweeps")
     if is_number(sweeps) and sweeps > MOST_SWEEPS:
         raise WeightsError(f"{path} asks for {sweeps:g} sweeps, and a checkpoint may have {MOST_SWEEPS:,} at most.")
+    widths = settings.get("widths")
+    if isinstance(widths, list) and len(widths) > MOST_LAYERS:
+        raise WeightsError(f"{path} asks for {len(widths):,} layers, and a network may have {MOST_LAYERS:,} at most.")
+    return config
+
+
+def _saved(config: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the network that a configuration describes."""
+    return {key: config[key] for key in ("num_classes",) if key in config} | config.get("model_args", {})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A checkpoint's ``config.json`` (`read_config`), of one of the package's networks.
+
+    Raises:
+        WeightsError: It is no such configuration, or describes no such network.
+    """
+    config = read_config(path)
+    cfg = config.get("pretrained_cfg", {})
+    size, classes = cfg.get("input_size"), [part["num_classes"] for part in (config, cfg) if "num_classes" in part]
+    try:
+        if not cfg:
+            raise ValueError("it has no pretrained_cfg.")
+        DCHN(**_saved(config), device="meta")
+        PretrainedCfg(**cfg)
+        if not all(is_count(count, 0) for count in classes):
+            raise ValueError(f"num_classes is a whole number, not {classes}.")
+        if "input_size" in cfg and not (isinstance(size, list) and len(size) == 3 and all(map(is_count, size))):
+            raise ValueError(f"input_size is [channels, height, width], not {size}.")
+        for name, known in _STRUCTURE.items():
+            if name in cfg and cfg[name] not in known:
+                raise ValueError(f"{name} is {known[-1]!r}, not {cfg[name]!r}.")
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise WeightsError(f"{path} describes no {config['architecture']}: {error}") from error
     return config
 
 
@@ -151,14 +188,12 @@ def build_with_weights(
     if "state_dict" in cfg:
         return build_model_with_cfg(model_cls, variant, True, cfg, **kwargs)
     path = _find(cfg, variant, cache_dir)
-    config = read_config(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
-    saved = {key: config[key] for key in ("num_classes",) if key in config} | config.get("model_args", {})
+    config = read_settings(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
+    saved = _saved(config)
     weights = read_weights(path, config.get("sha256"))
-    widths = saved.get("widths")
-    if isinstance(widths, list) and len(widths) > len(weights):
-        raise WeightsError(f"{path} has {len(weights)} tensors for the {len(widths):,} layers of its {CONFIG}.")
     fixed = {name: value for name, value in kwargs.items() if name not in _ADAPTED + _OF_FEATURES}
-    source = _source(model_cls, variant, cfg, fixed, saved, path)
+    fixed |= saved | {"device": "meta"}
+    source = build_model_with_cfg(model_cls, variant, False, dict(cfg), **fixed)  # as it was saved, without memory
     _check_fit(weights, source, path, variant)
     cfg |= {"num_classes": source.num_classes, "input_size": (source.in_chans, *source.img_size)}
     model = build_model_with_cfg(
@@ -178,23 +213,6 @@ def build_with_weights(
             module.pretrained_cfg.update(known)
     model._model_args = dict(saved)  # timm.create_model adds its own; timm.models.save_for_hf writes them
     return model
-
-
-def _source(
-    model_cls: Callable[..., DCHN],
-    variant: str,
-    cfg: dict[str, Any],
-    kwargs: dict[str, Any],
-    saved: dict[str, Any],
-    path: Path,
-) -> DCHN:
-    """The network that weights were saved from, as its configuration describes it, without any memory for weights."""
-    own = {name: value for name, value in saved.items() if name not in _OF_FEATURES}
-    try:
-        model_cls(**own, device="meta")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path.with_name(CONFIG)} describes no {variant}: {error}") from error
-    return build_model_with_cfg(model_cls, variant, False, dict(cfg), **{**kwargs, **own, "device": "meta"})
 
 
 def _find(cfg: dict[str, Any], variant: str, cache_dir: str | Path | None) -> Path:
@@ -245,7 +263,9 @@ def _load_config_from_hub(model_id: str, cache_dir: str | Path | None = None) ->
 
 def _load_config_from_folder(folder: str | Path) -> tuple[dict[str, Any], str, dict]:
     """What `timm.create_model` reads of ``local-dir:folder``, checked."""
-    read_config(Path(folder, CONFIG))
+    path = Path(folder, CONFIG)
+    if is_model_in_modules(read_config(path)["architecture"], ["dchn"]):
+        read_settings(path)
     return load_model_config_from_path(folder)
 
 
