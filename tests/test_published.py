@@ -128,6 +128,7 @@ def test_other_seeds_give_the_spread(tmp_path, run, images):
         (lambda run, images: write_run(run.parent / "b", images, 1, status="diverged"), ["diverged"]),
         (lambda run, images: (run / "curves.png").unlink(), ["curves.png", "no finished run"]),
         (lambda run, images: (run / "summary.json").write_text("{"), ["summary.json cannot be read"]),
+        (lambda run, images: (run / "metrics.jsonl").write_text("{"), ["metrics.jsonl cannot be read"]),
         (lambda run, images: (run / "args.yaml").write_text("epoch: 3"), ["args.yaml", "'epoch'"]),
         (lambda run, images: (run / "config.json").unlink(), ["config.json"]),
         (lambda run, images: (run / "config.json").write_text("[]"), ["config.json", "architecture"]),

@@ -21,6 +21,7 @@ from .config import TrainConfig
 from .data import ImageDataset
 from .errors import CheckpointError
 from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
+from .records import read_metrics
 from .run import temporary_folder, write_whole, writing
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
 from .yaml12 import dump_yaml
@@ -108,6 +109,7 @@ def stage(
     for file in RECORDS:
         if not run.record(file).is_file():
             raise CheckpointError(f"{run.weights} is no finished run: it has no {file}.")
+    read_metrics(run.record("metrics.jsonl"))
     status = run.summary.get("status", "completed")
     if status != "completed":
         raise CheckpointError(f"The run {run.weights} {status}: there is nothing to publish.")
