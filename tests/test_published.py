@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -18,7 +19,7 @@ from timm_ebl.config import TrainConfig
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub import main, verify
-from timm_ebl.package import package
+from timm_ebl.package import _default_tag, package
 from timm_ebl.paper import TABLE_1, paper_error
 from timm_ebl.published import RECIPES, Checkpoint, same_error
 from timm_ebl.recipes import write_overview
@@ -39,7 +40,7 @@ def packaged(tmp_path, run, *others, **options):
 
 def test_a_run_becomes_weights_and_records(tmp_path, run):
     name, weights, records = packaged(tmp_path, run)
-    assert name == "dchn_tiny_cifar10.c_ep"
+    assert name == "dchn_tiny_cifar10.c_ep_noise"  # of a folder of that name
     assert sorted(path.name for path in weights.iterdir()) == ["config.json", "model.safetensors"]
     assert sorted(path.name for path in records.iterdir()) == [
         "README.md",
@@ -97,6 +98,64 @@ def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_pa
     (run / "summary.json").write_text(json.dumps(summary))
     _, weights, _ = packaged(tmp_path, run)
     assert all(torch.equal(value, tensors[name]) for name, value in load_file(weights / "model.safetensors").items())
+
+
+def contents(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+def test_a_name_that_is_taken_is_replaced_only_when_that_is_asked_for(tmp_path, run, images, capsys):
+    name, *folders = packaged(tmp_path, run, tag="first")
+    before, other = contents(*folders), write_run(tmp_path / "other", images, 1)
+    error = json.loads((run / "summary.json").read_text())["test_error"]
+    there = f"{name} ({error:.2f} % test error on 12 images, 2 epochs, seed 0)"
+    with pytest.raises(CheckpointError) as refusal:
+        packaged(tmp_path, other, tag="first")
+    assert str(refusal.value) == f"{there} is there already: --force replaces it, --tag gives this run another name."
+    assert contents(*folders) == before
+    packaged(tmp_path, other, tag="second")
+    assert contents(*folders) == before
+    assert not capsys.readouterr().out
+    packaged(tmp_path, other, tag="first", force=True)
+    assert capsys.readouterr().out == f"replacing {there}\n"
+    assert contents(*folders) != before
+    assert Checkpoint(name, *folders).summary["seed"] == 1
+
+
+@pytest.mark.parametrize("lost", ["config.json", "summary.json"])
+def test_a_name_with_part_of_a_checkpoint_is_taken(tmp_path, run, lost):
+    _, *folders = packaged(tmp_path, run)
+    next(folder / lost for folder in folders if (folder / lost).exists()).unlink()
+    with pytest.raises(CheckpointError, match=r"c_ep_noise \(incomplete or damaged\) is there already"):
+        packaged(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "tag"),
+    [
+        ("dchn_tiny_cifar10", "cifar10", "n_ep"),
+        ("dchn_cifar10", "uoft-cs/cifar10", "n_ep"),
+        ("dchn_small_fashion_mnist", "fashion-mnist", "n_ep"),
+        ("dchn_tiny_fashion_mnist", None, "n_ep_sample"),
+        ("dchn_tiny_fashion_mnist", "fashion-mnist-sample", "n_ep_sample"),
+        ("dchn_tiny_fashion_mnist", "mnist", "n_ep_mnist"),
+        ("dchn_tiny_cifar10", "/some/where/my pictures/", "n_ep_my_pictures"),
+        ("dchn_shallow", "cifar10", "n_ep_cifar10"),
+    ],
+)
+def test_the_tag_tells_the_data_where_the_name_does_not(model, dataset, tag):
+    run = Checkpoint("a run", Path(), Path())
+    run.__dict__.update(config={"architecture": model}, recipe=TrainConfig(algo="n-ep", dataset=dataset))
+    assert _default_tag(run) == tag
+
+
+def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
+    checkpoint = Checkpoint.open(run)
+    checkpoint.__dict__["recipe"] = replace(checkpoint.recipe, dataset=None)
+    (tmp_path / "records").mkdir()
+    with pytest.raises(CheckpointError, match="tag of a run on the embedded sample ends in 'sample', unlike 'c_ep'"):
+        package(checkpoint, "c_ep", weights=tmp_path / "weights", records=tmp_path / "records")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, monkeypatch):

@@ -260,8 +260,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     packaging = commands.add_parser("package", help="make a run part of the package")
     packaging.add_argument("runs", nargs="+", metavar="RUN", help="the run; then others that differ in the seed alone")
-    packaging.add_argument("--tag", help="what follows the model's name (default: the rule)")
+    packaging.add_argument("--tag", help="what follows the model's name (default: the rule, then the data if others)")
     packaging.add_argument("--note", help="a sentence for the card's limits")
+    packaging.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
     publishing = commands.add_parser("publish", help="send a run or a packaged checkpoint to the Hub")
     publishing.add_argument("source", help="folder of a run or in hub_configs, or name of a shipped model")
     publishing.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="the repository")
@@ -285,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         set_threads(options.threads)
     if options.command == "package":
         run, *others = map(Checkpoint.open, options.runs)
-        name = package(run, options.tag, others, options.note, options.data_root)
+        name = package(run, options.tag, others, options.note, options.data_root, options.force)
         print(f"packaged {name}; overview in {write_overview()}")
     elif options.command == "publish":
         access = {"private": options.private, "dry_run": options.dry_run}

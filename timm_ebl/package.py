@@ -23,6 +23,7 @@ from .errors import CheckpointError
 from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
 from .records import read_metrics
 from .run import temporary_folder, write_whole, writing
+from .spec import EMBEDDED
 from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
 from .yaml12 import dump_yaml
 
@@ -31,6 +32,9 @@ __all__ = ["package", "stage"]
 _MACHINE = ("data_root", "output_dir", "push_to_hub")
 """Settings that belong to the machine of the run, and to no recipe for others."""
 
+_SAMPLE = "sample"
+"""End of the tag of what was trained on the embedded sample."""
+
 
 def package(
     run: Checkpoint,
@@ -38,6 +42,7 @@ def package(
     others: Sequence[Checkpoint] = (),
     note: str | None = None,
     data_root: str | Path | None = None,
+    force: bool = False,
     weights: Path = SHIPPED,
     records: Path = RECIPES,
 ) -> str:
@@ -45,10 +50,12 @@ def package(
 
     Args:
         run: The run.
-        tag: What follows the model's name; by default the rule's name with underscores.
+        tag: What follows the model's name; by default the rule's name with underscores, and that of the data where the
+            model's name does not tell them. After a run on the embedded sample it ends in ``sample``.
         others: Runs of the same recipe with other seeds, whose errors the card reports as well.
         note: A sentence for the card's limits.
         data_root: Folder with copies of Hub data sets.
+        force: Replace what has that name.
         weights: Folder of the package's weights.
         records: Folder of the records.
 
@@ -56,15 +63,23 @@ def package(
         The checkpoint's name, ``<model>.<tag>``.
 
     Raises:
-        CheckpointError: The run is not what its summary says, or has not ended, or the tag cannot be part of a name.
+        CheckpointError: The run is not what its summary says, or has not ended, the tag is none for it, or another
+            checkpoint has the name.
         DataError: Its test split cannot be loaded.
     """
     if not records.is_dir():
         raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
-    tag = run.recipe.algo.replace("-", "_") if tag is None else tag
+    tag = _default_tag(run) if tag is None else tag
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", tag):
         raise CheckpointError(f"A --tag has letters, digits, - and _, and no more; not {tag!r}.")
+    if _is_of_sample(run) and not tag.endswith(_SAMPLE):
+        raise CheckpointError(f"The tag of a run on the embedded sample ends in {_SAMPLE!r}, unlike {tag!r}.")
     name = f"{run.config['architecture']}.{tag}"
+    there = _describe(Checkpoint(name, weights / name, records / name))
+    if there and not force:
+        raise CheckpointError(f"{there} is there already: --force replaces it, --tag gives this run another name.")
+    if there:
+        print(f"replacing {there}")
     test = run.test_split(data_root)
     with temporary_folder() as folder:
         with writing(folder):
@@ -74,6 +89,29 @@ def package(
             for file in files:
                 write_whole(target / file, lambda path, file=file: shutil.copyfile(folder / file, path))
     return name
+
+
+def _is_of_sample(run: Checkpoint) -> bool:
+    return run.recipe.dataset in (None, EMBEDDED)
+
+
+def _default_tag(run: Checkpoint) -> str:
+    """The rule, and the data where the model's name does not tell them."""
+    rule = run.recipe.algo.replace("-", "_")
+    data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(run.recipe.dataset).name)
+    return rule if re.fullmatch(f"dchn_(small_|tiny_)?{data}", run.config["architecture"]) else f"{rule}_{data}"
+
+
+def _describe(checkpoint: Checkpoint) -> str | None:
+    """What the folders of a checkpoint hold, in words; ``None`` if there is nothing."""
+    if not any(folder and folder.exists() for folder in (checkpoint.weights, checkpoint.records)):
+        return None
+    try:
+        found, summary = checkpoint.evaluation, checkpoint.summary
+    except CheckpointError:
+        return f"{checkpoint.name} (incomplete or damaged)"
+    measured = f"{found.error:.2f} % test error on {found.images:,} images"
+    return f"{checkpoint.name} ({measured}, {summary['epochs']} epochs, seed {summary['seed']})"
 
 
 def stage(

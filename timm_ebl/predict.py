@@ -9,7 +9,6 @@ neither logits nor probabilities: the networks are trained to put out 1 for the 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .command_line import Parser
 from .decode import decode_images
 from .errors import DataError, one_sentence
 from .folder import walk
@@ -119,11 +119,9 @@ def _table(predictions: Sequence[Prediction], top_k: int) -> str:
     return "\n".join(f"{a:{image}}  {b:>{energy}}  {c:{name}}  {d:>{output}}" for a, b, c, d in rows)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="shipped model, folder of a run, or OWNER/NAME")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder")
     parser.add_argument("--top-k", type=positive_count, default=3, help="classes shown for an image (default: 3)")
