@@ -11,6 +11,7 @@ from PIL import Image
 
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import DataError
+from timm_ebl.hub import publish
 from timm_ebl.predict import build_parser, classify, find_images, main
 from timm_ebl.published import Checkpoint, load_model, predict, prepare
 
@@ -68,6 +69,16 @@ def test_the_table_shows_the_image_its_energy_and_the_best_classes(pictures, cap
     assert (energy, output) == (f"{prediction.energy:.3f}", f"{prediction.outputs[0]:.3f}")
     assert [re.split(r" {2,}", line.strip())[0] for line in others] == list(prediction.classes[1:3])
     assert len({len(line) for line in (head, first, *others)}) == 1
+
+
+def test_a_published_model_predicts_as_the_run_does(hub, run, images, capsys):
+    publish(run, "me/net", test=load_dataset(str(images), "test"))
+    capsys.readouterr()
+    for name in (str(run), "me/net"):
+        main([name, str(images / "test"), "--json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * 12
+    assert lines[:12] == lines[12:]
 
 
 def test_more_classes_than_there_are_show_all(run, images, capsys):
