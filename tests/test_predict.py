@@ -74,11 +74,12 @@ def test_the_table_shows_the_image_its_energy_and_the_best_classes(pictures, cap
 def test_a_published_model_predicts_as_the_run_does(hub, run, images, capsys):
     publish(run, "me/net", test=load_dataset(str(images), "test"))
     capsys.readouterr()
-    for name in (str(run), "me/net"):
+    main([str(run), str(images / "test"), "--json"])
+    expected = capsys.readouterr().out
+    assert len(expected.splitlines()) == 12
+    for name in (f"local-dir:{run}", "me/net", "hf-hub:me/net"):
         main([name, str(images / "test"), "--json"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * 12
-    assert lines[:12] == lines[12:]
+        assert capsys.readouterr().out == expected
 
 
 def test_more_classes_than_there_are_show_all(run, images, capsys):

@@ -103,10 +103,13 @@ class Checkpoint:
     def open(cls, source: str | Path) -> Checkpoint:
         """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
 
+        Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id.
+
         Raises:
             CheckpointError: There is none.
         """
-        folder, text = Path(os.path.expanduser(source)), str(source)
+        text = str(source).removeprefix("local-dir:")
+        folder = Path(os.path.expanduser(text))
         if folder.is_dir():
             shipped = SHIPPED / folder.resolve().name
             weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped

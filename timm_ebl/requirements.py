@@ -16,6 +16,7 @@ _INTERNAL = {
     "timm.models._features": ("feature_take_indices",),
     "timm.models._hub": ("load_model_config_from_path",),
     "timm.models._input": ("update_model_input_size",),
+    "timm.models._pretrained": ("PretrainedCfg",),
 }
 """What the package uses beside timm's public names, and a later timm may move."""
 
