@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import distance
 
-from timm_ebl import Minimizer, Nudged
+from timm_ebl import Minimizer, Nudged, create_rule
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 
@@ -123,3 +123,19 @@ def test_held_routes_stay_those_of_the_start(make_dchn, batch):
     followed = model.relax(x, free, nudge)
     assert all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], held.drives[:-1], strict=True))
     assert not all(torch.equal(a.route, b.route) for a, b in zip(free.drives[:-1], followed.drives[:-1], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_answer_is_the_same_by_every_way_of_asking(make_live, batch, dtype):
+    model, x = make_live(dtype=dtype, sweeps=2).eval(), batch[0].to(dtype)
+    free = model.relax(x)
+    same = {"atol": 1e-6 if dtype == torch.float32 else 1e-13, "rtol": 0}
+    assert not torch.allclose(free.output, free.state[-1])
+    torch.testing.assert_close(free.output, model.head(free.state[-2].flatten(1)), **same)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), free.output, **same)
+    torch.testing.assert_close(model(x).detach(), free.output, **same)
+    torch.testing.assert_close(model.answer(x), free.output, **same)
+    labels = torch.zeros(len(x), dtype=torch.int64)
+    torch.testing.assert_close(create_rule("c-ep")(model, x, labels).output, free.output, **same)
+    assert torch.equal(pickle.loads(pickle.dumps(free)).output, free.output)

@@ -19,7 +19,7 @@ from .autocast import present_autocast
 from .backward import Backward, force_norm
 from .energy import NO_SECOND
 from .inputs import require_input
-from .network import EnergyModel, output_of
+from .network import EnergyModel
 from .relaxation import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]
@@ -204,4 +204,4 @@ def _as_forces(
 
 
 def _layer(free: Relaxation, index: int) -> Tensor:
-    return output_of(free) if index in (-1, len(free.state) - 1) else free.state[index]
+    return free.output if index in (-1, len(free.state) - 1) else free.state[index]

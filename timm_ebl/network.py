@@ -17,7 +17,7 @@ from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "output_of"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
@@ -60,7 +60,7 @@ class EnergyModel(ABC):
 
     def answer(self, x: Tensor) -> Tensor:
         """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
-        return output_of(self.relax(x))
+        return self.relax(x).output
 
     def settle(self, free: Relaxation, minimizer: Minimizer | None = None, hold_routes: bool = True) -> Relaxation:
         """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
@@ -85,11 +85,6 @@ class EnergyModel(ABC):
 def as_layers(state: State | Relaxation) -> State:
     """The layers of a state that may be given as a relaxation."""
     return state.state if isinstance(state, Relaxation) else state
-
-
-def output_of(free: Relaxation) -> Tensor:
-    """The output layer that minimises the energy given the others, after a free relaxation."""
-    return free.drives[-1].value if free.drives else free.output
 
 
 class HopfieldNetwork(nn.Module, EnergyModel):

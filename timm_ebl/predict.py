@@ -22,7 +22,6 @@ from .decode import decode_images
 from .errors import DataError, one_sentence
 from .folder import walk
 from .image_folder import is_image
-from .network import output_of
 from .published import Checkpoint, prepare
 from .spec import CHANNELS
 from .threads import set_threads
@@ -102,7 +101,7 @@ def classify(checkpoint: Checkpoint, images: Sequence[str], batch_size: int = 25
     paths = iter(images)
     for batch in pixels.split(batch_size):
         relaxation = model.relax(normalise(batch))
-        values, order = output_of(relaxation).sort(dim=1, descending=True)
+        values, order = relaxation.output.sort(dim=1, descending=True)
         for energy, outputs, places in zip(relaxation.energy.tolist(), values.tolist(), order.tolist(), strict=True):
             yield Prediction(next(paths), energy, tuple(names[place] for place in places), tuple(outputs))
 

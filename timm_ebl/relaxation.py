@@ -31,6 +31,9 @@ class Relaxation:
             ``None`` after `EnergyModel.settle`.
         sweeps: Sweeps used; the most that any sample did, where a tolerance let some end earlier.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
+        output: The answer, ``(B, M)``: the output layer at its minimum given the layers below as they ended, whose last
+            updates the output layer of `state` may not have seen. That layer itself after a `Response` and after
+            `EnergyModel.settle`.
         drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
             needed it; empty if they are not known. After `EnergyModel.settle` the routes are those of the last updates.
         potentials: The last update of each layer without its bounds, ``state = clip(potentials)``, once for all copies.
@@ -50,6 +53,7 @@ class Relaxation:
     residual: Tensor | None
     sweeps: int
     tolerance: float | None = None
+    output: Tensor | None = None
     drives: tuple[Drive, ...] = field(default=(), repr=False)
     potentials: tuple[Tensor, ...] = field(default=(), repr=False)
     copies: int = 1
@@ -58,22 +62,19 @@ class Relaxation:
     versions: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
+        if self.output is None:
+            object.__setattr__(self, "output", self.state[-1])
         if not self.versions:
             object.__setattr__(self, "versions", versions(self.state))
 
     def __reduce__(self) -> tuple[object, ...]:
-        found = (self.input, self.state, self.energy, self.residual, self.sweeps, self.tolerance)
+        found = (self.input, self.state, self.energy, self.residual, self.sweeps, self.tolerance, self.output)
         return partial(Relaxation, copies=self.copies), found
 
     @property
     def intact(self) -> bool:
         """Whether the layers are as the relaxation left them: written to in place, they have other drives."""
         return self.versions == versions(self.state)
-
-    @property
-    def output(self) -> Tensor:
-        """The output layer ``(B, M)``."""
-        return self.state[-1]
 
     @property
     def converged(self) -> Tensor:
@@ -109,6 +110,7 @@ class Relaxation:
             residual=cat_known([r.residual for r in relaxations]),
             sweeps=max(r.sweeps for r in relaxations),
             tolerance=first.tolerance,
+            output=torch.cat([r.output for r in relaxations]),
             drives=tuple(Drive.cat(drives) for drives in zip(*known, strict=True)),
             copies=copies,
             stamp=stamp([inputs]) + first.stamp[1:],
@@ -125,6 +127,7 @@ class Relaxation:
             state=tuple(layer[rows] for layer in self.state),
             energy=None if self.energy is None else self.energy[rows],
             residual=None if self.residual is None else self.residual[rows],
+            output=self.output[rows],
             drives=tuple(drive.select(samples) for drive in self.drives) if self.intact else (),
             versions=(),
             potentials=tuple(of_samples(layer, samples) for layer in self.potentials),

@@ -53,8 +53,8 @@ class Response(Walk):
         super().__init__(interactions, free.input, free.state, perturbation, prepared=changes)
         self.free = free
         self.samples = len(free.input) // free.copies
-        self.state[-1] = perturbation.start(free.output)
-        self._moved = [False] * (len(self.state) - 1) + [self.state[-1] is not free.output]
+        self.state[-1] = perturbation.start(free.state[-1])
+        self._moved = [False] * (len(self.state) - 1) + [self.state[-1] is not free.state[-1]]
         self._mean_changes: list[Tensor | None] = [None] * len(self.state)
         self._moves_mean = self._spares_first = False
 

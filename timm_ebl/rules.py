@@ -49,7 +49,7 @@ class RuleOutput(NamedTuple):
 
     Attributes:
         loss: Scalar whose backward is the rule's update: a contrast of energies, or the cost for the baselines.
-        output: Output layer of the free phase, ``(B, M)``.
+        output: Answer of the free phase, ``(B, M)`` (`Relaxation.output`).
         free: The free phase.
         last: The state that the second phase left: ``state_2`` of a contrast, the last of the sweeps that truncated
             backpropagation unrolls, and for recurrent backpropagation the free state. The paper's released code starts
@@ -196,7 +196,7 @@ class ContrastiveRule(Rule):
         multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
         both = rest.repeat(len(multiples))
         perturbation = self.perturbation(
-            both.output,
+            both.state[-1],
             torch.cat([target] * len(multiples)),
             torch.cat([target.new_full((len(target), 1), multiple * self.beta) for multiple in multiples]),
         )
@@ -270,9 +270,9 @@ class RecurrentBackprop(Rule):
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        forces = [None] * (len(free.state) - 1) + [(free.output - target) / len(target)]
+        forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]
         projection = RecurrentBackward(self.second)(model, free, forces)
-        cost = squared_error(free.output, target).mean()
+        cost = squared_error(free.state[-1], target).mean()
         return RuleOutput(cost + projection - projection.detach(), free.output, free, free.state)
 
 

@@ -147,11 +147,14 @@ class Walk:
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         """The walk so far as a relaxation.
 
-        Given no residual, nothing is computed for it: it has no energy, and the routes are those of the last updates.
+        Given no residual, nothing is computed for it: it has neither energy nor answer, and the routes are those of the
+        last updates.
         """
-        layers, energy = range(len(self.state)), None
+        layers, energy, output = range(len(self.state)), None, None
         if residual is not None:
-            energy = energy_from_drives(self.state, [self.drive(layer).value for layer in layers])
+            drives = [self.drive(layer).value for layer in layers]
+            energy = energy_from_drives(self.state, drives)
+            output = self.perturbation.output(drives[-1], self.state[-1]).clone()
         return Relaxation(
             input=self.x,
             state=tuple(self.state),
@@ -159,6 +162,7 @@ class Walk:
             residual=residual,
             sweeps=sweeps,
             tolerance=tolerance,
+            output=output,
             drives=tuple(self._drives[layer] or self.drive(layer) for layer in layers),
             potentials=(*self._potentials[:-1], self.state[-1]) if self._keeps_potentials else (),
             copies=self.copies,
