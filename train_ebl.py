@@ -1,21 +1,20 @@
 """Train a deep convolutional Hopfield network by an energy-based learning rule.
 
     accelerate launch train_ebl.py --algo n-ep
-    accelerate launch train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
-    accelerate launch --mixed_precision bf16 train_ebl.py --config hub_configs/table2_cifar10.yaml
-    accelerate launch train_ebl.py --config RUN/args.yaml --output-dir RUN --resume
+    python train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
+    python train_ebl.py --config hub_configs/table2_cifar10.yaml --mixed-precision bf16
+    python train_ebl.py --config RUN/args.yaml --output-dir RUN --resume
 
+With one process the launcher is not needed: without it, nothing but the run speaks, and its exit status is the run's.
 Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs in about a minute
 on two CPU cores. Settings come from the defaults, then --config, then the command line.
 """
 
 import os
-import sys
 import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 
 import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 
@@ -36,9 +35,10 @@ from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
+from timm_ebl.report import Report
 from timm_ebl.run import RunFolder, device_name, versions
 from timm_ebl.signals import StopSignals, stopping_at_once
-from timm_ebl.splits import empty_classes, load_splits
+from timm_ebl.splits import load_splits
 from timm_ebl.task import RuleTask
 from timm_ebl.threads import set_threads
 from timm_ebl.tracking import check_trackers, start_trackers
@@ -63,7 +63,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     if config.push_to_hub and accelerator.is_main_process:
         check_access(config.push_to_hub, config.model)
-    warn = partial(accelerator.print, "warning:", file=sys.stderr)
+    progress = Progress()
+    report = Report(accelerator, progress, config.epochs)
     if config.output_dir:  # before work is spent; by default its name says which model the data have chosen
         on_main(accelerator, lambda: RunFolder.create(config.output_dir, "", config.resume))
     with warnings.catch_warnings(record=True) as said:
@@ -72,27 +73,15 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             data = load_splits(config)
         finally:
             for message in dict.fromkeys(str(warning.message) for warning in said):
-                warn(message)
+                report.warn(message)
     rule = build_rule(config)
     model = build_model(config, data.train)
     transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
-    scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
+    scheduler = CosineLRScheduler(optimizer, max(2, config.epochs), config.min_lr)  # of one epoch it is no cosine
     name = model.pretrained_cfg["architecture"]
     default = f"{config.algo}-{name}-{config.seed}"
     folder = on_main(accelerator, lambda: RunFolder.create(config.output_dir, default, config.resume))
-
-    source = data.train.name + (" (embedded; choose another with --dataset)" if config.dataset is None else "")
-    sizes = ", ".join(
-        f"{len(part or ()):,} {title}" for part, title in zip(data, ("to train", "held out", "to test"), strict=True)
-    )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    accelerator.print(f"data:  {source}: {sizes}, {len(data.train.classes)} classes")
-    accelerator.print(f"model: {name}, {parameters:,} parameters")
-    accelerator.print(f"rule:  {config.algo}: {rule}")
-    accelerator.print(f"to:    {folder.path}")
-    for empty in empty_classes(data.train):
-        warn(f"the class {empty!r} has no image to train on.")
 
     train_loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
     held_out_loader = data.held_out and build_eval_loader(data.held_out, config.eval_batch_size, accelerator)
@@ -100,8 +89,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     task = RuleTask(model, rule, device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
 
-    progress = Progress()
-    watch = Watch(model, progress, config.watch_every, len(train_loader), warn)
+    report.begin(config, data, model, rule, folder.path, len(train_loader))
+    watch = Watch(model, progress, config.watch_every, len(train_loader), report.warn)
     facts = {"processes": accelerator.num_processes, "data": data.checksum(), "model": name}
     summary = {
         "algo": config.algo,
@@ -129,11 +118,16 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         )
         resumed = config.resume and checkpoints.resume(config.force)
         if resumed:
-            accelerator.print(f"going on after batch {progress.step} of epoch {progress.epoch}")
+            report.say(f"going on after batch {progress.step} of epoch {progress.epoch}")
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
             folder.write_results(progress, model, transform, data.train.classes, better=True)
+
+        def between() -> None:
+            report.batch()
+            checkpoints.between_batches()
+
         start_trackers(accelerator, config.log_with, folder.path, config.to_dict())
 
         try:
@@ -150,7 +144,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     warm_start=config.warm_start,
                     skip_bad_batches=config.skip_bad_batches,
                     watch=watch,
-                    between=checkpoints.between_batches,
+                    between=between,
                     title=f"epoch {progress.epoch}/{config.epochs}",
                 )
                 held_out = {"error": None, "cost": None}
@@ -171,11 +165,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     folder.write_results(progress, model, transform, data.train.classes, better)
                 known = {name: value for name, value in metrics.items() if value is not None}
                 accelerator.log(known, step=progress.epoch - 1)
-                left = progress.elapsed() / (progress.epoch - 1) * (config.epochs - progress.epoch + 1)
-                selecting = "" if held_out["error"] is None else "  held-out error {held_out_error:5.2f} %"
-                line = "epoch {epoch:3d}  lr {lr:.1e}  training error {train_error:5.2f} %" + selecting
-                line += "  energy {energy:8.2f}  residual {residual:.1e}  {seconds:.0f} s"
-                accelerator.print(line.format(**progress.epochs[-1]) + (f", {left:.0f} s left" if left else ""))
+                report.epoch(progress.epochs[-1])
         except Diverged as error:
             if accelerator.is_main_process:
                 reason = {"status": "diverged", "reason": str(error), "warnings": progress.warnings}
@@ -199,11 +189,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
-            chosen = "the best on the held-out part" if data.held_out else "the last one"
-            print(
-                f"test error {test['error']:.2f} % after epoch {summary['best_epoch']}, {chosen}, "
-                f"in {summary['seconds']:.0f} s; results in {folder.path}"
-            )
+            report.end(summary, folder.path)
             if config.push_to_hub:
                 with stopping_at_once():
                     publish(folder.path, config.push_to_hub, test=data.test)

@@ -174,6 +174,16 @@ def test_recurrent_backpropagations_update_is_the_references(make_dchn, batch, s
 
 
 @pytest.mark.parametrize("name", list_rules())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_gradients_are_laid_out_as_their_parameters(make_dchn, batch, name, channels):
+    """As data parallelism asks for; a dimension of one counts, too."""
+    model = make_dchn(in_chans=channels)
+    create_rule(name)(model, batch[0][:, :1].expand(-1, channels, -1, -1), batch[1]).loss.backward()
+    for parameter in model.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+
+
+@pytest.mark.parametrize("name", list_rules())
 def test_every_rule_returns_the_record_and_output_of_its_free_phase(make_dchn, batch, name):
     model, (x, y) = make_dchn(), batch
     rule = create_rule(name, free=Minimizer(sweeps=6))

@@ -55,6 +55,15 @@ def test_the_first_signal_is_noted_and_further_ones_change_nothing(first):
     assert [signal.getsignal(number) for number in POLITE] == before
 
 
+def test_a_signal_is_answered_at_once_and_only_by_the_first_process(monkeypatch, capfd):
+    for rank, answer in (("0", "\nSIGUSR1: stopping after this batch\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with StopSignals():
+            send(signal.SIGUSR1)
+            send(signal.SIGTERM)
+        assert capfd.readouterr().err == answer
+
+
 def test_a_second_ctrl_c_stops_at_once_unless_the_launcher_passed_on_the_first(monkeypatch):
     with StopSignals() as stop:
         send(signal.SIGINT)
@@ -147,11 +156,14 @@ def test_a_signal_while_the_result_is_published_ends_the_run_with_its_results(ru
     assert (out / "summary.json").is_file()
 
 
-def test_the_sentence_says_what_is_done_and_a_command_that_a_shell_reads(tmp_path):
+def test_the_sentence_says_what_is_done_and_a_command_that_a_shell_reads(tmp_path, monkeypatch):
     run = tmp_path / "my runs" / "it's"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     said = stop_message(signal.SIGUSR1, Progress(epoch=4, step=0), run)
     assert said.startswith("stopped by SIGUSR1 after epoch 3, which is saved; go on by: accelerate launch ")
     assert "batch 2 of epoch 4" in stop_message(signal.SIGTERM, Progress(epoch=4, step=2), run)
     assert shlex.split(said.split("go on by: ")[1])[3:] == [
         *("--config", str(run / "args.yaml"), "--output-dir", str(run), "--resume")
     ]
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert "go on by: python train_ebl.py --config" in stop_message(signal.SIGTERM, Progress(step=2), run)

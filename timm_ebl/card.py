@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .convolutional import DCHN
 from .minimize import Minimizer
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from .report import duration
 from .spec import DATASETS, EMBEDDED
 from .training import build_rule
 
@@ -184,7 +185,7 @@ def _training(
         "batch": f"{recipe.batch_size} images on each process",
         "normalisation": _normalisation(summary["dataset"], normalisation["mean"], normalisation["std"]),
         "precision": "float32" if precision == "no" else precision,
-        "cost": _duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
+        "cost": duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
         "inference": f"{_describe(inference)}, start {inference.start}",
     }
@@ -243,8 +244,3 @@ def _table(rows: Mapping[str, str]) -> str:
 
 def _describe(minimizer: Minimizer) -> str:
     return f"{minimizer.sweeps} sweeps, {minimizer.order}, omega {minimizer.omegas}"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

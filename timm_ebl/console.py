@@ -13,6 +13,8 @@ __all__ = ["OptionalStream", "survive_output"]
 class OptionalStream:
     """A text stream whose faults are passed over: a full disk, a closed pipe, letters that it cannot encode.
 
+    What is written to a file is there at the end of each line.
+
     Args:
         stream: What is written to.
     """
@@ -20,7 +22,7 @@ class OptionalStream:
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         with suppress(AttributeError):  # not a file
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:
         """Write a text, or do not."""

@@ -86,8 +86,7 @@ def train_epoch(
             else:
                 progress.skipped += 1
             if progress.step % 10 == 1 and progress.averages.images and not bar.disable:
-                means = progress.averages.means()
-                bar.set_postfix({name: f"{mean:.4g}" for name, mean in means.items()}, refresh=False)
+                bar.set_postfix_str(f"error {progress.averages.means()['error']:.1f} %", refresh=False)
             watch(result)
             between()
     if not progress.averages.images:

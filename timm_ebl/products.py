@@ -101,13 +101,17 @@ class Products(Prepared):
         return self._by_parts(lambda x: engine.down(unpool(x)), upper)
 
     def gradient(self, lower: Tensor, upper: Tensor, unpool: Map = _same) -> Tensor:
-        """Gradient of ``sum_b <unpool(upper_b), up(lower_b)>`` in the weight, of the weight's shape and type."""
+        """Gradient of ``sum_b <unpool(upper_b), up(lower_b)>`` in the weight, of the weight's type and layout."""
+        like = torch.empty_like(self.kernel, dtype=self.result)
+        return like.copy_(self._gradient(lower, upper, unpool))
+
+    def _gradient(self, lower: Tensor, upper: Tensor, unpool: Map) -> Tensor:
         if not self.by_difference:
-            return self._scaled_gradient(lower, upper, unpool).to(self.result)
+            return self._scaled_gradient(lower, upper, unpool)
         # u1 l1 + u2 l2 = (u1 + u2) (l1 + l2) / 2 + (u2 - u1) (l2 - l1) / 2
         (one, two), (below, above) = copies_of(lower), copies_of(upper)
         total = self._scaled_gradient(torch.lerp(one, two, 0.5), below + above, unpool)
-        return (total + self._scaled_gradient(two - one, above - below, unpool) / 2).to(self.result)
+        return total + self._scaled_gradient(two - one, above - below, unpool) / 2
 
     def scratch(self, size: torch.Size, dtype: torch.dtype) -> Tensor | None:
         """Room for images whose content the next call may overwrite, channels last; ``None`` where it would not help.

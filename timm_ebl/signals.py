@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -31,9 +31,14 @@ def stop_message(number: int, progress: Progress, run: Path) -> str:
 
 
 def resume_command(run: Path) -> str:
-    """The command that takes a run up again; ``accelerate launch`` needs the options that it had."""
+    """The command that takes a run up again; a launcher needs the options that it had."""
     folder, settings = shlex.quote(str(run)), shlex.quote(str(run / "args.yaml"))
-    return f"accelerate launch train_ebl.py --config {settings} --output-dir {folder} --resume"
+    launcher = "accelerate launch" if _is_launched() else "python"
+    return f"{launcher} train_ebl.py --config {settings} --output-dir {folder} --resume"
+
+
+def _is_launched() -> bool:
+    return any(name in os.environ for name in _LAUNCHED_BY)
 
 
 @contextmanager
@@ -64,8 +69,7 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        launched = any(name in os.environ for name in _LAUNCHED_BY)
-        self._launcher = os.getppid() if launched else None
+        self._launcher = os.getppid() if _is_launched() else None
         self._received: int | None = None
         self._since = 0.0
         self._handlers = _handled(self._note)
@@ -89,5 +93,8 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
             self._received, self._since = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":  # not by print, which the signal may have come into
+                with suppress(OSError):
+                    os.write(2, f"\n{signal.Signals(number).name}: stopping after this batch\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME:
             _interrupt(number, frame)
