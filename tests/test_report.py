@@ -4,13 +4,14 @@ import io
 import logging
 import re
 import sys
+from functools import partial
 
 import datasets
 import pytest
 from accelerate import Accelerator
 from runs import arguments, train, write_images
 
-from timm_ebl import create_rule, list_rules, report
+from timm_ebl import create_rule, list_rules, loop, report
 from timm_ebl.command_line import parse_config
 from timm_ebl.progress import Progress
 from timm_ebl.report import Report, describe_rule, duration
@@ -87,6 +88,7 @@ def test_the_longest_line_of_an_epoch_fits_80_columns(capsys):
 def test_in_a_terminal_a_bar_shows_the_error_so_far_and_no_more(folder, tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(loop, "tqdm", partial(loop.tqdm, mininterval=0))
     train(*arguments(folder, tmp_path / "run", "--epochs", 1))
     assert re.search(r"epoch 1/1: +\d+%\|.*\| \d/6 \[00:0\d<00:0\d, [\d.]+it/s, error [\d.]+ %\]", terminal.getvalue())
 
