@@ -1,8 +1,11 @@
 """Every command ends a wrong command line in one line, with what may be said instead."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from timm_ebl import benchmark, gradients, hub, overhead, plots
+from timm_ebl import benchmark, gradients, hub, overhead, plots, predict, recipes
 
 COMMANDS = {
     benchmark.main: ["--nonsense"],
@@ -10,6 +13,8 @@ COMMANDS = {
     overhead.main: ["--nonsense"],
     plots.main: ["run", "--nonsense"],
     hub.main: ["verify", "name", "--nonsense"],
+    predict.main: ["name", "image", "--nonsense"],
+    recipes.main: ["--nonsense"],
 }
 
 
@@ -22,6 +27,25 @@ def test_an_unknown_option_is_refused_in_one_line_that_lists_the_known_ones(comm
     assert "--nonsense" in message
     assert "--help" in message
     assert message.count("\n") == 1
+
+
+def test_every_module_that_can_be_run_is_among_them():
+    runnable = {path.stem for path in Path(hub.__file__).parent.glob("*.py") if "__main__" in path.read_text()}
+    assert {command.__module__ for command in COMMANDS} == {f"timm_ebl.{name}" for name in runnable}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__module__)
+def test_asked_for_help_every_command_says_what_it_is_for_and_does_no_more(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path / "not a clone")
+    monkeypatch.setattr(recipes, "write_whole", lambda *_: pytest.fail("it writes"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr()
+    assert sys.modules[command.__module__].__doc__.splitlines()[0] in said.out
+    assert said.err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("command", [benchmark.main, gradients.main, overhead.main])

@@ -7,12 +7,14 @@ writes ``hub_configs/README.md`` from the recipes, the paper's figures and the c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
 
+from .command_line import Parser
 from .config import TrainConfig, read_recipe, resolve
 from .errors import ConfigError, one_sentence
 from .network import HopfieldNetwork
@@ -187,8 +189,9 @@ Weights in the package, trained by this repository; each folder has the recipe, 
 
 
 @one_sentence()
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the overview."""
+    Parser(description=__doc__).parse_args(arguments)
     print(f"wrote {write_overview()}")
 
 
