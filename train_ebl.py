@@ -21,7 +21,6 @@ import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 # isort: split
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.scheduler import CosineLRScheduler
 
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.command_line import parse_config
@@ -33,10 +32,12 @@ from timm_ebl.launch import start_accelerator
 from timm_ebl.loader import build_eval_loader, build_train_loader
 from timm_ebl.loop import evaluate, train_epoch
 from timm_ebl.memory import keep_freed_memory
+from timm_ebl.origin import settle_config
 from timm_ebl.plots import plot_curves
 from timm_ebl.progress import Progress
 from timm_ebl.report import Report
 from timm_ebl.run import RunFolder, device_name, versions
+from timm_ebl.schedule import Schedule
 from timm_ebl.signals import StopSignals, stopping_at_once
 from timm_ebl.splits import load_splits
 from timm_ebl.task import RuleTask
@@ -55,6 +56,7 @@ from timm_ebl.watch import Watch
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
     check_trackers(config.log_with)
+    config, origin = settle_config(config)
     check_config(config)
     set_seed(config.seed)
     if config.threads or accelerator.device.type == "cpu":
@@ -75,10 +77,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             for message in dict.fromkeys(str(warning.message) for warning in said):
                 report.warn(message)
     rule = build_rule(config)
-    model = build_model(config, data.train)
+    model = build_model(config, data.train, origin)
     transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
-    scheduler = CosineLRScheduler(optimizer, max(2, config.epochs), config.min_lr)  # of one epoch it is no cosine
+    schedule = Schedule(optimizer, config.epochs, config.min_lr, config.warmup_epochs)
     name = model.pretrained_cfg["architecture"]
     default = f"{config.algo}-{name}-{config.seed}"
     folder = on_main(accelerator, lambda: RunFolder.create(config.output_dir, default, config.resume))
@@ -89,14 +91,18 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     task = RuleTask(model, rule, device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
 
+    if origin:
+        report.say(f"from:   {origin.describe(config, data.train.classes)}")
     report.begin(config, data, model, rule, folder.path, len(train_loader))
     watch = Watch(model, progress, config.watch_every, len(train_loader), report.warn)
     facts = {"processes": accelerator.num_processes, "data": data.checksum(), "model": name}
+    facts["pretrained_sha256"] = origin and origin.sha256
     summary = {
         "algo": config.algo,
         "model": name,
         "dataset": data.train.name,
         "training_images": len(data.train),
+        "pretrained_sha256": facts["pretrained_sha256"],
         "epochs": config.epochs,
         "seed": config.seed,
         "device": device_name(accelerator.device),
@@ -126,13 +132,14 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
         def between() -> None:
             report.batch()
+            schedule.follow(progress, len(train_loader))
             checkpoints.between_batches()
 
         start_trackers(accelerator, config.log_with, folder.path, config.to_dict())
 
         try:
             while progress.epoch <= config.epochs:
-                scheduler.step(progress.epoch - 1)
+                schedule.follow(progress, len(train_loader))
                 trained = train_epoch(
                     accelerator,
                     task,
@@ -143,6 +150,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     seed=config.seed,
                     warm_start=config.warm_start,
                     skip_bad_batches=config.skip_bad_batches,
+                    clip_grad=config.clip_grad,
                     watch=watch,
                     between=between,
                     title=f"epoch {progress.epoch}/{config.epochs}",

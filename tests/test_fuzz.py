@@ -21,6 +21,7 @@ from timm_ebl.config import TrainConfig, read_recipe, resolve
 from timm_ebl.data import load_dataset
 from timm_ebl.errors import EBLError
 from timm_ebl.hub import main as hub
+from timm_ebl.origin import settle_config
 from timm_ebl.rules import list_rules
 from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform
 from timm_ebl.weights import read_weights
@@ -45,6 +46,7 @@ NESTED = st.recursive(
 WORDS = st.one_of(
     st.sampled_from(["0", "1", "-1", "0.5", "1e-3", "2", "1e400", "nan", "inf", "", " ", "None", "False", "[]"]),
     st.sampled_from(["a=b", "widths=(4,4,4,4)", "sweeps=3", "pool=2.0", "compiled=False", "pretrained=true", "zero"]),
+    st.sampled_from(["dchn_tiny_cifar10.c_ep", "dchn_tiny_mnist", "local-dir:.", "hf-hub:a/b", "grey", "colour"]),
     st.sampled_from(list_rules()),
     st.text(max_size=6).filter(lambda text: not text.startswith("-")),
 )  # fmt: skip
@@ -103,7 +105,8 @@ def builds_or_says_why(config, images):
     with contextlib.suppress(EBLError):
         build_rule(config)
         build_transform(config, train)
-        build_optimizer(config, build_model(config, train))
+        config, origin = settle_config(config)
+        build_optimizer(config, build_model(config, train, origin))
 
 
 @given(

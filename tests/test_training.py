@@ -215,6 +215,8 @@ def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):
         ({"model": "resnet18"}, ["resnet18", "no energy", "dchn"]),
         ({"model": "dchn_huge"}, ["dchn_huge", "dchn_tiny_mnist"]),
         ({"model": "dchn_tiny_cifar10.nope"}, ["no checkpoint 'dchn_tiny_cifar10.nope'", "dchn_tiny_cifar10.c_ep"]),
+        ({"model": "dchn_tiny_cifar10.c_ep"}, ["--pretrained dchn_tiny_cifar10.c_ep", "--model dchn_tiny_cifar10"]),
+        ({"freeze": 5}, ["--freeze", "at most 4", "5"]),
         ({"model": "dchn_svhn.nope"}, ["no checkpoint 'dchn_svhn.nope'", "has none"]),
         ({"model_kwargs": {"width": 3}}, ["width", "kernel_size"]),
         ({"model_kwargs": {"gains": [1, 2]}}, ["gains", "5"]),
@@ -223,9 +225,9 @@ def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):
         ({"model_kwargs": {"img_size": 28}}, ["no img_size", "--img-size"]),
         ({"img_size": 8}, ["8", "too small"]),
         ({"model_kwargs": {"device": "meta"}}, ["no device", "accelerate"]),
-        ({"model_kwargs": {"checkpoint_path": "x.pt"}}, ["no checkpoint_path", "MODEL.TAG"]),
+        ({"model_kwargs": {"checkpoint_path": "x.pt"}}, ["no checkpoint_path", "--pretrained"]),
         ({"model_kwargs": {"in_chans": 3}}, ["no in_chans", "data"]),
-        ({"model_kwargs": {"pretrained": 1}}, ["pretrained is True or False", "1"]),
+        ({"model_kwargs": {"pretrained": True}}, ["no pretrained", "--pretrained"]),
         ({"lr": (0.1, 0.2)}, ["--lr", "5"]),
         ({"opt": "adamm"}, ["adamm", "momentum"]),
         ({"opt": "adahessian"}, ["adahessian", "second derivatives"]),
@@ -252,7 +254,7 @@ def test_what_cannot_be_built_is_refused_in_one_sentence_before_data_are_loaded(
 
 def test_what_can_be_built_passes_and_loads_no_weights(monkeypatch):
     monkeypatch.setattr("timm_ebl.dchn.build_with_weights", None)
-    check_config(TrainConfig(model="dchn_tiny_cifar10.c_ep", model_kwargs={"pretrained": True}))
+    check_config(TrainConfig(model="dchn_tiny_cifar10", pretrained="dchn_tiny_cifar10.c_ep"))
     check_config(TrainConfig(dataset="cifar10", data_root="copies", opt="lookahead_adan", opt_betas=(0.9, 0.9, 0.9)))
 
 

@@ -17,7 +17,7 @@ from .convolutional import DCHN
 from .minimize import Minimizer
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from .report import duration
-from .spec import DATASETS, EMBEDDED
+from .spec import DATASETS, EMBEDDED, IMG_SIZE
 from .training import build_rule
 
 __all__ = ["card_error", "render_card"]
@@ -141,7 +141,7 @@ def _use(model: str, recipe: TrainConfig, size: int) -> str:
         "image_column": recipe.image_column,
         "label_column": recipe.label_column,
         "revision": recipe.dataset_revision,
-        "image_size": None if size == TrainConfig.img_size else size,
+        "image_size": None if size == IMG_SIZE else size,
         "channels": recipe.channels,
     }
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
@@ -176,12 +176,12 @@ def _training(
     rule = build_rule(recipe)
     held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
-    rows = {
+    rows = _origin(recipe, summary) | {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
         "free phase": _describe(rule.free) + (", from where the last batch ended" if recipe.warm_start else ""),
         "second phase": _describe(rule.second) + held,
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
-        f"decay {recipe.weight_decay}",
+        f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",
         "normalisation": _normalisation(summary["dataset"], normalisation["mean"], normalisation["std"]),
         "precision": "float32" if precision == "no" else precision,
@@ -194,6 +194,19 @@ def _training(
         f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
         "The test split was measured once, at the end, and selected nothing."
     )
+
+
+def _origin(recipe: TrainConfig, summary: Mapping[str, Any]) -> dict[str, str]:
+    kept = f"the lowest {recipe.freeze} interactions keep their weights" if recipe.freeze else ""
+    digest = summary.get("pretrained_sha256")
+    source = recipe.pretrained and f"`{recipe.pretrained}`" + (f" (SHA-256 {digest[:16]}..)" if digest else "")
+    text = "; ".join(filter(None, (source, kept)))
+    return {"started from": text} if text else {}
+
+
+def _start_and_bound(recipe: TrainConfig) -> str:
+    rise = f", after a rise from 0 over epochs 1 to {recipe.warmup_epochs}" if recipe.warmup_epochs else ""
+    return rise + (f", gradients of norm {recipe.clip_grad} at most" if recipe.clip_grad else "")
 
 
 def _selection(holdout: float) -> str:

@@ -37,7 +37,7 @@ from .watch import require_finite
 
 __all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
 
-_MOMENTS = ("opt", "momentum", "opt_betas")  # settings that decide what the state of an optimiser consists of
+_MOMENTS = ("opt", "momentum", "opt_betas", "freeze")  # settings that decide what the state of an optimiser consists of
 _RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
 _AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
 _Outcome = TypeVar("_Outcome")
@@ -168,7 +168,7 @@ class Checkpoints:
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 200)
             raise ConfigError(f"{folder} is of another model, which --force does not change ({reason}).") from None
-        if all(before[key] == self.settings[key] for key in _MOMENTS):
+        if all(before.get(key, self.settings[key]) == self.settings[key] for key in _MOMENTS):
             self._restore_optimizer(shared["optimizer"])
         else:
             self.accelerator.print("warning: other settings of the optimiser, which begins anew", file=sys.stderr)

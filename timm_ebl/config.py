@@ -14,7 +14,7 @@ from .minimize import Minimizer, Start
 from .options import read_option
 from .order import list_orders
 from .rules import list_rules, rule_options
-from .spec import CHANNELS, DATASETS
+from .spec import CHANNELS, DATASETS, IMG_SIZE
 from .yaml12 import parse_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
@@ -94,12 +94,25 @@ class TrainConfig:
     image_column: str | None = _option(None, "column of the images, if there are several")
     label_column: str | None = _option(None, "column of the labels, if there are several")
     mean: tuple[float, ...] | None = _option(
-        None, "mean of each channel, of 0 to 1, to normalise by; by default the data set's", float, True
+        None,
+        "mean of each channel, of 0 to 1, to normalise by; by default that of --pretrained, else the data set's",
+        float,
+        True,
     )
     std: tuple[float, ...] | None = _option(None, "deviation of each channel to normalise by, likewise", float, True)
-    img_size: int = _option(32, "height and width of the images in pixels", int)
-    channels: str | None = _option(None, f"{' or '.join(CHANNELS)}; by default what the images are")
-    model: str | None = _option(None, "timm model; by default the tiny DCHN of the data set")
+    img_size: int | None = _option(
+        None, f"height and width of the images in pixels; by default as --pretrained has them, else {IMG_SIZE}", int
+    )
+    channels: str | None = _option(
+        None, f"{' or '.join(CHANNELS)}; by default as --pretrained has them, else what the images are"
+    )
+    model: str | None = _option(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
+    pretrained: str | None = _option(
+        None,
+        "checkpoint to start from: a shipped one (dchn_small_cifar10.c_ep), hf-hub:OWNER/NAME or local-dir:FOLDER; the "
+        "read-out is made anew where the classes are others",
+    )
+    freeze: int = _option(0, "interactions that keep their weights, from the lowest upwards", int)
     model_kwargs: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
     )
@@ -143,6 +156,8 @@ class TrainConfig:
     opt: str = _option("adam", "optimiser, by its name in timm.optim")
     lr: tuple[float, ...] = _option((2e-3,), "learning rate, or one for each interaction, read-out last", float, True)
     min_lr: float = _option(2e-6, "learning rate at the end of the cosine", float)
+    warmup_epochs: int = _option(0, "epochs in which the learning rate rises from 0, batch by batch", int)
+    clip_grad: float | None = _option(None, "largest norm of a step's gradient; what is longer is shortened", float)
     momentum: float = _option(0.9, "momentum, where the optimiser has one", float)
     opt_betas: tuple[float, ...] | None = _option(None, "betas, where the optimiser has them", float, True)
     weight_decay: float = _option(0.0, "weight decay of weights and biases", float)
@@ -170,6 +185,11 @@ class TrainConfig:
         for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
             count = getattr(self, name)
             self._require(name, count is None or 1 <= count <= MOST, f"at least 1 and at most {MOST:,}")
+        self._require(
+            "warmup_epochs", 0 <= self.warmup_epochs < self.epochs, f"at least 0 and below {self.epochs} epochs"
+        )
+        self._require("freeze", self.freeze >= 0, "at least 0")
+        self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0")
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
         for name in ("lr", "weight_decay", "min_lr", "momentum"):
             value = getattr(self, name)
@@ -178,7 +198,8 @@ class TrainConfig:
         self._require("std", self.std is None or min(self.std, default=0) > 0, "above 0")
         if (self.mean is None) != (self.std is None):
             raise ConfigError("--mean and --std go together, with a value for each channel.")
-        self._require("img_size", 1 <= self.img_size <= LARGEST_IMAGE, f"at least 1 and at most {LARGEST_IMAGE}")
+        fits = self.img_size is None or 1 <= self.img_size <= LARGEST_IMAGE
+        self._require("img_size", fits, f"at least 1 and at most {LARGEST_IMAGE}")
         self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)

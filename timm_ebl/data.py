@@ -22,7 +22,7 @@ from .decode import decode_images
 from .errors import DataError, MissingSplitError
 from .folder import read_folder
 from .source import read_hub
-from .spec import CHANNELS, DATASETS, EMBEDDED, SPLIT_NAMES, DatasetSpec, is_split_name
+from .spec import CHANNELS, DATASETS, EMBEDDED, IMG_SIZE, SPLIT_NAMES, DatasetSpec, is_split_name
 
 __all__ = ["ImageDataset", "list_datasets", "load_dataset"]
 
@@ -141,7 +141,7 @@ def load_dataset(
     label_column: str | None = None,
     revision: str | None = None,
     token: str | None = None,
-    image_size: int = 32,
+    image_size: int = IMG_SIZE,
     channels: str | None = None,
     root: str | Path | None = None,
 ) -> ImageDataset:

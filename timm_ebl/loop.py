@@ -36,6 +36,7 @@ def train_epoch(
     seed: int = 0,
     warm_start: bool = False,
     skip_bad_batches: bool = False,
+    clip_grad: float | None = None,
     watch: Callable[[dict[str, Tensor]], None] = nothing,
     between: Callable[[], None] = nothing,
     title: str = "",
@@ -53,6 +54,7 @@ def train_epoch(
         warm_start: Start every free phase but the epoch's first from the state that the second phase of the batch
             before left, as the paper's released code does.
         skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
+        clip_grad: Largest norm of a step's gradient over all parameters; one that is longer is scaled down to it.
         watch: Sees the task's result after every batch.
         between: Called after every batch, once progress includes it.
         title: What the progress bar shows.
@@ -76,6 +78,8 @@ def train_epoch(
                 result = task(x, labels, progress.state)
                 accelerator.backward(result["loss"])
                 good = not (skip_bad_batches and accelerator.sync_gradients) or has_finite_gradients(task, accelerator)
+                if clip_grad and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(task.parameters(), clip_grad)
                 if good:
                     optimizer.step()
                 optimizer.zero_grad()

@@ -197,13 +197,14 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
     return outputs
 
 
-def _portable(dataset: str | None) -> str | None:
-    """The name of a data set without the folders of this machine."""
-    return Path(dataset).name if dataset and os.path.isdir(os.path.expanduser(dataset)) else dataset
+def _portable(name: str | None) -> str | None:
+    """The name of a data set or checkpoint without the folders of this machine."""
+    return Path(name).name if name and os.path.isdir(os.path.expanduser(name)) else name
 
 
 def _portable_settings(run: Checkpoint) -> dict[str, Any]:
-    return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset)}
+    source = run.recipe.pretrained and run.recipe.pretrained.removeprefix("local-dir:")
+    return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset), "pretrained": _portable(source)}
 
 
 def _check_summary(run: Checkpoint, measured: Evaluation) -> None:

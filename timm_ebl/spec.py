@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["CHANNELS", "DATASETS", "EMBEDDED", "SPLIT_NAMES", "DatasetSpec", "is_split_name"]
+__all__ = ["CHANNELS", "DATASETS", "EMBEDDED", "IMG_SIZE", "SPLIT_NAMES", "DatasetSpec", "is_split_name"]
 
 EMBEDDED = "fashion-mnist-sample"
 """Name of the sample that is part of the package."""
+
+IMG_SIZE = 32
+"""Height and width in pixels to which images are brought unless told otherwise."""
 
 CHANNELS = ("grey", "colour")
 """What images can be decoded to: one channel, or red, green and blue."""

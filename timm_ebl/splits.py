@@ -10,6 +10,7 @@ from .columns import note, some
 from .config import TrainConfig
 from .data import ImageDataset, load_dataset
 from .errors import DataError, MissingSplitError
+from .spec import IMG_SIZE
 
 __all__ = ["TEST_SHARE", "Splits", "empty_classes", "load_splits", "load_test"]
 
@@ -77,7 +78,7 @@ def load_splits(config: TrainConfig) -> Splits:
         "image_column": config.image_column,
         "label_column": config.label_column,
         "revision": config.dataset_revision,
-        "image_size": config.img_size,
+        "image_size": config.img_size or IMG_SIZE,
         "channels": config.channels,
         "root": config.data_root,
     }

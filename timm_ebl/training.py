@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -19,9 +19,12 @@ from .errors import ConfigError
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import ContrastiveRule, Rule, create_rule, rule_options
-from .spec import EMBEDDED
+from .spec import EMBEDDED, IMG_SIZE
 from .strength import require_strength
 from .transforms import BatchTransform
+
+if TYPE_CHECKING:
+    from .origin import Origin
 
 __all__ = [
     "build_model",
@@ -33,8 +36,6 @@ __all__ = [
 ]
 
 _NO_ENERGY = "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*')."
-
-_UNTRAINED = {"pretrained": False}
 
 _NO_MODEL_KWARGS = {
     "order": "it is set by --order",
@@ -53,8 +54,8 @@ _NO_MODEL_KWARGS = {
     "features_only": "a run trains the whole model",
     "out_indices": "a run trains the whole model",
 } | dict.fromkeys(
-    ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
-    "weights come by name, --model MODEL.TAG with pretrained=True",
+    ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    "weights to start from are named by --pretrained",
 )
 """Arguments of `timm.create_model` that are no matter of ``--model-kwargs``, and why."""
 
@@ -90,7 +91,7 @@ def check_config(config: TrainConfig) -> None:
         ConfigError: The rule, the model or the optimiser cannot be built, or the data options contradict each other.
     """
     build_rule(config)
-    build_optimizer(config, _create_network(config, config.model or "dchn_tiny_cifar10", trained=False))
+    build_optimizer(config, _create_network(config, config.model or "dchn_tiny_cifar10"))
     dataset = config.dataset or EMBEDDED
     if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
         raise ConfigError(
@@ -98,27 +99,36 @@ def check_config(config: TrainConfig) -> None:
         )
 
 
-def build_model(config: TrainConfig, train: ImageDataset) -> HopfieldNetwork:
-    """The configured model, fitted to the channels and classes of the data.
+def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None = None) -> HopfieldNetwork:
+    """The configured model, fitted to the channels and classes of the data; its lowest interactions may be frozen.
+
+    Args:
+        config: The configuration, which agrees with the checkpoint (`Origin.settle`).
+        train: The training split.
+        origin: The checkpoint that it starts from. Where its outputs are other classes the read-out is a fresh one.
 
     Raises:
         ConfigError: timm does not know the model, it is no energy model, or the data do not fit it.
     """
     name = config.model or default_model(train)
-    model = _create_network(config, name, in_chans=train.images.shape[1], num_classes=len(train.classes))
+    model = _create_network(config, name, origin, in_chans=train.images.shape[1], num_classes=len(train.classes))
     if model.num_classes < len(train.classes):
         raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
     try:
         model.check_input(train.images[:1].float())
     except ValueError as error:
         raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
+    if origin and not origin.has_classes(train.classes):
+        model.reset_classifier(model.num_classes)
+    for interaction in model.interactions[: config.freeze]:
+        interaction.requires_grad_(False)
     # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
-    model.minimizer = replace(model.minimizer, compiled=config.compiled)
+    model.minimizer = Minimizer(**free_phase(config), compiled=config.compiled)
     return model
 
 
-def _create_network(config: TrainConfig, name: str, trained: bool = True, **fitted: int) -> HopfieldNetwork:
-    """The model of that name with the configured arguments; without weights unless ``trained``."""
+def _create_network(config: TrainConfig, name: str, origin: Origin | None = None, **fitted: int) -> HopfieldNetwork:
+    """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = ", ".join(timm.list_models("dchn*"))
@@ -126,16 +136,20 @@ def _create_network(config: TrainConfig, name: str, trained: bool = True, **fitt
     checkpoints = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in checkpoints:
         raise ConfigError(f"There is no checkpoint {name!r}: {architecture} has {', '.join(checkpoints) or 'none'}.")
+    if tag:
+        raise ConfigError(
+            f"--model {name} names a checkpoint: --pretrained {name} starts from its weights, --model {architecture} "
+            "from none."
+        )
     given = dict(config.model_kwargs)
     other = next((key for key in given if key in _NO_MODEL_KWARGS), None)
     if other:
         raise ConfigError(f"--model-kwargs takes no {other}: {_NO_MODEL_KWARGS[other]}.")
-    if not isinstance(given.get("pretrained", False), bool):
-        raise ConfigError(f"--model-kwargs: pretrained is True or False, not {given['pretrained']!r}.")
-    if config.img_size != TrainConfig.img_size:
+    if config.img_size not in (None, IMG_SIZE) or origin:
         fitted["img_size"] = config.img_size
+    source = {"model_name": f"local-dir:{origin.folder}" if origin else name, "pretrained": origin is not None}
     try:
-        model = timm.create_model(name, **(fitted | free_phase(config) | given | ({} if trained else _UNTRAINED)))
+        model = timm.create_model(**source, **(fitted | free_phase(config) | given))
     except TypeError as error:
         if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
             raise ConfigError(_NO_ENERGY.format(name)) from None
@@ -193,22 +207,30 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
     """The configured optimiser from timm.optim, with a learning rate for each interaction (weight and bias alike).
 
+    Interactions that are frozen are left out.
+
     Raises:
         ConfigError: The optimiser is unknown or has other options, it needs second derivatives, which a rule's update
-            has not, or the number of learning rates is neither one nor that of interactions.
+            has not, the number of learning rates is neither one nor that of interactions, or all of those are frozen.
     """
     interactions = list(model.interactions)
+    if config.freeze >= len(interactions):
+        raise ConfigError(
+            f"--freeze is at most {len(interactions) - 1}, not {config.freeze}: the model has {len(interactions)} "
+            "interactions, and one at least must learn."
+        )
     rates = config.lr * len(interactions) if len(config.lr) == 1 else config.lr
     if len(rates) != len(interactions):
         raise ConfigError(f"--lr is one rate or {len(interactions)}, one for each interaction; got {len(rates)}.")
     groups = [{"params": list(i.parameters()), "lr": rate} for i, rate in zip(interactions, rates, strict=True)]
+    groups = groups[config.freeze :]
     betas = {} if config.opt_betas is None else {"betas": config.opt_betas}
     try:
         _check_optimizer(config)
         return create_optimizer_v2(
             groups,
             opt=config.opt,
-            lr=rates[0],
+            lr=rates[-1],
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             filter_bias_and_bn=False,
