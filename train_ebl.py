@@ -11,10 +11,16 @@ on two CPU cores. Settings come from the defaults, then --config, then the comma
 """
 
 import os
+import sys
 import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__" and not {"-h", "--help"}.isdisjoint(sys.argv):  # at once: what follows takes seconds to load
+    print(__doc__, Path(__file__).with_name("timm_ebl").joinpath("options.txt").read_text(encoding="utf-8"), sep="\n")
+    sys.exit()
 
 import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 
@@ -208,7 +214,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 @stopping_at_once()
 def main() -> None:
     """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
-    config = parse_config(description=__doc__)
+    config = parse_config()
     accelerator = start_accelerator(config)
     launched = {
         "mixed_precision": accelerator.mixed_precision,

@@ -1,12 +1,15 @@
 """Every command ends a wrong command line in one line, with what may be said instead."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from timm_ebl import benchmark, gradients, hub, overhead, plots, predict, recipes
+from timm_ebl.command_line import build_parser, parse_config
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = {
     benchmark.main: ["--nonsense"],
     gradients.main: ["--nonsense"],
@@ -29,8 +32,38 @@ def test_an_unknown_option_is_refused_in_one_line_that_lists_the_known_ones(comm
     assert message.count("\n") == 1
 
 
+def test_the_script_shows_its_options_at_once_and_without_torch(tmp_path):
+    for name in ("torch", "timm", "accelerate"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('{name} is loaded')")
+    command = [sys.executable, str(ROOT / "train_ebl.py"), "--epochs", "3", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "accelerate launch train_ebl.py --algo n-ep" in ran.stdout
+    assert max(map(len, ran.stdout.splitlines())) <= 120
+    options = build_parser().format_help().partition("\n\n")[2]
+    assert "".join(options.split()) in "".join(ran.stdout.split()), (
+        "run python -m timm_ebl.command_line > timm_ebl/options.txt"
+    )
+
+
+def test_options_are_in_groups_with_defaults_in_words(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    places = [said.index(f" {name}: --") for name in ("data", "model", "rule", "optimisation", "run", "logging")]
+    assert places == sorted(places)
+    for words in (
+        "1 for none (default: 1.9, later ones less, down to 1.5)",
+        "read-out last (default: 0.002)",
+        "if there is one (default: no)",
+    ):
+        assert words in said
+    assert "False" not in said
+
+
 def test_every_module_that_can_be_run_is_among_them():
-    runnable = {path.stem for path in Path(hub.__file__).parent.glob("*.py") if "__main__" in path.read_text()}
+    runnable = {path.stem for path in (ROOT / "timm_ebl").glob("*.py") if "__main__" in path.read_text()}
+    runnable -= {"command_line"}  # it has no options of its own
     assert {command.__module__ for command in COMMANDS} == {f"timm_ebl.{name}" for name in runnable}
 
 

@@ -55,7 +55,7 @@ def test_a_rule_that_leaves_the_free_phase_to_the_model_has_words_too(algo):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (29, "29 s"), (90, "2 min"), (3599, "1 h 0 min"), (11880, "3 h 18 min")]
+    ("seconds", "words"), [(0.4, "0 s"), (99.4, "99 s"), (100, "2 min"), (3599, "1 h 0 min"), (11880, "3 h 18 min")]
 )
 def test_a_time_is_in_words(seconds, words):
     assert duration(seconds) == words

@@ -1,4 +1,9 @@
-"""Command lines: what goes wrong is said in one line."""
+"""Command lines: what goes wrong is said in one line.
+
+    python -m timm_ebl.command_line > timm_ebl/options.txt
+
+writes down the options of a run, which ``train_ebl.py --help`` shows without loading torch.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .config import COMMAND_LINE, PRESETS, TrainConfig, flag_of, read_recipe, read_setting, resolve
+from .config import COMMAND_LINE, GROUPS, PRESETS, TrainConfig, flag_of, read_recipe, read_setting, resolve
 from .errors import ConfigError
 
-__all__ = ["Parser", "parse_config"]
+__all__ = ["Parser", "build_parser", "parse_config"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,45 +39,67 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
-def parse_config(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainConfig:
-    """The configuration of a run: the command line, over a recipe (``--config``), over a preset, over the defaults.
-
-    Args:
-        arguments: The command line; by default that of the process.
-        description: What ``--help`` says first.
-
-    Raises:
-        SystemExit: Something is wrong with the command line or the recipe; one sentence says what.
-    """
-    parser = Parser(description=description)
-    parser.add_argument("--config", metavar="FILE", help="YAML recipe; what the command line says comes before it")
-    parser.add_argument(
+def build_parser() -> Parser:
+    """The parser of a run's command line; it leaves values as texts."""
+    parser = Parser(usage="%(prog)s [options]")
+    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    groups["run"].add_argument(
+        "--config", metavar="FILE", help="YAML recipe; what the command line says comes before it"
+    )
+    groups["rule"].add_argument(
         "--preset",
         choices=PRESETS,
         default=argparse.SUPPRESS,
         help="how states are found; fast: the defaults below; paper: the procedure of the paper's comparative study, "
         "60 free sweeps and 15 of what follows, asynchronous, without over-relaxation (default: fast)",
     )
-    specs = dataclasses.fields(TrainConfig)
-    for spec in specs:
+    for spec in dataclasses.fields(TrainConfig):
         parse, many = spec.metadata["parse"], spec.metadata["many"]
-        default = "" if spec.default in (None, dataclasses.MISSING) else f" (default: {_shown(spec.default)})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + default}
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": spec.metadata["help"] + _default(spec.default)}
         if parse is bool:
             options |= {"action": argparse.BooleanOptionalAction}
         else:
             options |= {"nargs": "+"} if many else {}
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
-        parser.add_argument(flag_of(spec.name), **options)
+        groups[spec.metadata["group"]].add_argument(flag_of(spec.name), **options)
+    return parser
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """The configuration of a run: the command line, over a recipe (``--config``), over a preset, over the defaults.
+
+    Args:
+        arguments: The command line; by default that of the process.
+
+    Raises:
+        SystemExit: Something is wrong with the command line or the recipe; one sentence says what.
+    """
+    parser = build_parser()
     given = vars(parser.parse_args(arguments))
     recipe = given.pop("config")
     try:
-        chosen = {s.name: read_setting(s, given[s.name], COMMAND_LINE) for s in specs if s.name in given}
+        chosen = {
+            spec.name: read_setting(spec, given[spec.name], COMMAND_LINE)
+            for spec in dataclasses.fields(TrainConfig)
+            if spec.name in given
+        }
         chosen |= {name: given[name] for name in ("preset",) if name in given}
         return resolve({} if recipe is None else read_recipe(recipe), chosen)
     except ConfigError as error:
         parser.error(str(error))
 
 
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def _default(value: Any) -> str:
+    """A default in words, behind what `--help` says of an option."""
+    if value is None or value is dataclasses.MISSING:
+        return ""
+    if isinstance(value, bool):
+        return f" (default: {'yes' if value else 'no'})"
+    if isinstance(value, tuple):
+        first, *_, last = value[:1] + value
+        return f" (default: {first:g}" + (f", later ones less, down to {last:g})" if last < first else ")")
+    return f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
+
+
+if __name__ == "__main__":
+    print(build_parser().format_help().partition("\n\n")[2], end="")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,22 @@ LARGEST_IMAGE = 1024
 LONGEST_RECIPE = 1_000_000
 """Letters of a recipe; what is longer is something else."""
 
+GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
+"""What ``--help`` sorts the options into."""
+
 COMMAND_LINE = "command line"
 """Source of a value that has none in a file."""
 
 
-def _option(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
-    return field(default=default, metadata={"help": description, "parse": parse, "many": many})
+def _option(
+    group: str, default: Any, description: str, parse: Any = str, many: bool = False, aside: bool = False
+) -> Any:
+    """An option; one that does not change the result of a run stands aside."""
+    metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
+    return field(default=default, metadata=metadata)
 
 
-def _aside(default: Any, description: str, parse: Any = str, many: bool = False) -> Any:
-    """An option that does not change the result of a run."""
-    return field(default=default, metadata={"help": description, "parse": parse, "many": many, "aside": True})
-
-
-def _flag(default: bool | None, description: str) -> Any:
-    return _option(default, description, parse=bool)
+_data, _model, _rule, _optimisation, _run, _logging = (partial(_option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -82,99 +84,112 @@ class TrainConfig:
         ConfigError: A value is out of range, or does not go with the rule.
     """
 
-    algo: str = _option("c-ep", f"learning rule: {', '.join(list_rules())}")
-    dataset: str | None = _option(None, "mnist, fashion-mnist, svhn, cifar10, cifar100, another Hub id, or a folder")
-    data_root: str | None = _option(None, "folder with copies of Hub data sets in the Hub's layout, instead of the Hub")
-    dataset_config: str | None = _option(None, "configuration of the data set on the Hub")
-    dataset_revision: str | None = _option(None, "revision of the data set on the Hub")
-    train_split: str | None = _option(None, "name of the training split; by default train")
-    test_split: str | None = _option(
+    algo: str = _rule("c-ep", f"learning rule: {', '.join(list_rules())}")
+    dataset: str | None = _data(None, "mnist, fashion-mnist, svhn, cifar10, cifar100, another Hub id, or a folder")
+    data_root: str | None = _data(None, "folder with copies of Hub data sets in the Hub's layout, instead of the Hub")
+    dataset_config: str | None = _data(None, "configuration of the data set on the Hub")
+    dataset_revision: str | None = _data(None, "revision of the data set on the Hub")
+    train_split: str | None = _data(None, "name of the training split; by default train")
+    test_split: str | None = _data(
         None, "name of the test split; by default test, else validation, else a part of the training split"
     )
-    image_column: str | None = _option(None, "column of the images, if there are several")
-    label_column: str | None = _option(None, "column of the labels, if there are several")
-    mean: tuple[float, ...] | None = _option(
+    image_column: str | None = _data(None, "column of the images, if there are several")
+    label_column: str | None = _data(None, "column of the labels, if there are several")
+    mean: tuple[float, ...] | None = _data(
         None,
         "mean of each channel, of 0 to 1, to normalise by; by default that of --pretrained, else the data set's",
         float,
         True,
     )
-    std: tuple[float, ...] | None = _option(None, "deviation of each channel to normalise by, likewise", float, True)
-    img_size: int | None = _option(
+    std: tuple[float, ...] | None = _data(None, "deviation of each channel to normalise by, likewise", float, True)
+    img_size: int | None = _data(
         None, f"height and width of the images in pixels; by default as --pretrained has them, else {IMG_SIZE}", int
     )
-    channels: str | None = _option(
+    channels: str | None = _data(
         None, f"{' or '.join(CHANNELS)}; by default as --pretrained has them, else what the images are"
     )
-    model: str | None = _option(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
-    pretrained: str | None = _option(
+    model: str | None = _model(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
+    pretrained: str | None = _model(
         None,
         "checkpoint to start from: a shipped one (dchn_small_cifar10.c_ep), hf-hub:OWNER/NAME or local-dir:FOLDER; the "
         "read-out is made anew where the classes are others",
     )
-    freeze: int = _option(0, "interactions that keep their weights, from the lowest upwards", int)
+    freeze: int = _model(0, "interactions that keep their weights, from the lowest upwards", int)
     model_kwargs: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "KEY=VALUE pairs for the model", "parse": dict, "many": True}
+        default_factory=dict,
+        metadata={"group": "model", "help": "KEY=VALUE pairs for the model", "parse": dict, "many": True},
     )
-    epochs: int = _option(8, "passes over the training split", int)
-    batch_size: int = _option(32, "training images in a step, on each process", int)
-    grad_accum_steps: int = _option(1, "batches whose gradients are summed up in a step of the optimiser", int)
-    skip_bad_batches: bool = _flag(False, "leave out a step whose gradient is not finite")
-    eval_batch_size: int = _option(250, "images in an evaluation step, on each process", int)
-    beta: float | None = _option(None, "strength of the perturbation; by default the rule's", float)
-    free_sweeps: int = _option(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
-    omega: tuple[float, ...] = _option(
+    epochs: int = _optimisation(8, "passes over the training split", int)
+    batch_size: int = _optimisation(32, "training images in a step, on each process", int)
+    grad_accum_steps: int = _optimisation(1, "batches whose gradients are summed up in a step of the optimiser", int)
+    skip_bad_batches: bool = _optimisation(False, "leave out a step whose gradient is not finite", bool)
+    eval_batch_size: int = _run(250, "images in an evaluation step, on each process", int)
+    beta: float | None = _rule(None, "strength of the perturbation; by default the rule's", float)
+    free_sweeps: int = _rule(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
+    omega: tuple[float, ...] = _rule(
         Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
     )
-    order: str = _option(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
-    nudged_sweeps: int | None = _option(
+    order: str = _rule(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
+    nudged_sweeps: int | None = _rule(
         None, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps; by default the rule's", int
     )
-    nudged_omega: tuple[float, ...] | None = _option(
+    nudged_omega: tuple[float, ...] | None = _rule(
         None, "over-relaxation in the perturbed phases, or one for each sweep; by default the rule's", float, True
     )
-    nudged_order: str | None = _option(None, "order of update in the perturbed phases; by default the rule's")
-    start: str = _option(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
-    warm_start: bool = _flag(False, "start training phases from the state that the last batch left, as the paper does")
-    hold_routes: bool | None = _flag(
+    nudged_order: str | None = _rule(None, "order of update in the perturbed phases; by default the rule's")
+    start: str = _rule(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
+    warm_start: bool = _rule(
+        False, "start training phases from the state that the last batch left, as the paper does", bool
+    )
+    hold_routes: bool | None = _rule(
         None,
         "keep the free state's pooling routes in the perturbed phases and take it to be at rest (not in the paper); by "
         "default the rule's",
+        bool,
     )
-    settle: bool | None = _flag(
-        None, "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's"
+    settle: bool | None = _rule(
+        None,
+        "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's",
+        bool,
     )
-    companion: bool | None = _flag(
+    companion: bool | None = _rule(
         None,
         "in one-sided rules whose routes are followed, relax the unperturbed state as long as the perturbed one; by "
         "default the rule's",
+        bool,
     )
-    damped: bool | None = _flag(
-        None, "update a nudged output by o <- u - beta (o - y), as the paper does, and not to its minimum at once"
+    damped: bool | None = _rule(
+        None, "update a nudged output by o <- u - beta (o - y), as the paper does, and not to its minimum at once", bool
     )
-    compiled: bool = _flag(False, "run sweeps as torch.compile makes them")
-    opt: str = _option("adam", "optimiser, by its name in timm.optim")
-    lr: tuple[float, ...] = _option((2e-3,), "learning rate, or one for each interaction, read-out last", float, True)
-    min_lr: float = _option(2e-6, "learning rate at the end of the cosine", float)
-    warmup_epochs: int = _option(0, "epochs in which the learning rate rises from 0, batch by batch", int)
-    clip_grad: float | None = _option(None, "largest norm of a step's gradient; what is longer is shortened", float)
-    momentum: float = _option(0.9, "momentum, where the optimiser has one", float)
-    opt_betas: tuple[float, ...] | None = _option(None, "betas, where the optimiser has them", float, True)
-    weight_decay: float = _option(0.0, "weight decay of weights and biases", float)
-    holdout: float = _option(
+    compiled: bool = _run(False, "run sweeps as torch.compile makes them", bool)
+    opt: str = _optimisation("adam", "optimiser, by its name in timm.optim")
+    lr: tuple[float, ...] = _optimisation(
+        (2e-3,), "learning rate, or one for each interaction, read-out last", float, True
+    )
+    min_lr: float = _optimisation(2e-6, "learning rate at the end of the cosine", float)
+    warmup_epochs: int = _optimisation(0, "epochs in which the learning rate rises from 0, batch by batch", int)
+    clip_grad: float | None = _optimisation(
+        None, "largest norm of a step's gradient; what is longer is shortened", float
+    )
+    momentum: float = _optimisation(0.9, "momentum, where the optimiser has one", float)
+    opt_betas: tuple[float, ...] | None = _optimisation(None, "betas, where the optimiser has them", float, True)
+    weight_decay: float = _optimisation(0.0, "weight decay of weights and biases", float)
+    holdout: float = _data(
         0.1, "part of the training split held out to select the best epoch; 0 trains on all of it, to the last", float
     )
-    seed: int = _option(0, "seed of initialisation, held-out part, order and augmentation", int)
-    mixed_precision: str | None = _option(None, "no, bf16 or fp16; by default as accelerate was launched")
-    threads: int | None = _option(None, "CPU threads of each process; by default an equal share of the cores", int)
-    output_dir: str | None = _aside(None, "folder for the results; by default runs/ALGO-MODEL-SEED")
-    resume: bool = _aside(False, "go on from the last checkpoint in --output-dir, if there is one", bool)
-    force: bool = _aside(False, "with --resume: go on even under other settings than the run's", bool)
-    checkpoint_minutes: float = _aside(10.0, "minutes between two checkpoints, beside those of every epoch", float)
-    keep_checkpoints: int = _aside(2, "checkpoints to keep", int)
-    watch_every: int = _aside(50, "batches between two looks at states and weights", int)
-    log_with: tuple[str, ...] | None = _aside(None, f"trackers: {', '.join(TRACKERS)}", str, True)
-    push_to_hub: str | None = _aside(None, "OWNER/NAME of a repository on the Hub to publish the result to")
+    seed: int = _run(0, "seed of initialisation, held-out part, order and augmentation", int)
+    mixed_precision: str | None = _run(None, "no, bf16 or fp16; by default as accelerate was launched")
+    threads: int | None = _run(None, "CPU threads of each process; by default an equal share of the cores", int)
+    output_dir: str | None = _run(None, "folder for the results; by default runs/ALGO-MODEL-SEED", aside=True)
+    resume: bool = _run(False, "go on from the last checkpoint in --output-dir, if there is one", bool, aside=True)
+    force: bool = _run(False, "with --resume: go on even under other settings than the run's", bool, aside=True)
+    checkpoint_minutes: float = _run(
+        10.0, "minutes between two checkpoints, beside those of every epoch", float, aside=True
+    )
+    keep_checkpoints: int = _run(2, "checkpoints to keep", int, aside=True)
+    watch_every: int = _logging(50, "batches between two looks at states and weights", int, aside=True)
+    log_with: tuple[str, ...] | None = _logging(None, f"trackers: {', '.join(TRACKERS)}", str, True, aside=True)
+    push_to_hub: str | None = _run(None, "OWNER/NAME of a repository on the Hub to publish the result to", aside=True)
 
     def __post_init__(self) -> None:
         foreign = next((name for name in sorted(_foreign(self.algo)) if getattr(self, name)), None)

@@ -186,9 +186,9 @@ def describe_rule(algo: str, rule: Rule) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: seconds, minutes, or hours and minutes."""
+    """A time in words: seconds up to 99, minutes, or hours and minutes."""
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:
