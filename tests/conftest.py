@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 
