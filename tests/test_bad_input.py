@@ -276,6 +276,11 @@ def test_a_start_that_is_no_state_is_refused(make_dchn, batch):
     state = model.relax(x).state
     for start, words in (
         (3, "not int"),
+        (0, "not int"),
+        (False, "not bool"),
+        ({}, "not dict"),
+        (x, "not Tensor"),
+        (x.numpy(), "not ndarray"),
         ((None, *state[1:]), "not tuple"),
         (tuple(layer.long() for layer in state), r"real numbers, not \['torch.int64'"),
     ):
@@ -291,6 +296,11 @@ def test_a_start_that_does_not_fit_is_refused(make_dchn, batch):
     state = model.relax(x[:3]).state
     with pytest.raises(ValueError, match=r"\(3, 4, 8, 8\).*\(6, 4, 8, 8\)"):
         model.relax(x, state)
+    for empty in ((), []):
+        with pytest.raises(ValueError, match=r"layers of shapes \[\]; this input needs"):
+            model.relax(x, empty)
+    with pytest.raises(ValueError, match="a layer on meta, and the input is on cpu"):
+        model.relax(x[:3], (state[0].to("meta"), *state[1:]))
     with pytest.raises(ValueError, match=r"'warm'.*zero, feedforward"):
         model.relax(x, "warm")
 

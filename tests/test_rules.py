@@ -41,6 +41,17 @@ def test_recurrent_backpropagation_in_a_few_steps_is_backpropagation_through_as_
     assert error(*found) < 1e-9
 
 
+def test_recurrent_backpropagation_leaves_the_sweep_that_it_differentiates(make_dchn, batch):
+    """As in the released code: the next free phase starts one synchronous sweep beyond the free state."""
+    model, (x, y) = make_dchn(), batch
+    rule = create_rule("rbp", free=Minimizer(sweeps=3))
+    found, free = rule(model, x, y).last, model.relax(x, minimizer=rule.free)
+    for left, layer, start in zip(found, model.sweep(x, free.state, rule.second), free.state, strict=True):
+        torch.testing.assert_close(left, layer.detach())
+        assert not torch.allclose(left, start)
+        assert not left.requires_grad
+
+
 # ------------------------------------------------------------------------------------------- equilibrium propagation
 
 

@@ -150,6 +150,8 @@ def test_transforms_that_a_relaxation_has_not_are_refused(make_live, batch):
     model, (x, y) = make_live(), batch
     with pytest.raises(RuntimeError, match=r"cannot be mapped by torch.func.vmap: give the network the whole batch"):
         torch.vmap(lambda image: model(image[None])[0])(x)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"cannot be mapped by torch.func.vmap"):
+        torch.vmap(lambda image: model(image[None])[0])(x)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
         torch.func.jvp(model, (x,), (x,))
     task = RuleTask(model, create_rule("c-ep"), verbose=False)
@@ -192,6 +194,21 @@ def test_a_recorded_trace_is_checked_saved_and_answers_alike(tiny, grad):
         torch.jit.save(torch.jit.trace(tiny.eval(), x), file := io.BytesIO())
     file.seek(0)
     torch.testing.assert_close(torch.jit.load(file)(x), tiny(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_relaxation_to_a_tolerance_is_not_recorded(make_dchn, batch):
+    model, (x, _) = make_dchn(tolerance=1e-3), batch
+    on_meta = copy.deepcopy(model).to("meta")
+    recordings = (
+        lambda: torch.jit.trace(model, x, check_trace=False),
+        lambda: torch.jit.script(model),
+        lambda: torch.export.export(model, (x,)),
+        lambda: on_meta(x.to("meta")),
+    )
+    for record in recordings:
+        with pytest.raises(RuntimeError, match=r"a tolerance \(0.001\).* a fixed number"):
+            record()
 
 
 def test_without_gradients_a_network_compiles_to_one_graph(make_dchn, batch):

@@ -464,3 +464,17 @@ class TestShipped:
         files = [path for path in (ROOT / "timm_ebl").rglob("*") if path.is_file() and path.suffix != ".pyc"]
         assert packed == {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in files}
         assert {f"timm_ebl/pretrained/{name}/model.safetensors" for name in list_shipped()} <= packed.keys()
+
+
+def test_a_tolerance_is_not_bounded_by_the_sweeps_that_a_checkpoint_was_saved_with(folder):
+    saved = json.loads((folder / "config.json").read_text())["model_args"]["sweeps"]
+    for name, pretrained in (
+        ("dchn_tiny_mnist.c_ep", True),
+        (f"local-dir:{folder}", True),
+        (f"local-dir:{folder}", False),
+    ):
+        model = timm.create_model(name, pretrained=pretrained, tolerance=1e-2)
+        assert model.minimizer.sweeps == 1000
+        assert model.relax(torch.zeros(2, model.in_chans, *model.img_size)).converged.all()
+        assert timm.create_model(name, pretrained=pretrained, tolerance=1e-2, sweeps=9).minimizer.sweeps == 9
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).minimizer.sweeps == saved

@@ -30,6 +30,7 @@ __all__ = [
     "adjoint",
     "create_backward",
     "force_norm",
+    "inner",
     "list_backwards",
     "unroll",
 ]
@@ -116,7 +117,7 @@ class TruncatedBackward(Backward):
     second: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
 
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
-        return _inner(forces, unroll(model, free.input, free.state, self.second))
+        return inner(forces, unroll(model, free.input, free.state, self.second))
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class RecurrentBackward(Backward):
 
     def __call__(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
         swept, adjoints = adjoint(model, free.input, free.state, forces, self.second)
-        return _inner(adjoints, swept)
+        return inner(adjoints, swept)
 
 
 _BACKWARDS: dict[str, type[Backward]] = {
@@ -212,7 +213,7 @@ def force_norm(forces: Sequence[Tensor | None]) -> Tensor:
     return norm([f for f in forces if f is not None])
 
 
-def _inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:
+def inner(forces: Sequence[Tensor | None], layers: State) -> Tensor:
     """``sum_l <f_l, s_l>``."""
     products = [(f.to(s.dtype) * s).sum() for f, s in zip(forces, layers, strict=True) if f is not None]
     return torch.stack(products).sum()

@@ -156,7 +156,7 @@ class DCHN(HopfieldNetwork):
         for interaction, gain in zip(self.interactions, self.gains, strict=False):
             interaction.initialise(gain, self.bias_gain, generator)
 
-    def check_input(self, x: Tensor, start: State = ()) -> None:
+    def check_input(self, x: Tensor, start: State | None = None) -> None:
         require_input(x)
         expected = (self.in_chans, *self.img_size)
         if x.ndim != 4 or tuple(x.shape[1:]) != expected:
@@ -261,11 +261,11 @@ class DCHN(HopfieldNetwork):
         before, after = self._top_shape(self.img_size), self._top_shape(size)
         if self.num_classes and "weight" not in dict(self.head.named_parameters(recurse=False)):
             raise ValueError("The read-out's weight is made of other parameters: remove what makes it, then resize.")
-        self.img_size, self.head_hidden_size = size, after.numel()
         if self.num_classes and before != after:
             old = self.head.weight
             self.head.weight = nn.Parameter(resized(old, before, after), requires_grad=old.requires_grad)
-            self.head.in_features = self.head_hidden_size
+            self.head.in_features = after.numel()
+        self.img_size, self.head_hidden_size = size, after.numel()
         update_model_input_size(self, size)
 
     def fit_weights(self, weights: dict[str, Tensor], img_size: int | tuple[int, int]) -> dict[str, Tensor]:

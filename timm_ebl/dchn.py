@@ -19,6 +19,11 @@ def _create_dchn(variant: str, pretrained: bool = False, **kwargs) -> DCHN:
             f"The features of a DCHN are the states of its equilibrium: feature_cls is 'getter', "
             f"not {kwargs['feature_cls']!r}."
         )
+    saved = (
+        kwargs.get("pretrained_model_args") or {}
+    )  # of hf-hub: or local-dir:, where timm has filled kwargs with them
+    if kwargs.get("tolerance") is not None and saved.get("tolerance") is None:
+        kwargs = {name: value for name, value in kwargs.items() if name != "sweeps" or value != saved.get(name)}
     widths = kwargs["widths"] if isinstance(kwargs["widths"], Sequence) else ()  # anything else is refused below
     features = {"feature_cls": "getter", "out_indices": tuple(range(len(widths)))}
     if kwargs.get("features_only"):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .autocast import present_autocast
 from .backward import Backward, force_norm
 from .energy import NO_SECOND
-from .inputs import require_input
+from .inputs import NO_MAP, require_input
 from .network import EnergyModel
 from .relaxation import Relaxation
 
@@ -156,7 +156,7 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def vmap(*_: object) -> NoReturn:
-        raise RuntimeError("A relaxation cannot be mapped by torch.func.vmap: give the network the whole batch.")
+        raise RuntimeError(NO_MAP)
 
     @staticmethod
     def jvp(*_: object) -> NoReturn:

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["require_finite", "require_input", "require_state"]
+__all__ = ["NO_MAP", "require_finite", "require_input", "require_state"]
+
+NO_MAP = "A relaxation cannot be mapped by torch.func.vmap: give the network the whole batch."
+"""What is said where a batch is made of single images by `torch.func.vmap`."""
 
 
 def require_input(x: object) -> None:
@@ -15,19 +18,22 @@ def require_input(x: object) -> None:
 
     Raises:
         TypeError: It is none.
+        RuntimeError: `torch.func.vmap` is under way.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"The input is a tensor of images, not {type(x).__name__}.")
+    if torch._C._functorch.is_batchedtensor(x):
+        raise RuntimeError(NO_MAP)
     if not x.is_floating_point():
         raise TypeError(f"The input is a tensor of real numbers, not of {x.dtype}: scale and normalise the images.")
 
 
-def require_state(state: object, shapes: Sequence[torch.Size]) -> None:
-    """Refuse what is no state of layers of these shapes.
+def require_state(state: object, shapes: Sequence[torch.Size], device: torch.device) -> None:
+    """Refuse what is no state of layers of these shapes on a device.
 
     Raises:
         TypeError: It is no tuple of tensors of real numbers.
-        ValueError: The shapes are others.
+        ValueError: The shapes are others, or the device is.
     """
     if not isinstance(state, (tuple, list)) or not all(isinstance(layer, Tensor) for layer in state):
         raise TypeError(f"A start is a tuple of the layers, a relaxation or a name, not {type(state).__name__}.")
@@ -36,6 +42,9 @@ def require_state(state: object, shapes: Sequence[torch.Size]) -> None:
     found, needed = ([tuple(shape) for shape in each] for each in ((layer.shape for layer in state), shapes))
     if found != needed:
         raise ValueError(f"The start has layers of shapes {found}; this input needs {needed}.")
+    elsewhere = next((layer.device for layer in state if layer.device != device), None)
+    if elsewhere is not None:
+        raise ValueError(f"The start has a layer on {elsewhere}, and the input is on {device}: move one of them.")
 
 
 def require_finite(x: Tensor, start: Sequence[Tensor]) -> None:

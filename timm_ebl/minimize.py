@@ -160,6 +160,7 @@ def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
 
     Raises:
         ValueError: The tolerance is below what the type of the state can tell apart.
+        RuntimeError: There is a tolerance, and the walk is only recorded (a trace, an export, a meta device).
     """
     if minimizer.tolerance is not None:
         return _minimize_to(minimizer.tolerance, walk, minimizer)
@@ -179,6 +180,11 @@ def _make_sweeps(walk: Walk, minimizer: Minimizer) -> State:
 
 def _minimize_to(tolerance: float, walk: Walk, minimizer: Minimizer) -> Relaxation:
     """Sweeps until every sample has this residual, or the minimiser has no more of them."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or walk.x.is_meta:
+        raise RuntimeError(
+            f"With a tolerance ({tolerance:g}), the values decide how many sweeps are made, which no recording can: "
+            "relax for a fixed number of sweeps."
+        )
     whole, step, groups = walk, _step(walk, minimizer), minimizer.groups(len(walk.state))
     parts: list[tuple[Tensor, Tensor, Walk]] = []
     places, first = torch.arange(len(walk.x), device=walk.x.device), None

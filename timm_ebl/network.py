@@ -98,7 +98,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
     def interactions(self) -> Sequence[Interaction]:
         """The interactions from the input upwards; the last one drives the output layer."""
 
-    def check_input(self, x: Tensor, start: State = ()) -> None:
+    def check_input(self, x: Tensor, start: State | None = None) -> None:
         """Refuse an input that the network cannot take, or a state that it cannot start from.
 
         Args:
@@ -113,10 +113,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         device = next((parameter.device for parameter in self.parameters()), x.device)
         if x.device != device:
             raise ValueError(f"The input is on {x.device} and the network on {device}: move one of them.")
-        if start:
-            require_state(start, self.state_shapes(x))
+        if start is not None:
+            require_state(start, self.state_shapes(x), x.device)
         if not (torch.compiler.is_compiling() or x.is_meta):
-            require_finite(x, start)
+            require_finite(x, start or ())
 
     @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -200,7 +200,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         require_minimizer("minimizer", minimizer)
         known, given = self._knows_drives(x, start), not (start is None or isinstance(start, str))
         if not known:
-            self.check_input(x, as_layers(start) if given else ())
+            self.check_input(x, as_layers(start) if given else None)
         if hold_routes and not known:
             raise ValueError(
                 "Routes can only be held from a relaxation of this input, as it ended: pass that as start, and its "

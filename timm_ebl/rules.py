@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backward import Backward, RecurrentBackward, TruncatedBackward, unroll
+from .backward import Backward, RecurrentBackward, TruncatedBackward, adjoint, inner, unroll
 from .energy import State
 from .minimize import Minimizer, require_minimizer
 from .network import EnergyModel
@@ -52,8 +52,8 @@ class RuleOutput(NamedTuple):
         output: Answer of the free phase, ``(B, M)`` (`Relaxation.output`).
         free: The free phase.
         last: The state that the second phase left: ``state_2`` of a contrast, the last of the sweeps that truncated
-            backpropagation unrolls, and for recurrent backpropagation the free state. The paper's released code starts
-            the next batch's free phase from it.
+            backpropagation unrolls, the one sweep that recurrent backpropagation differentiates. The paper's released
+            code starts the next batch's free phase from it.
     """
 
     loss: Tensor
@@ -271,9 +271,11 @@ class RecurrentBackprop(Rule):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]
-        projection = RecurrentBackward(self.second)(model, free, forces)
+        swept, adjoints = adjoint(model, x, free.state, forces, self.second)
+        projection = inner(adjoints, swept)
         cost = squared_error(free.state[-1], target).mean()
-        return RuleOutput(cost + projection - projection.detach(), free.output, free, free.state)
+        last = tuple(layer.detach() for layer in swept)
+        return RuleOutput(cost + projection - projection.detach(), free.output, free, last)
 
 
 class _Entry(NamedTuple):

@@ -169,9 +169,10 @@ def build_with_weights(
     """`timm.models.build_model_with_cfg` for ``pretrained=True``: the same sources, but safetensors files only.
 
     The settings that the checkpoint was saved with (``model_args`` of its ``config.json``) are defaults of the model,
-    as they are where timm loads from ``hf-hub:`` or ``local-dir:``. A file is checked before it is used, and before any
-    memory is taken for the model: format, checksum if ``config.json`` has one, names and shapes of the tensors. Other
-    classes and channels than the file's are adapted as timm does, another size as `DCHN.set_input_size` does.
+    as they are where timm loads from ``hf-hub:`` or ``local-dir:``; but its number of sweeps is no bound of a tolerance
+    that it was not saved with. A file is checked before it is used, and before any memory is taken for the model:
+    format, checksum if ``config.json`` has one, names and shapes of the tensors. Other classes and channels than the
+    file's are adapted as timm does, another size as `DCHN.set_input_size` does.
 
     Args:
         model_cls: Builds the model.
@@ -190,6 +191,8 @@ def build_with_weights(
     path = _find(cfg, variant, cache_dir)
     config = read_settings(path.with_name(CONFIG)) if path.with_name(CONFIG).is_file() else {}
     saved = _saved(config)
+    if kwargs.get("tolerance") is not None and saved.get("tolerance") is None:
+        saved.pop("sweeps", None)
     weights = read_weights(path, config.get("sha256"))
     fixed = {name: value for name, value in kwargs.items() if name not in _ADAPTED + _OF_FEATURES}
     fixed |= saved | {"device": "meta"}
