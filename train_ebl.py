@@ -12,7 +12,6 @@ on two CPU cores. Settings come from the defaults, then --config, then the comma
 
 import os
 import sys
-import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
@@ -75,13 +74,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     report = Report(accelerator, progress, config.epochs)
     if config.output_dir:  # before work is spent; by default its name says which model the data have chosen
         on_main(accelerator, lambda: RunFolder.create(config.output_dir, "", config.resume))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", DataWarning)
-        try:
-            data = load_splits(config)
-        finally:
-            for message in dict.fromkeys(str(warning.message) for warning in said):
-                report.warn(message)
+    with report.passing_on(DataWarning):
+        data = load_splits(config)
     rule = build_rule(config)
     model = build_model(config, data.train, origin)
     transform = build_transform(config, data.train)
@@ -97,9 +91,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     task = RuleTask(model, rule, device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
 
-    if origin:
-        report.say(f"from:   {origin.describe(config, data.train.classes)}")
-    report.begin(config, data, model, rule, folder.path, len(train_loader))
+    report.begin(config, origin, data, model, rule, folder.path, len(train_loader))
     watch = Watch(model, progress, config.watch_every, len(train_loader), report.warn)
     facts = {"processes": accelerator.num_processes, "data": data.checksum(), "model": name}
     facts["pretrained_sha256"] = origin and origin.sha256
@@ -128,8 +120,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             keep=config.keep_checkpoints,
             minutes=config.checkpoint_minutes,
         )
-        resumed = config.resume and checkpoints.resume(config.force)
-        if resumed:
+        if config.resume and checkpoints.resume(config.force):
             report.say(f"going on after batch {progress.step} of epoch {progress.epoch}")
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))

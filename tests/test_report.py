@@ -14,7 +14,8 @@ from runs import arguments, train, write_images
 from timm_ebl import create_rule, list_rules, loop, report
 from timm_ebl.command_line import parse_config
 from timm_ebl.progress import Progress
-from timm_ebl.report import Report, describe_rule, duration
+from timm_ebl.report import Report, describe_rule
+from timm_ebl.timing import duration
 from timm_ebl.training import build_rule
 
 
@@ -137,3 +138,11 @@ def test_timm_has_nothing_to_warn_of_in_a_run_of_one_epoch(folder, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         train(*arguments(folder, tmp_path / "run", "--epochs", 1))
     assert caplog.records == []
+
+
+def test_a_run_that_starts_from_a_checkpoint_says_from_which(folder, tmp_path, capsys):
+    options = ("--pretrained", "dchn_tiny_mnist.c_ep", "--epochs", 1, "--threads", 1)
+    train("--dataset", folder, "--output-dir", tmp_path / "run", *options)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == ["data", "images", "model", "from"]
+    assert "dchn_tiny_mnist.c_ep" in lines[3]

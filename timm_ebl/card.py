@@ -16,8 +16,8 @@ from .config import TrainConfig
 from .convolutional import DCHN
 from .minimize import Minimizer
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
-from .report import duration
 from .spec import DATASETS, EMBEDDED, IMG_SIZE
+from .timing import duration
 from .training import build_rule
 
 __all__ = ["card_error", "render_card"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from tqdm import tqdm
 from .config import TrainConfig
 from .minimize import Minimizer
 from .network import SETTLING_SWEEPS
+from .origin import Origin
 from .progress import Progress
 from .rules import ContrastiveRule, RecurrentBackprop, Rule, TruncatedBackprop, rule_options
 from .run import device_name
 from .splits import Splits, empty_classes
+from .timing import duration
 
-__all__ = ["Report", "describe_rule", "duration"]
+__all__ = ["Report", "describe_rule"]
 
 MINUTES = 5
 """Between two lines about the batches, where there is no progress bar."""
@@ -67,13 +71,32 @@ class Report:
         if self.accelerator.is_main_process:
             tqdm.write(f"warning: {text}", sys.stderr)
 
+    @contextmanager
+    def passing_on(self, kind: type[Warning]) -> Iterator[None]:
+        """Say the warnings of a kind that come inside, each once, even if an error ends it."""
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", kind)
+            try:
+                yield
+            finally:
+                for message in dict.fromkeys(str(warning.message) for warning in noted):
+                    self.warn(message)
+
     def begin(
-        self, config: TrainConfig, data: Splits, model: nn.Module, rule: Rule, folder: Path, batches: int
+        self,
+        config: TrainConfig,
+        origin: Origin | None,
+        data: Splits,
+        model: nn.Module,
+        rule: Rule,
+        folder: Path,
+        batches: int,
     ) -> None:
         """Say what will be done, on what.
 
         Args:
             config: The configuration, with the precision and the accumulation that accelerate was launched with.
+            origin: The checkpoint that it starts from, if any.
             data: The splits.
             model: The model.
             rule: The rule.
@@ -91,6 +114,8 @@ class Report:
         self.say(f"images: {', '.join(f'{len(part or ()):,} {use}' for part, use in parts)}")
         name = model.pretrained_cfg["architecture"]
         self.say(f"model:  {name}, {parameters:,} parameters, {model.num_classes} classes")
+        if origin:
+            self.say(f"from:   {origin.describe(config, data.train.classes)}")
         self.say(f"rule:   {describe_rule(config.algo, rule)}")
         self.say(
             f"steps:  {-(-batches // summed):,} an epoch, {_count(config.epochs, 'epoch')}, "
@@ -183,12 +208,6 @@ def describe_rule(algo: str, rule: Rule) -> str:
     parts += ["damped"] * getattr(rule, "damped", False)
     beta = f", beta {rule.beta:g}" if "beta" in rule_options(algo) else ""
     return f"{algo}{beta}; {', '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """A time in words: seconds up to 99, minutes, or hours and minutes."""
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{seconds:.0f} s" if seconds < 99.5 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -1,4 +1,4 @@
-"""Seconds that calls take."""
+"""Seconds that calls take, and times in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-__all__ = ["by_turns", "seconds", "steady_seconds", "synchronize"]
+__all__ = ["by_turns", "duration", "seconds", "steady_seconds", "synchronize"]
 
 
 def synchronize(device: torch.device) -> None:
@@ -51,3 +51,9 @@ def by_turns(calls: Sequence[Callable[[], None]], device: torch.device, turns: i
 
     found = [[seconds(partial(several, call), device) / times for call in calls] for _ in range(turns + 1)]
     return [statistics.median(column) for column in zip(*found[1:], strict=True)]
+
+
+def duration(seconds: float) -> str:
+    """A time in words: seconds up to 99, minutes, or hours and minutes."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
