@@ -1,5 +1,6 @@
 """Every command ends a wrong command line in one line, with what may be said instead."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from timm_ebl import benchmark, gradients, hub, overhead, plots, predict, recipes
-from timm_ebl.command_line import build_parser, parse_config
+from timm_ebl.command_line import NAMES_ELSEWHERE, build_parser, parse_config
+from timm_ebl.config import TrainConfig, flag_of
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -87,3 +89,42 @@ def test_threads_that_cannot_be_are_refused_by_every_command(command, threads, w
     with pytest.raises(SystemExit):
         command(["--threads", threads])
     assert words in capsys.readouterr().err
+
+
+def answer(command, *line, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        command([*line])
+    assert refusal.value.code == 2
+    return capsys.readouterr().err.partition("error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        (["--data-dir", "x"], "unknown option --data-dir: did you mean --dataset?\n"),
+        (["--data-dir=x"], "unknown option --data-dir: did you mean --dataset?\n"),
+        (["--lr", "0.1", "-b", "64"], "unknown option -b: did you mean --batch-size?\n"),
+        (["-b64"], "unknown option -b64: did you mean --batch-size?\n"),
+        (["--amp"], "unknown option --amp: did you mean --mixed-precision bf16?\n"),
+        (["--workers", "4"], "unknown option --workers: images are in memory, and no process loads them\n"),
+        (["--epoch", "3"], "unknown option --epoch: did you mean --epochs?\n"),
+        (["--optimiser", "sgd", "--wieght-decay", "1"], "unknown option --optimiser: did you mean --opt?\n"),
+        (["--wieght-decay", "1"], "unknown option --wieght-decay: did you mean --weight-decay?\n"),
+        (["--hold-route"], "unknown option --hold-route: did you mean --hold-routes?\n"),
+    ],
+)
+def test_options_of_timms_scripts_and_misspelt_ones_are_answered_by_what_is_meant(line, meant, capsys):
+    assert answer(parse_config, *line, capsys=capsys) == meant
+
+
+def test_what_is_meant_is_always_an_option_and_what_is_asked_never_is():
+    known = {flag_of(spec.name) for spec in dataclasses.fields(TrainConfig)}
+    named = {word.strip(",?;:)") for text in NAMES_ELSEWHERE.values() for word in text.split() if word.startswith("--")}
+    assert named <= known
+    assert not known & NAMES_ELSEWHERE.keys()
+
+
+def test_a_misspelt_option_of_a_subcommand_is_answered_too(capsys):
+    said = answer(hub.main, "publish", "run", "--repo-id", "a/b", "--dryrun", capsys=capsys)
+    assert said == "unknown option --dryrun: did you mean --dry-run?\n"
+    assert "the options are" in answer(hub.main, "verify", "name", "--workers", "4", capsys=capsys)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .config import COMMAND_LINE, GROUPS, PRESETS, TrainConfig, flag_of, read_recipe, read_setting, resolve
@@ -17,15 +18,67 @@ from .errors import ConfigError
 
 __all__ = ["Parser", "build_parser", "parse_config"]
 
+NAMES_ELSEWHERE = {
+    "--data-dir": "--dataset",
+    "--data": "--dataset",
+    "--data-path": "--dataset",
+    "--data-format": "--dataset",
+    "--val-split": "--test-split",
+    "--num-classes": "the data decide it",
+    "--input-size": "--img-size",
+    "--in-chans": "--channels",
+    "-b": "--batch-size",
+    "--batch": "--batch-size",
+    "--validation-batch-size": "--eval-batch-size",
+    "-vb": "--eval-batch-size",
+    "-j": "images are in memory, and no process loads them",
+    "--workers": "images are in memory, and no process loads them",
+    "--num-workers": "images are in memory, and no process loads them",
+    "--checkpoint": "--pretrained",
+    "--initial-checkpoint": "--pretrained",
+    "--pretrained-path": "--pretrained",
+    "--finetune": "--pretrained",
+    "--rule": "--algo",
+    "--optimizer": "--opt",
+    "--optimiser": "--opt",
+    "--learning-rate": "--lr",
+    "--wd": "--weight-decay",
+    "--sched": "rates follow a cosine: --lr, --min-lr, --warmup-epochs",
+    "--warmup-lr": "rates rise from 0: --warmup-epochs",
+    "--layer-decay": "a rate for each interaction goes to --lr, and --freeze keeps the lowest",
+    "--amp": "--mixed-precision bf16",
+    "--amp-dtype": "--mixed-precision",
+    "--fp16": "--mixed-precision fp16",
+    "--bf16": "--mixed-precision bf16",
+    "--device": "accelerate chooses it; ACCELERATE_USE_CPU=1 is the CPU",
+    "--torchcompile": "--compiled",
+    "--output": "--output-dir",
+    "--experiment": "--output-dir",
+    "--checkpoint-hist": "--keep-checkpoints",
+    "--log-interval": "--watch-every",
+    "--log-wandb": "--log-with wandb",
+    "--wandb": "--log-with wandb",
+    "-e": "python -m timm_ebl.hub verify measures a checkpoint",
+    "--evaluate": "python -m timm_ebl.hub verify measures a checkpoint",
+} | dict.fromkeys(
+    ("--aa", "--color-jitter", "--cutmix", "--drop", "--mixup", "--model-ema", "--reprob", "--smoothing"),
+    "timm's train.py has it, and trains these models by loss.backward() (README, With timm)",
+)
+"""What timm's scripts and others call an option: its name here, or why there is none."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that takes no shortened options, shows its description as it is, and ends in one line.
 
+    An unknown option is answered by what is meant: of another script (``elsewhere``), else one of a similar name.
+
     Args:
+        elsewhere: Answers to options of other scripts: an option and its value, or a reason.
         **kwargs: Arguments of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        self.elsewhere = elsewhere or {}
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | kwargs)
 
     def error(self, message: str) -> NoReturn:
@@ -35,13 +88,27 @@ class Parser(argparse.ArgumentParser):
             SystemExit: Always.
         """
         if message.startswith("unrecognized arguments"):
-            message += f"; the options are {', '.join(sorted(filter(None, self._option_string_actions)))}"
+            message = self._answer(message)
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def _answer(self, message: str) -> str:
+        """What may be said in place of an unknown option."""
+        choices = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        commands = [each for several in choices for each in several.values() if isinstance(each, Parser)]
+        known = sorted({name for parser in (self, *commands) for name in parser._option_string_actions})
+        unknown = next((word.partition("=")[0] for word in message.split()[2:] if word.startswith("-")), "")
+        short = unknown if unknown.startswith("--") else unknown[:2]  # -b64
+        meant = self.elsewhere.get(unknown, self.elsewhere.get(short))
+        if meant is None:
+            meant = next(iter(difflib.get_close_matches(unknown, known, 1, 0.75)), None)
+        if meant is None:
+            return f"{message}; the options are {', '.join(known)}"
+        return f"unknown option {unknown}: " + (f"did you mean {meant}?" if meant.startswith("-") else meant)
 
 
 def build_parser() -> Parser:
     """The parser of a run's command line; it leaves values as texts."""
-    parser = Parser(usage="%(prog)s [options]")
+    parser = Parser(NAMES_ELSEWHERE, usage="%(prog)s [options]")
     groups = {name: parser.add_argument_group(name) for name in GROUPS}
     groups["run"].add_argument(
         "--config", metavar="FILE", help="YAML recipe; what the command line says comes before it"
