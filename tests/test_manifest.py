@@ -7,7 +7,7 @@ import pytest
 from noise_runs import Run
 
 from timm_ebl.errors import ConfigError
-from timm_ebl.manifest import find_damage
+from timm_ebl.manifest import find_damage, render_manifest
 from timm_ebl.run import RunFolder, list_checkpoints
 
 
@@ -75,6 +75,17 @@ def test_what_cannot_be_trusted_is_passed_over_and_kept(saved, capsys, spoil):
     (kept,) = saved.glob("epoch-0001-step-000004.unused-*")
     assert sorted(path.name for path in kept.iterdir()) == left
     assert resumed(saved).progress.step == 6
+
+
+def test_a_whole_manifest_of_other_settings_is_damage_or_gone_on_with(saved):
+    path = saved / "epoch-0001-step-000004" / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_bytes(render_manifest(content["settings"] | {"processes": 10**9}, content["files"]))
+    assert find_damage(path.parent) == "manifest.json does not list its files"
+    path.write_bytes(render_manifest({"processes": 1}, content["files"]))  # of a version that knew no others
+    run = resumed(saved)
+    assert run.checkpoints.latest is None  # the epoch begins anew
+    assert run.progress.epoch == 1
 
 
 def test_a_manifest_of_which_any_character_is_another_is_noticed(saved):

@@ -277,6 +277,11 @@ def test_a_tolerance_below_rounding_is_refused(make_dchn, batch, tolerance, dtyp
         model.relax(x, minimizer=Minimizer(tolerance=tolerance))
 
 
+def test_an_over_relaxation_that_is_0_in_32_bits_is_refused():
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        Minimizer(omega=1e-300)
+
+
 @pytest.mark.parametrize("rule", ["tbp", "rbp"])
 def test_backpropagation_refuses_a_tolerance(make_dchn, batch, rule):
     model, (x, y) = make_dchn(), batch

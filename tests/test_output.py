@@ -49,5 +49,6 @@ def test_a_folder_that_a_killed_run_was_writing_is_removed(tmp_path):
     (tmp_path / f"{LEFTOVER}a").mkdir()
     (tmp_path / f"{LEFTOVER}a" / "model.safetensors").touch()
     (tmp_path / f"{LEFTOVER}b").touch()
+    (tmp_path / f"{LEFTOVER}c").symlink_to(tmp_path.parent)
     with RunFolder(tmp_path).locked():
         assert list(tmp_path.iterdir()) == []

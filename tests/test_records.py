@@ -116,6 +116,14 @@ def test_a_model_without_an_energy_is_not_loaded(run):
         load_model(run)
 
 
+def test_a_tolerance_that_is_never_reached_is_not_loaded(run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"]["tolerance"] = 1e-30
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="tolerance of 1e-30 is below the rounding"):
+        load_model(run)
+
+
 @pytest.mark.parametrize("tag", ["../..", "/tmp/x", "a/b", "", ".", "..", "a b", "a\0b", "-a"])
 def test_a_tag_that_is_no_part_of_a_name_writes_nothing(tmp_path, run, tag):
     inside = tmp_path / "deep" / "inside"

@@ -175,7 +175,7 @@ class Checkpoints:
         if self.accelerator.scaler is not None and shared["scaler"]:
             self.accelerator.scaler.load_state_dict(shared["scaler"])
         local = None
-        if all(before[key] == self.settings[key] for key in ("processes", "batch_size", "grad_accum_steps")):
+        if all(before.get(key) == self.settings[key] for key in ("processes", "batch_size", "grad_accum_steps")):
             file = folder / f"process-{self.accelerator.process_index}.pt"
             mine = torch.load(file, map_location="cpu", weights_only=True)
             _set_random_state(mine["random"], self.accelerator.device)

@@ -34,6 +34,10 @@ from .values import Choice, is_count, is_number
 __all__ = ["DCHN", "Pooling"]
 
 
+_LARGEST_GAIN = 1e30
+"""Weights drawn with it are numbers in 32 bits."""
+
+
 class Pooling(Choice):
     """How a convolution is pooled."""
 
@@ -332,6 +336,6 @@ def _as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
 
 def _as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
     gains = tuple(gains) if isinstance(gains, Sequence) else (gains,) * count
-    if len(gains) != count or not all(is_number(gain) and 0 < gain < math.inf for gain in gains):
+    if len(gains) != count or not all(is_number(gain) and 0 < gain < _LARGEST_GAIN for gain in gains):
         raise ValueError(f"gains is one positive number or {count} of them, read-out last; got {gains!r}.")
     return gains

@@ -38,8 +38,9 @@ def find_damage(folder: Path) -> str | None:
             return f"{MANIFEST} has the format {manifest.get('format')}, and this version reads {_FORMAT}"
         if manifest.pop("sha256") != _digest(manifest):
             return f"{MANIFEST} is not what was written"
-        expected = {"run.pt", *(f"process-{rank}.pt" for rank in range(manifest["settings"]["processes"]))}
-        if manifest["files"].keys() != expected:
+        processes = manifest["settings"]["processes"]
+        names = ("run.pt", *(f"process-{rank}.pt" for rank in range(len(manifest["files"]) - 1)))
+        if len(names) != processes + 1 or manifest["files"].keys() != {*names}:
             return f"{MANIFEST} does not list its files"
         for name, digest in manifest["files"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:

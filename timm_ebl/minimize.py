@@ -38,6 +38,9 @@ MOST_SWEEPS = 1000
 SWEEPS_BETWEEN_LOOKS = 4
 """With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
 
+_LEAST_OMEGA = torch.finfo(torch.float32).tiny
+"""What is below it is 0 in 32 bits: nothing would move."""
+
 LEAST_TOLERANCE = 8
 """The least tolerance, in units of the state's rounding: at rest it leaves a residual of one to seven by itself."""
 
@@ -95,7 +98,7 @@ class Minimizer:
         if self.tolerance is not None:
             object.__setattr__(self, "tolerance", float(self.tolerance))
         omegas = self._omegas
-        if not omegas or not all(is_number(omega) and 0 < omega < 2 for omega in omegas):
+        if not omegas or not all(is_number(omega) and _LEAST_OMEGA < omega < 2 for omega in omegas):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
         require_flag("compiled", self.compiled)
         object.__setattr__(self, "omega", omegas[0] if len(set(omegas)) == 1 else omegas)
@@ -196,7 +199,7 @@ def _minimize_to(tolerance: float, walk: Walk, minimizer: Minimizer) -> Relaxati
         walk.begin(sweep, looks)
         step(walk, groups, walk.x.new_full(places.shape, minimizer.omega_of(sweep)).masked_fill_(slow, 1))
         if sweep == 1:
-            _check_tolerance(tolerance, walk.state[0].dtype)
+            check_tolerance(tolerance, walk.state[0].dtype)
         if not looks:
             continue
         residual = relative_change(before, walk.state)
@@ -224,7 +227,12 @@ def _minimize_to(tolerance: float, walk: Walk, minimizer: Minimizer) -> Relaxati
     return whole.record(residual, sweep, tolerance)
 
 
-def _check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
+def check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
+    """Refuse a tolerance that rounding never lets a state of that type reach.
+
+    Raises:
+        ValueError: It is below `LEAST_TOLERANCE` roundings.
+    """
     least = LEAST_TOLERANCE * torch.finfo(dtype).eps
     if tolerance < least:
         raise ValueError(

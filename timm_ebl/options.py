@@ -43,7 +43,7 @@ def read_option(name: str, value: Any, kind: type, many: bool = False) -> Any:
     try:
         found = tuple(read(item) for item in values)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} is {words}, not {value!r}.") from None
+        raise ConfigError(f"{name} is {words}, not {value!r:.100}.") from None
     return found if many else found[0]
 
 

@@ -20,6 +20,7 @@ from .config import TrainConfig, read_recipe, resolve
 from .connection import explain, fetch, is_intact, retry
 from .data import ImageDataset
 from .errors import CheckpointError, ConfigError, WeightsError
+from .minimize import check_tolerance
 from .network import HopfieldNetwork
 from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
 from .spec import CHANNELS
@@ -234,6 +235,8 @@ def load_model(folder: Path) -> HopfieldNetwork:
     try:
         read_model_config(folder)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        if isinstance(model, HopfieldNetwork) and model.minimizer.tolerance is not None:
+            check_tolerance(model.minimizer.tolerance, torch.float32)
     except (CheckpointError, WeightsError) as error:
         raise CheckpointError(str(error)) from None
     except Exception as error:  # what constructors raise when they are given anything has no common type

@@ -227,7 +227,7 @@ class RunFolder:
                 pass  # a file system without locks
         try:
             for leftover in self.path.glob(f"{LEFTOVER}*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield
         finally:
             if descriptor is not None:

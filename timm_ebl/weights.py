@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ SHIPPED = Path(__file__).parent / "pretrained"
 LARGEST = torch.finfo(torch.float32).max ** 0.25
 """The largest number that a weight may be: products of four still are numbers in 32 bits."""
 
-MOST_SWEEPS = 100_000
+MOST_SWEEPS = 10_000
 """The most sweeps that a checkpoint may ask for: whoever wrote it does not decide how long others wait."""
 
 MOST_LAYERS = 1_000
@@ -118,7 +119,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             if name in cfg and cfg[name] not in known:
                 raise ValueError(f"{name} is {known[-1]!r}, not {cfg[name]!r}.")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise WeightsError(f"{path} describes no {config['architecture']}: {error}") from error
+        raise WeightsError(
+            f"{path} describes no {config['architecture']}: {textwrap.shorten(str(error), 200)}"
+        ) from error
     return config
 
 
