@@ -1,19 +1,16 @@
 """Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
 
 Importing the package registers the ``dchn_*`` models with timm. Where torch is not loaded yet and neither
-``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to `SPINS`: a relaxation is many small kernels, and
+``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a
+hundredth of what GNU's OpenMP has by default: a relaxation is many small kernels, and
 on a machine with other work to do their threads would spin for each other instead of running.
 """
 
 import os
 import sys
 
-SPINS = "3000"
-"""How often a thread looks for work before it sleeps: long enough for the next kernel of a relaxation, 100 times shorter
-than GNU's OpenMP has it by default."""
-
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from .requirements import missing_of_timm
 
