@@ -191,7 +191,7 @@ class TestRuns:
     def test_the_first_lines_say_what_the_test_split_is(self, pets: Path, tmp_path: Path, capsys) -> None:
         train("--dataset", pets, "--output-dir", tmp_path / "run", "--epochs", 1, "--batch-size", 7, *SMALL)
         said = capsys.readouterr()
-        assert ": 14 to train, 2 held out, 4 to test" in said.out.splitlines()[0]
+        assert "14 to train, 2 held out, 4 to test" in said.out.splitlines()[1]
         assert said.err.count("a fifth of its images, 4, is held out for the test") == 1
 
     def test_what_was_decided_is_said_before_an_error_that_may_come_of_it(self, tmp_path: Path, capsys) -> None:
