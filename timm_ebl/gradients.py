@@ -25,7 +25,7 @@ from .errors import ConfigError, one_sentence
 from .minimize import Minimizer
 from .network import HopfieldNetwork
 from .rules import create_rule, list_rules, rule_options
-from .threads import set_threads
+from .threads import add_threads_option, set_threads
 from .transforms import BatchTransform
 from .values import positive_count
 
@@ -110,7 +110,7 @@ def add_network_options(parser: Parser, models: Sequence[str], images: int) -> N
     parser.add_argument("--batch-size", type=positive_count, default=images, help=f"images (default: {images})")
     parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
     parser.add_argument("--data-root", help="folder with copies of Hub data sets")
-    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
+    add_threads_option(parser)
 
 
 def load_network(

@@ -29,8 +29,7 @@ from .package import package, stage
 from .published import CARD, RECORDS, Checkpoint, Evaluation, same_error
 from .recipes import write_overview
 from .run import temporary_folder, writing
-from .threads import set_threads
-from .values import positive_count
+from .threads import add_threads_option, set_threads
 from .weights import CONFIG, WEIGHTS, read_config
 
 __all__ = ["check_access", "main", "publish", "verify"]
@@ -272,7 +271,7 @@ def build_parser() -> Parser:
     verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
-        command.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
+        add_threads_option(command)
     for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
     return parser

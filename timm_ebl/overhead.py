@@ -26,7 +26,7 @@ from .progress import Progress
 from .rules import create_rule
 from .signals import StopSignals
 from .task import RuleTask
-from .threads import set_threads
+from .threads import add_threads_option, set_threads
 from .timing import seconds
 from .training import build_optimizer
 from .values import positive_count
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=positive_count, default=32, help="images in a step (default: 32)")
     parser.add_argument("--repeats", type=positive_count, default=20, help="turns (default: 20)")
     parser.add_argument("--epoch-images", type=positive_count, default=4500, help="images of an epoch (default: 4500)")
-    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
+    add_threads_option(parser)
     options = parser.parse_args(arguments)
     keep_freed_memory()
     if options.threads:

@@ -24,7 +24,7 @@ from .folder import walk
 from .image_folder import is_image
 from .published import Checkpoint, prepare
 from .spec import CHANNELS
-from .threads import set_threads
+from .threads import add_threads_option, set_threads
 from .values import positive_count
 
 __all__ = ["Prediction", "build_parser", "classify", "find_images", "main"]
@@ -125,7 +125,7 @@ def build_parser() -> Parser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder")
     parser.add_argument("--top-k", type=positive_count, default=3, help="classes shown for an image (default: 3)")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, a line each")
-    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
+    add_threads_option(parser)
     return parser
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
 import torch
 
 from .errors import ConfigError
+from .values import positive_count
 
-__all__ = ["cpu_quota", "set_threads"]
+__all__ = ["add_threads_option", "cpu_quota", "set_threads"]
+
+
+def add_threads_option(parser: argparse.ArgumentParser) -> None:
+    """Offer ``--threads``, whose number is for `set_threads`; ``None`` where it is not given."""
+    parser.add_argument("--threads", type=positive_count, help="CPU threads (default: PyTorch's)")
 
 
 def cpu_quota(groups: Path = Path("/sys/fs/cgroup")) -> float | None:
