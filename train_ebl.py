@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not {"-h", "--help"}.isdisjoint(sys.argv):  # at once: what follows takes seconds to load
-    print(__doc__, Path(__file__).with_name("timm_ebl").joinpath("options.txt").read_text(encoding="utf-8"), sep="\n")
+    options = Path(__file__).parent / "timm_ebl" / "training" / "options.txt"
+    print(__doc__, options.read_text(encoding="utf-8"), sep="\n")
     sys.exit()
 
 import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
@@ -27,35 +28,35 @@ import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
-from timm_ebl.command_line import parse_config
-from timm_ebl.config import TrainConfig
-from timm_ebl.console import survive_output
+from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
-from timm_ebl.hub import check_access, publish
-from timm_ebl.launch import start_accelerator
-from timm_ebl.loader import build_eval_loader, build_train_loader
-from timm_ebl.loop import evaluate, train_epoch
-from timm_ebl.memory import keep_freed_memory
-from timm_ebl.origin import settle_config
-from timm_ebl.plots import plot_curves
-from timm_ebl.progress import Progress
-from timm_ebl.report import Report
-from timm_ebl.run import RunFolder, device_name, versions
-from timm_ebl.schedule import Schedule
-from timm_ebl.signals import StopSignals, stopping_at_once
-from timm_ebl.splits import load_splits
-from timm_ebl.task import RuleTask
-from timm_ebl.threads import set_threads
-from timm_ebl.tracking import check_trackers, start_trackers
-from timm_ebl.training import (
+from timm_ebl.hub.__main__ import check_access, publish
+from timm_ebl.tools.plots import plot_curves
+from timm_ebl.training.build import (
     build_model,
     build_optimizer,
     build_rule,
     build_transform,
     check_config,
 )
-from timm_ebl.watch import Watch
+from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.console import survive_output
+from timm_ebl.training.engine import evaluate, train_epoch
+from timm_ebl.training.health import Watch
+from timm_ebl.training.launch import start_accelerator
+from timm_ebl.training.memory import keep_freed_memory
+from timm_ebl.training.origin import settle_config
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.report import Report
+from timm_ebl.training.run_folder import RunFolder, device_name, versions
+from timm_ebl.training.schedule import Schedule
+from timm_ebl.training.signals import StopSignals, stopping_at_once
+from timm_ebl.training.splits import load_splits
+from timm_ebl.training.task import RuleTask
+from timm_ebl.training.threads import set_threads
+from timm_ebl.training.tracking import check_trackers, start_trackers
 
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:

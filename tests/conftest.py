@@ -20,7 +20,9 @@ from hub_server import TOKEN, Hub
 from hypothesis import HealthCheck, Phase, settings
 from published_runs import write_images, write_run
 
-from timm_ebl import DCHN, connection, winograd
+from timm_ebl import DCHN
+from timm_ebl.data import requests as connection
+from timm_ebl.kernels import winograd
 
 
 def pytest_configure(config):

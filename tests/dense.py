@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from timm_ebl import FREE, EnergyModel, Relaxation
-from timm_ebl.network import as_layers
+from timm_ebl.relaxation.network import as_layers
 
 
 class DenseHopfield(nn.Module, EnergyModel):

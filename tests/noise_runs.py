@@ -4,11 +4,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from timm_ebl.checkpoint import Checkpoints
-from timm_ebl.config import TrainConfig
-from timm_ebl.progress import Progress
-from timm_ebl.signals import StopSignals
-from timm_ebl.training import build_optimizer
+from timm_ebl.training.build import build_optimizer
+from timm_ebl.training.checkpoint import Checkpoints
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.signals import StopSignals
 
 
 class Run:

@@ -9,14 +9,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from timm_ebl import list_rules
-from timm_ebl.config import TrainConfig
-from timm_ebl.loader import build_eval_loader, build_train_loader
-from timm_ebl.loop import evaluate, train_epoch
-from timm_ebl.progress import Progress
-from timm_ebl.splits import load_splits
-from timm_ebl.task import RuleTask
-from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform
-from timm_ebl.transforms import BatchTransform
+from timm_ebl.data.loader import build_eval_loader, build_train_loader
+from timm_ebl.data.transforms import BatchTransform
+from timm_ebl.training.build import build_model, build_optimizer, build_rule, build_transform
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.engine import evaluate, train_epoch
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.splits import load_splits
+from timm_ebl.training.task import RuleTask
 
 RULES = tuple(list_rules())
 BATCH = 12

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from timm_ebl.data import ImageDataset
-from timm_ebl.spec import DatasetSpec
+from timm_ebl.data.catalogue import DatasetSpec
+from timm_ebl.data.dataset import ImageDataset
 
 
 def pixels(row: int, size: int, channels: int) -> np.ndarray:

@@ -10,11 +10,11 @@ import timm
 import torch
 from PIL import Image
 
-from timm_ebl.config import TrainConfig
-from timm_ebl.data import load_dataset
-from timm_ebl.plots import plot_curves
-from timm_ebl.run import RunFolder, versions
-from timm_ebl.training import build_transform
+from timm_ebl.data.dataset import load_dataset
+from timm_ebl.tools.plots import plot_curves
+from timm_ebl.training.build import build_transform
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.run_folder import RunFolder, versions
 
 WIDTHS = [4, 4, 4, 4]
 

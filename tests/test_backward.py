@@ -18,7 +18,7 @@ from oracles import (
 from quartic import QuarticHopfield
 
 from timm_ebl import Forced, Minimizer, create_backward, create_rule, equilibrium, list_backwards
-from timm_ebl.rules import squared_error
+from timm_ebl.rules.contrastive import squared_error
 
 TEACHER = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.4, 0.1], [0.3, 0.4, 0.3]]).double()
 LOSSES = {

@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_ebl import DCHN, Minimizer, create_backward, create_rule, list_backwards
-from timm_ebl.memory import LiveMemory, peak_memory
-from timm_ebl.task import RuleTask
+from timm_ebl.training.memory import LiveMemory, peak_memory
+from timm_ebl.training.task import RuleTask
 
 
 @pytest.mark.parametrize("name", list_backwards())

@@ -17,7 +17,7 @@ from timm_ebl import (
     list_rules,
     register_rule,
 )
-from timm_ebl.rules import CoupledLearning
+from timm_ebl.rules.contrastive import CoupledLearning
 
 
 @pytest.mark.parametrize(

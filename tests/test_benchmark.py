@@ -8,14 +8,15 @@ import torch
 from golden import make
 from safetensors.torch import load_file
 
-from timm_ebl import PAPER, Minimizer, benchmark, create_rule, overhead
-from timm_ebl import gradients as gradients_command
-from timm_ebl.benchmark import main, print_errors, procedures, study
+from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.errors import ConfigError
-from timm_ebl.gradients import gradients, true_gradient
-from timm_ebl.memory import peak_memory
-from timm_ebl.plain import PlainProcedure
-from timm_ebl.throughput import sweep_flops
+from timm_ebl.tools import benchmark, overhead
+from timm_ebl.tools import gradients as gradients_command
+from timm_ebl.tools.benchmark import main, print_errors, procedures, study
+from timm_ebl.tools.gradients import gradients, true_gradient
+from timm_ebl.tools.plain import PlainProcedure
+from timm_ebl.tools.throughput import sweep_flops
+from timm_ebl.training.memory import peak_memory
 
 CPU = torch.device("cpu")
 KEYS = [f"{k}.{kind}" for k in range(5) for kind in ("weight", "bias")]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from runs import arguments, assert_same_run, train, write_images
 
-from timm_ebl import checkpoint
-from timm_ebl.checkpoint import Checkpoints
+from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.errors import ConfigError, Interrupted, OutputError
-from timm_ebl.manifest import find_damage
-from timm_ebl.run import RunFolder
-from timm_ebl.transforms import BatchTransform
+from timm_ebl.training import checkpoint
+from timm_ebl.training.checkpoint import Checkpoints
+from timm_ebl.training.manifest import find_damage
+from timm_ebl.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

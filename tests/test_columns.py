@@ -12,7 +12,7 @@ import torch
 from pictures import encode_deep, images, pixels, write_plain, write_split
 from pyarrow.parquet import write_table
 
-from timm_ebl.data import ImageDataset, load_dataset
+from timm_ebl.data.dataset import ImageDataset, load_dataset
 from timm_ebl.errors import DataError
 
 FILES = [image["bytes"] for image in images(4)]
@@ -93,7 +93,7 @@ def test_labels_that_cannot_be_used_are_named_by_row(tmp_path: Path, labels: obj
 
 
 def test_a_column_of_too_many_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timm_ebl.columns.MOST_CLASSES", 2)
+    monkeypatch.setattr("timm_ebl.data.columns.MOST_CLASSES", 2)
     with pytest.raises(DataError, match=r"the column 'label' of .* has 3 different texts, which are no classes"):
         load_labels(tmp_path / "d", ["a", "b", "c"])
 

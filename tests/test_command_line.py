@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from timm_ebl import benchmark, gradients, hub, overhead, plots, predict, recipes
-from timm_ebl.command_line import NAMES_ELSEWHERE, build_parser, parse_config
-from timm_ebl.config import TrainConfig, flag_of
+from timm_ebl.hub import __main__ as hub
+from timm_ebl.hub import recipes
+from timm_ebl.tools import benchmark, gradients, overhead, plots, predict
+from timm_ebl.training.command_line import NAMES_ELSEWHERE, build_parser, parse_config
+from timm_ebl.training.config import TrainConfig, flag_of
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
@@ -44,7 +46,7 @@ def test_the_script_shows_its_options_at_once_and_without_torch(tmp_path):
     assert max(map(len, ran.stdout.splitlines())) <= 120
     options = build_parser().format_help().partition("\n\n")[2]
     assert "".join(options.split()) in "".join(ran.stdout.split()), (
-        "run python -m timm_ebl.command_line > timm_ebl/options.txt"
+        "run python -m timm_ebl.training.command_line > timm_ebl/training/options.txt"
     )
 
 

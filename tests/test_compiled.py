@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from timm_ebl import Minimizer, create_rule
-from timm_ebl import minimize as minimize_module
+from timm_ebl.relaxation import minimizer as minimize_module
 
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])

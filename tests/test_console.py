@@ -7,7 +7,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from timm_ebl.console import OptionalStream, survive_output
+from timm_ebl.training.console import OptionalStream, survive_output
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

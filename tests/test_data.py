@@ -15,9 +15,9 @@ from pictures import encode, images, pixels, write_plain, write_split
 from PIL import Image
 from pyarrow.parquet import read_table, write_table
 
-from timm_ebl.data import list_datasets, load_dataset
+from timm_ebl.data.catalogue import DATASETS, DatasetSpec
+from timm_ebl.data.dataset import list_datasets, load_dataset
 from timm_ebl.errors import DataError
-from timm_ebl.spec import DATASETS, DatasetSpec
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 DIGITS = [str(digit) for digit in range(10)]
@@ -198,7 +198,7 @@ class TestRefusals:
             raise failure
 
         monkeypatch.setattr(datasets, "load_dataset_builder", fail)
-        monkeypatch.setattr("timm_ebl.connection.PAUSES", (0.0,))
+        monkeypatch.setattr("timm_ebl.data.requests.PAUSES", (0.0,))
         with pytest.raises(DataError, match=message):
             load_dataset("cifar10")
 
@@ -207,7 +207,7 @@ def test_without_a_network(tmp_path: Path) -> None:
     """In a fresh process that cannot reach the Hub, the sample loads and a named set is refused at once."""
     script = """
 from timm_ebl.errors import DataError
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
 print(len(load_dataset(None)))
 try:
     load_dataset("svhn")

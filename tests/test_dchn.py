@@ -8,10 +8,10 @@ import timm
 import torch
 
 import timm_ebl
-from timm_ebl.command_line import parse_config
-from timm_ebl.published import Checkpoint
-from timm_ebl.spec import DATASETS, EMBEDDED
-from timm_ebl.weights import list_shipped
+from timm_ebl.data.catalogue import DATASETS, EMBEDDED
+from timm_ebl.models.weights import list_shipped
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.trained import Checkpoint
 
 NAMES = [
     f"dchn_{size}{dataset}"

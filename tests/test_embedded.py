@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pyarrow.parquet import read_table
 
-from timm_ebl import data
-from timm_ebl.data import load_dataset
-from timm_ebl.spec import DATASETS
+from timm_ebl.data import dataset as data
+from timm_ebl.data.catalogue import DATASETS
+from timm_ebl.data.dataset import load_dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

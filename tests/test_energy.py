@@ -6,9 +6,9 @@ import torch.nn.functional as F
 import twin
 
 from timm_ebl import Minimizer, Nudged
-from timm_ebl.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
-from timm_ebl.order import list_orders
-from timm_ebl.winograd import Winograd
+from timm_ebl.energy.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
+from timm_ebl.kernels.winograd import Winograd
+from timm_ebl.relaxation.order import list_orders
 
 
 def interactions():

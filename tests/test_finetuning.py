@@ -13,19 +13,19 @@ from safetensors.torch import load_file, save_file
 from test_checkpoint import train_until  # noqa: F401 (a fixture)
 
 from timm_ebl import create_rule, list_rules
-from timm_ebl.command_line import parse_config
-from timm_ebl.config import TrainConfig
+from timm_ebl.data.loader import build_train_loader
 from timm_ebl.errors import ConfigError
-from timm_ebl.loader import build_train_loader
-from timm_ebl.loop import train_epoch
-from timm_ebl.origin import Origin, settle_config
-from timm_ebl.package import package
-from timm_ebl.progress import Progress
-from timm_ebl.published import Checkpoint
-from timm_ebl.schedule import Schedule
-from timm_ebl.splits import load_splits
-from timm_ebl.task import RuleTask
-from timm_ebl.training import build_model, build_optimizer, build_transform
+from timm_ebl.hub.package import package
+from timm_ebl.training.build import build_model, build_optimizer, build_transform
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.engine import train_epoch
+from timm_ebl.training.origin import Origin, settle_config
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.schedule import Schedule
+from timm_ebl.training.splits import load_splits
+from timm_ebl.training.task import RuleTask
+from timm_ebl.training.trained import Checkpoint
 
 GREY, COLOUR = "dchn_tiny_mnist.c_ep", "dchn_tiny_cifar10.c_ep"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pictures import images, pixels, write_classes, write_plain, write_split
 
-from timm_ebl.data import ImageDataset, load_dataset
+from timm_ebl.data.dataset import ImageDataset, load_dataset
 from timm_ebl.errors import DataError, DataWarning, MissingSplitError
 
 PETS = {"cat": 3, "dog": 2}

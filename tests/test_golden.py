@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 
-from timm_ebl import DCHN, reference
-from timm_ebl.command_line import parse_config
-from timm_ebl.training import build_optimizer, build_rule
+from timm_ebl import DCHN
+from timm_ebl.rules import reference
+from timm_ebl.training.build import build_optimizer, build_rule
+from timm_ebl.training.command_line import parse_config
 
 GOLDEN = load_file(make.FILE)
 CONTRASTIVE = [*reference.CONTRASTS]

@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from runs import arguments, results, train_ebl, write_images
 
 from timm_ebl import create_rule, list_rules
-from timm_ebl.checkpoint import Checkpoints
 from timm_ebl.errors import Interrupted
-from timm_ebl.gradients import layer_cosines, rule_gradients
+from timm_ebl.tools.gradients import layer_cosines, rule_gradients
+from timm_ebl.training.checkpoint import Checkpoints
 
 pytestmark = [
     pytest.mark.gpu,

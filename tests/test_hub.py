@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from hub_server import TOKEN, Fault, Repo
 from published_runs import write_run
 
-from timm_ebl.card import card_error
-from timm_ebl.config import TrainConfig
-from timm_ebl.connection import is_transient, retry
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
+from timm_ebl.data.requests import is_transient, retry
 from timm_ebl.errors import CheckpointError, HubError
-from timm_ebl.hub import build_parser, check_access, main, publish, verify
-from timm_ebl.package import package
-from timm_ebl.published import Checkpoint
+from timm_ebl.hub.__main__ import build_parser, check_access, main, publish, verify
+from timm_ebl.hub.card import card_error
+from timm_ebl.hub.package import package
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.trained import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,11 +14,11 @@ from pictures import encode, images, pixels, toy
 from PIL import ExifTags, Image
 from torch.utils.data import DataLoader, Subset, random_split
 
-from timm_ebl.data import ImageDataset, load_dataset
-from timm_ebl.decode import decode_images, fit_image
+from timm_ebl.data.catalogue import DatasetSpec
+from timm_ebl.data.dataset import ImageDataset, load_dataset
+from timm_ebl.data.decode import decode_images, fit_image
+from timm_ebl.data.loader import build_eval_loader
 from timm_ebl.errors import DataError
-from timm_ebl.loader import build_eval_loader
-from timm_ebl.spec import DatasetSpec
 
 
 class TestDecoding:

@@ -12,7 +12,7 @@ import pytest
 import timm
 
 import timm_ebl
-from timm_ebl import requirements
+from timm_ebl.models import requirements
 
 ROOT = Path(__file__).parents[1]
 

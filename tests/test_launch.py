@@ -4,9 +4,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from timm_ebl.config import TrainConfig
 from timm_ebl.errors import ConfigError
-from timm_ebl.launch import start_accelerator
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.launch import start_accelerator
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from noise_runs import Run
 
 from timm_ebl.errors import ConfigError
-from timm_ebl.manifest import find_damage, render_manifest
-from timm_ebl.run import RunFolder, list_checkpoints
+from timm_ebl.training.manifest import find_damage, render_manifest
+from timm_ebl.training.run_folder import RunFolder, list_checkpoints
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import twin
 from oracles import distance, record_calls
 
 from timm_ebl import FREE, PAPER, Clamped, Minimizer, Nudged, Start, create_rule
-from timm_ebl.minimize import LEAST_TOLERANCE, SWEEPS_BETWEEN_LOOKS, relative_change
+from timm_ebl.relaxation.minimizer import LEAST_TOLERANCE, SWEEPS_BETWEEN_LOOKS, relative_change
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 PHASES = {

@@ -9,7 +9,7 @@ import twin
 from oracles import record_calls
 
 from timm_ebl import Minimizer, Start, register_order
-from timm_ebl import order as orders
+from timm_ebl.relaxation import order as orders
 
 
 def test_an_order_from_outside_works(make_dchn, batch):

@@ -8,9 +8,9 @@ import torch
 from runs import SMALL, train, train_ebl
 from safetensors import SafetensorError
 
+from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.errors import ConfigError, OutputError
-from timm_ebl.run import LEFTOVER, RunFolder, temporary_folder, writing
-from timm_ebl.transforms import BatchTransform
+from timm_ebl.training.run_folder import LEFTOVER, RunFolder, temporary_folder, writing
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from runs import arguments, train, write_images
 
-from timm_ebl import plots
-from timm_ebl.minimize import Minimizer
-from timm_ebl.plots import main, plot_comparison, plot_curves, plot_filters, trace_relaxation
+from timm_ebl.relaxation.minimizer import Minimizer
+from timm_ebl.tools import plots
+from timm_ebl.tools.plots import main, plot_comparison, plot_curves, plot_filters, trace_relaxation
 
 
 @pytest.fixture

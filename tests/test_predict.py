@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
-from timm_ebl.hub import publish
-from timm_ebl.predict import build_parser, classify, find_images, main
-from timm_ebl.published import Checkpoint, load_model, predict, prepare
+from timm_ebl.hub.__main__ import publish
+from timm_ebl.tools.predict import build_parser, classify, find_images, main
+from timm_ebl.training.trained import Checkpoint, load_model, predict, prepare
 
 SAMPLE = "dchn_tiny_fashion_mnist.c_ep_sample"
 
@@ -144,5 +144,5 @@ def test_a_network_that_is_not_for_square_images_is_refused(run, images, capsys)
 
 def test_the_readmes_commands_are_those_of_the_parser():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    commands = re.findall(r"^python -m timm_ebl.predict (.+)$", readme, re.MULTILINE)
+    commands = re.findall(r"^python -m timm_ebl.tools.predict (.+)$", readme, re.MULTILINE)
     assert [build_parser().parse_args(command.split()).images for command in commands]

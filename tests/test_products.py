@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from timm_ebl import ConvInteraction, Minimizer, list_rules
-from timm_ebl.gradients import layer_cosines, main, rule_gradients
-from timm_ebl.products import Products
-from timm_ebl.rules import rule_options
+from timm_ebl.kernels.products import Products
+from timm_ebl.rules.contrastive import rule_options
+from timm_ebl.tools.gradients import layer_cosines, main, rule_gradients
 
 CASES = [(name, beta) for name in list_rules() for beta in ((0.1, 0.25) if "beta" in rule_options(name) else (None,))]
 

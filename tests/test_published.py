@@ -13,17 +13,17 @@ import yaml
 from published_runs import set_sha256, write_run
 from safetensors.torch import load_file, save_file
 
-from timm_ebl.card import card_error, render_card
-from timm_ebl.command_line import parse_config
-from timm_ebl.config import TrainConfig
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
-from timm_ebl.hub import main, verify
-from timm_ebl.package import _default_tag, package
-from timm_ebl.paper import TABLE_1, paper_error
-from timm_ebl.published import RECIPES, Checkpoint, same_error
-from timm_ebl.recipes import write_overview
-from timm_ebl.training import build_transform
+from timm_ebl.hub.__main__ import main, verify
+from timm_ebl.hub.card import card_error, render_card
+from timm_ebl.hub.package import _default_tag, package
+from timm_ebl.hub.paper import TABLE_1, paper_error
+from timm_ebl.hub.recipes import write_overview
+from timm_ebl.training.build import build_transform
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.trained import RECIPES, Checkpoint, same_error
 
 
 def packaged(tmp_path, run, *others, **options):
@@ -160,9 +160,9 @@ def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
 
 def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, monkeypatch):
     name, weights, records = packaged(tmp_path, run, tag="new")
-    monkeypatch.setattr("timm_ebl.weights.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.published.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.published.RECIPES", records.parent)
+    monkeypatch.setattr("timm_ebl.models.weights.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.training.trained.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.training.trained.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
     assert Checkpoint.open(name) == Checkpoint.open("dchn_tiny_cifar10") == Checkpoint(name, weights, records)
     for recipe in RECIPES.glob("*.yaml"):

@@ -13,7 +13,7 @@ import torch
 from oracles import CONVERGED
 
 import timm_ebl
-from timm_ebl.command_line import parse_config
+from timm_ebl.training.command_line import parse_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,7 +26,7 @@ def blocks(language):
 def test_the_python_examples_run_one_after_the_other(capsys, monkeypatch):
     readme = types.ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", readme)
-    monkeypatch.setattr(timm_ebl.rules, "_RULES", dict(timm_ebl.rules._RULES))
+    monkeypatch.setattr(timm_ebl.rules.contrastive, "_RULES", dict(timm_ebl.rules.contrastive._RULES))
     for block in blocks("python"):
         exec(block, readme.__dict__)
     assert readme.output.shape == (8, 10)

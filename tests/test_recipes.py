@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 import timm
 
-from timm_ebl.command_line import parse_config
-from timm_ebl.config import TrainConfig, read_recipe, resolve
 from timm_ebl.errors import ConfigError
-from timm_ebl.recipes import RECIPES, paper_rate, render_overview, run_flops, step_flops
-from timm_ebl.weights import list_shipped
+from timm_ebl.hub.recipes import RECIPES, paper_rate, render_overview, run_flops, step_flops
+from timm_ebl.models.weights import list_shipped
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.config import TrainConfig, read_recipe, resolve
 
 ROOT = Path(__file__).parents[1]
 OVERVIEW = (RECIPES / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_overview_is_up_to_date():
-    assert render_overview() == OVERVIEW, "run python -m timm_ebl.recipes"
+    assert render_overview() == OVERVIEW, "run python -m timm_ebl.hub.recipes"
 
 
 def test_every_recipe_and_checkpoint_is_listed_and_every_link_leads_somewhere():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from golden import make
 
-from timm_ebl import reference
+from timm_ebl.rules import reference
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ import pytest
 from accelerate import Accelerator
 from runs import arguments, train, write_images
 
-from timm_ebl import create_rule, list_rules, loop, report
-from timm_ebl.command_line import parse_config
-from timm_ebl.progress import Progress
-from timm_ebl.report import Report, describe_rule
-from timm_ebl.timing import duration
-from timm_ebl.training import build_rule
+from timm_ebl import create_rule, list_rules
+from timm_ebl.training import engine as loop
+from timm_ebl.training import report
+from timm_ebl.training.build import build_rule
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.report import Report, describe_rule
+from timm_ebl.training.timing import duration
 
 
 class Terminal(io.StringIO):

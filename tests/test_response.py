@@ -6,7 +6,7 @@ import twin
 from oracles import CONVERGED, distance, record_calls
 
 from timm_ebl import Clamped, Forced, Minimizer, Nudged, create_rule
-from timm_ebl.response import Response
+from timm_ebl.relaxation.response import Response
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 FREE_OMEGAS = (1.9, 1.7, 1.5)

@@ -5,8 +5,9 @@ import torch
 import twin
 from oracles import BETAS, CONVERGED, LABELS, TARGET, error, finite_difference, gradient, slope, true_gradient
 
-from timm_ebl import Minimizer, Nudged, create_rule, list_rules, reference
-from timm_ebl.rules import as_target, rule_options, squared_error
+from timm_ebl import Minimizer, Nudged, create_rule, list_rules
+from timm_ebl.rules import reference
+from timm_ebl.rules.contrastive import as_target, rule_options, squared_error
 
 CONTRASTIVE = [name for name in list_rules() if name not in ("tbp", "rbp")]
 

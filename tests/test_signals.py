@@ -10,12 +10,12 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from runs import arguments, assert_same_run, train, train_ebl, write_images
 
-from timm_ebl import checkpoint, signals
-from timm_ebl.checkpoint import Checkpoints
 from timm_ebl.errors import Interrupted
-from timm_ebl.manifest import find_damage
-from timm_ebl.progress import Progress
-from timm_ebl.signals import StopSignals, stop_message
+from timm_ebl.training import checkpoint, signals
+from timm_ebl.training.checkpoint import Checkpoints
+from timm_ebl.training.manifest import find_damage
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.signals import StopSignals, stop_message
 
 POLITE = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 

@@ -12,7 +12,7 @@ from hub_server import TOKEN, Fault, Repo
 from pictures import images
 from pyarrow.parquet import write_table
 
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
 
 CARD = b"""---
@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_what_moves_it(hub, repo, m
         def fail(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device", "hub/blobs/x")
 
-        monkeypatch.setattr("timm_ebl.source.hf_hub_download", fail)
+        monkeypatch.setattr("timm_ebl.data.hub_source.hf_hub_download", fail)
     else:
         (tmp_path / "file").touch()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))

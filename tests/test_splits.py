@@ -15,15 +15,15 @@ from pictures import encode, images, pixels, write_classes, write_plain, write_s
 from PIL import Image
 from runs import SMALL, train
 
-from timm_ebl.config import TrainConfig
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import ConfigError, DataError, DataWarning, MissingSplitError
-from timm_ebl.hub import verify
-from timm_ebl.package import stage
-from timm_ebl.published import Checkpoint
-from timm_ebl.splits import Splits, load_splits, load_test
-from timm_ebl.training import build_model, build_transform
-from timm_ebl.weights import list_shipped
+from timm_ebl.hub.__main__ import verify
+from timm_ebl.hub.package import stage
+from timm_ebl.models.weights import list_shipped
+from timm_ebl.training.build import build_model, build_transform
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.splits import Splits, load_splits, load_test
+from timm_ebl.training.trained import Checkpoint
 
 TEN = {"cat": 10, "dog": 10}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from timm_ebl.errors import ConfigError
-from timm_ebl.threads import cpu_quota, set_threads
+from timm_ebl.training.threads import cpu_quota, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_more_threads_than_cores_are_refused_before_they_start(machine, threads)
     [(None, 1, 8), (None, 3, 2), (2.0, 1, 2), (2.5, 1, 2), (0.5, 1, 1), (64.0, 1, 8), (4.0, 2, 2), (None, 16, 1)],
 )
 def test_the_default_is_a_share_of_the_cores_and_of_the_quota(machine, quota, processes, expected):
-    machine.setattr("timm_ebl.threads.cpu_quota", lambda: quota)
+    machine.setattr("timm_ebl.training.threads.cpu_quota", lambda: quota)
     set_threads(None, processes)
     assert torch.get_num_threads() == expected
 

@@ -17,8 +17,8 @@ from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler, accuracy
 from torchvision.transforms.functional import to_pil_image
 
 import timm_ebl
-from timm_ebl.data import load_dataset
-from timm_ebl.task import RuleTask
+from timm_ebl.data.dataset import load_dataset
+from timm_ebl.training.task import RuleTask
 
 
 def test_parameters_are_grouped_by_interaction(tiny):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from timm_ebl import Minimizer, create_rule, list_rules
-from timm_ebl.task import RuleTask
+from timm_ebl.training.task import RuleTask
 
 WAYS = {
     "pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.4),

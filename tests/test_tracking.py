@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from runs import arguments, results, train, write_images
 
-from timm_ebl import tracking
 from timm_ebl.errors import ConfigError
+from timm_ebl.training import tracking
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,17 @@ from PIL import Image
 from runs import SCRIPT, SMALL, arguments, last_weights, results, train, train_ebl, write_images
 
 import timm_ebl
-from timm_ebl import plots
-from timm_ebl.command_line import parse_config
-from timm_ebl.config import TrainConfig
-from timm_ebl.data import load_dataset
+from timm_ebl.data.dataset import load_dataset
+from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import ConfigError
-from timm_ebl.loader import build_eval_loader, build_train_loader
-from timm_ebl.loop import evaluate, train_epoch
-from timm_ebl.progress import Progress
-from timm_ebl.splits import load_splits
-from timm_ebl.task import RuleTask
-from timm_ebl.training import build_model, build_optimizer, build_rule, build_transform, check_config
+from timm_ebl.tools import plots
+from timm_ebl.training.build import build_model, build_optimizer, build_rule, build_transform, check_config
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.engine import evaluate, train_epoch
+from timm_ebl.training.progress import Progress
+from timm_ebl.training.splits import load_splits
+from timm_ebl.training.task import RuleTask
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_what_cannot_be_built_is_refused_in_one_sentence_before_data_are_loaded(
 
 
 def test_what_can_be_built_passes_and_loads_no_weights(monkeypatch):
-    monkeypatch.setattr("timm_ebl.dchn.build_with_weights", None)
+    monkeypatch.setattr("timm_ebl.models.dchn.build_with_weights", None)
     check_config(TrainConfig(model="dchn_tiny_cifar10", pretrained="dchn_tiny_cifar10.c_ep"))
     check_config(TrainConfig(dataset="cifar10", data_root="copies", opt="lookahead_adan", opt_betas=(0.9, 0.9, 0.9)))
 

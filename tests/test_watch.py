@@ -9,10 +9,10 @@ import torch
 from runs import arguments, results, train, train_ebl, write_images
 from torch import nn
 
-from timm_ebl import rules
 from timm_ebl.errors import Diverged
-from timm_ebl.progress import Progress
-from timm_ebl.watch import Watch, report_layers, require_finite
+from timm_ebl.rules import contrastive as rules
+from timm_ebl.training.health import Watch, report_layers, require_finite
+from timm_ebl.training.progress import Progress
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from hub_server import Fault, Repo
 from published_runs import set_sha256
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import card, published
 from timm_ebl.errors import WeightsError
-from timm_ebl.hub import verify
-from timm_ebl.published import RECIPES, Checkpoint
-from timm_ebl.weights import SHIPPED, list_shipped, source_of
+from timm_ebl.hub import card
+from timm_ebl.hub.__main__ import verify
+from timm_ebl.models.weights import SHIPPED, list_shipped, source_of
+from timm_ebl.training import trained as published
+from timm_ebl.training.trained import RECIPES, Checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -446,7 +447,7 @@ class TestShipped:
         name = list_shipped()[0]
         (tmp_path / name).mkdir()
         shutil.copy(SHIPPED / name / "config.json", tmp_path / name)
-        monkeypatch.setattr("timm_ebl.weights.SHIPPED", tmp_path)
+        monkeypatch.setattr("timm_ebl.models.weights.SHIPPED", tmp_path)
         assert source_of(name)["hf_hub_id"] == f"timm-ebl/{name}"
         assert "file" not in source_of(name)
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from timm_ebl import Minimizer, create_rule
-from timm_ebl.gradients import gradients
-from timm_ebl.winograd import Winograd, is_served
+from timm_ebl.kernels.winograd import Winograd, is_served
+from timm_ebl.tools.gradients import gradients
 
 SHAPES = {
     "one tile": (1, 1, 1, 4, 4),

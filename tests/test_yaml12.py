@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from timm_ebl.yaml12 import dump_yaml, parse_yaml
+from timm_ebl.training.yaml12 import dump_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(

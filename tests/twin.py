@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from timm_ebl import reference
+from timm_ebl.rules import reference
 
 zero_state = reference.zero_state
 

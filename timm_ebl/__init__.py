@@ -12,24 +12,24 @@ import sys
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
-from .requirements import missing_of_timm
+from .models.requirements import missing_of_timm
 
 if lacking := missing_of_timm():
     raise ImportError(lacking)
 
-from . import dchn  # noqa: F401  (registers the models)
 from ._version import __version__
-from .backward import Backward, create_backward, list_backwards
-from .convolutional import DCHN
-from .differentiable import equilibrium
-from .energy import State
-from .interaction import ConvInteraction, DenseInteraction, Interaction
-from .minimize import EQUILIBRIUM, PAPER, Minimizer, Start
-from .network import EnergyModel, HopfieldNetwork
-from .order import list_orders, register_order
-from .perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
-from .relaxation import Relaxation
-from .rules import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
+from .energy.functional import State
+from .energy.interaction import ConvInteraction, DenseInteraction, Interaction
+from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
+from .models import dchn  # noqa: F401  (registers the models)
+from .models.convolutional import DCHN
+from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
+from .relaxation.network import EnergyModel, HopfieldNetwork
+from .relaxation.order import list_orders, register_order
+from .relaxation.record import Relaxation
+from .rules.autograd import equilibrium
+from .rules.backprop import Backward, create_backward, list_backwards
+from .rules.contrastive import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
 
 __all__ = [
     "DCHN",

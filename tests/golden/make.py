@@ -2,8 +2,8 @@
 
     python tests/golden/make.py
 
-writes ``paper.safetensors`` beside this file, by `timm_ebl.reference` alone. The tests compare both it and the package
-with these numbers, and find them again in numpy.
+writes ``paper.safetensors`` beside this file, by `timm_ebl.rules.reference` alone. The tests compare both it and the
+package with these numbers, and find them again in numpy.
 
 Weights, biases and images come from the closed form ``u_n = (3 x 16807^n mod m) / m`` with ``m = 2^31 - 1``, n = 1, 2,
 and so on: a weight or bias is ``(2 u_n - 1) gain / sqrt(fan_in)``, a pixel ``2 u_n - 1``; first the layers from the
@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from timm_ebl import reference
+from timm_ebl.rules import reference
 
 FILE = Path(__file__).with_name("paper.safetensors")
 RATES = (0.0625, 0.0375, 0.025, 0.02, 0.0125)

@@ -1,0 +1,1 @@
+"""Data sets: the catalogue, loading from the Hub and from folders, transforms."""

@@ -1,0 +1,1 @@
+"""Energies: interactions between layers, and perturbations."""

@@ -1,0 +1,299 @@
+"""Checkpoints out: package a run, publish it to the Hugging Face Hub, verify what a card says.
+
+python -m timm_ebl.hub package runs/c-ep-dchn_small_cifar10-0
+python -m timm_ebl.hub publish hub_configs/dchn_small_cifar10.c_ep --repo-id OWNER/NAME
+python -m timm_ebl.hub verify dchn_small_cifar10.c_ep
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
+from huggingface_hub.utils import validate_repo_id
+
+from ..data.dataset import ImageDataset
+from ..data.requests import explain, is_transient, retry
+from ..errors import CheckpointError, HubError, WeightsError, one_sentence
+from ..models.weights import CONFIG, WEIGHTS, read_config
+from ..training.command_line import Parser
+from ..training.run_folder import temporary_folder, writing
+from ..training.threads import add_threads_option, set_threads
+from ..training.trained import CARD, RECORDS, Checkpoint, Evaluation, same_error
+from .card import render_card
+from .package import package, stage
+from .recipes import write_overview
+
+__all__ = ["check_access", "main", "publish", "verify"]
+
+Result = TypeVar("Result")
+
+
+class State(str, Enum):
+    """How a file stands to the one of its name on the Hub."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    SAME = "unchanged"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file to publish.
+
+    Attributes:
+        path: The file.
+        state: How it stands to the Hub's.
+    """
+
+    path: Path
+    state: State
+
+
+def publish(
+    source: str | Path,
+    repo_id: str,
+    *,
+    test: ImageDataset | None = None,
+    data_root: str | Path | None = None,
+    dataset: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> str:
+    """Send a run or a packaged checkpoint to a model repository on the Hub; of an earlier version only what changed.
+
+    The error is measured again before anything is sent. Requests are tried again after 5xx answers and broken
+    connections; after an interruption, the same call goes on where it was. The checksums of what arrived are compared.
+
+    Args:
+        source: Folder of a run, folder in `hub_configs/`, or name of a shipped model.
+        repo_id: The repository, ``owner/name``; made if there is none.
+        test: The test split, if it is loaded already.
+        data_root: Folder with copies of Hub data sets.
+        dataset: Folder with the data set, if it is not where the recipe says.
+        private: Make a new repository private.
+        dry_run: Only print what would be sent.
+
+    Returns:
+        The address of the commit; that of the repository if nothing was sent.
+
+    Raises:
+        CheckpointError: The checkpoint is incomplete, or its measured error is not what its files say.
+        DataError: The test split cannot be loaded.
+        HubError: No token, no permission, a name that is taken, no network.
+    """
+    api = HfApi()
+    checkpoint = Checkpoint.open(source)
+    if not dry_run:
+        check_access(repo_id, checkpoint.config["architecture"])
+    test = test or checkpoint.test_split(data_root, dataset)
+    with temporary_folder() as folder:
+        with writing(folder):
+            _prepare(checkpoint, folder, repo_id, test)
+        remote = _remote(api, repo_id)
+        changes = _compare(folder, remote)
+        for change in changes:
+            print(f"{change.state.value:>9}  {change.path.name}  {change.path.stat().st_size:,} bytes")
+        if dry_run or all(change.state is State.SAME for change in changes):
+            print("nothing was sent" + (" (--dry-run)" if dry_run else ""))
+            return f"{api.endpoint}/{repo_id}"
+        if remote is None:
+            _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
+        commit = _ask(lambda: _commit(api, repo_id, folder), repo_id)
+        arrived = _ask(lambda: api.model_info(repo_id, revision=commit.oid, files_metadata=True), repo_id)
+        for change in _compare(folder, arrived):
+            if change.state is not State.SAME:
+                raise HubError(f"{change.path.name} arrived damaged at {repo_id}: publish again.")
+    print(f"published, checksums compared: {commit.commit_url}")
+    return commit.commit_url
+
+
+def check_access(repo_id: str, architecture: str | None = None) -> None:
+    """Find out before any work whether a repository can be written to.
+
+    Args:
+        repo_id: The repository, ``owner/name``.
+        architecture: The model that is to be there, if it is known already.
+
+    Raises:
+        HubError: The name cannot be one, there is no token or it may not write there, or another model has the name.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} cannot be the name of a repository ({error}).") from None
+    if repo_id.count("/") != 1:
+        raise HubError(f"{repo_id!r} is no name of a repository: it is OWNER/NAME.")
+    api = HfApi()
+    account = _ask(api.whoami, repo_id)
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    owners = [account["name"], *(organisation["name"] for organisation in account.get("orgs", []))]
+    if role == "read" or (role == "write" and repo_id.partition("/")[0] not in owners):
+        raise HubError(
+            f"The access token of {account['name']} may not write to {repo_id}: use one with write access of an owner "
+            f"of that name (this one writes to {', '.join(owners) if role == 'write' else 'nothing'})."
+        )
+    _check_free(repo_id, _remote(api, repo_id), architecture)
+
+
+def verify(
+    source: str | Path,
+    data_root: str | Path | None = None,
+    dataset: str | None = None,
+    test: ImageDataset | None = None,
+) -> Evaluation:
+    """Measure a checkpoint's error on its test split again, and compare it with its card and its configuration.
+
+    Args:
+        source: Name of a shipped model, folder, or id on the Hub.
+        data_root: Folder with copies of Hub data sets.
+        dataset: Folder with the data set, if it is not where the recipe says.
+        test: The test split, if it is loaded already.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        CheckpointError: The figures differ, or the data are not those that the checkpoint was measured on.
+        DataError: The test split cannot be loaded.
+    """
+    checkpoint = Checkpoint.open(source)
+    measured = checkpoint.measure(test or checkpoint.test_split(data_root, dataset))
+    claimed = checkpoint.evaluation
+    found = f"{checkpoint.name} has {measured.error:.2f} % test error on {measured.images:,} images"
+    if claimed.images != measured.images or claimed.split_sha256 not in (None, measured.split_sha256):
+        raise CheckpointError(
+            f"{found}, which are not the {claimed.images:,} images on which it had {claimed.error:.2f} %: the figures "
+            "cannot be compared; give the same copy of the data by --data-root or --dataset."
+        )
+    for file, error in checkpoint.claims().items():
+        if not same_error(error, measured.error, measured.images):
+            raise CheckpointError(f"{found}, but its {file} says {error:.2f} %.")
+    return measured
+
+
+def _prepare(checkpoint: Checkpoint, folder: Path, repo_id: str, test: ImageDataset) -> None:
+    """Fill a folder with what is to be published, after measuring it."""
+    if not checkpoint.is_packaged:
+        stage(checkpoint, folder, repo_id.partition("/")[2], f"hf-hub:{repo_id}", test)
+        return
+    verify(checkpoint.records or checkpoint.weights, test=test)
+    for file in (WEIGHTS, CONFIG):
+        shutil.copyfile(checkpoint.weights / file, folder / file)
+    for file in RECORDS:
+        shutil.copyfile(checkpoint.record(file), folder / file)
+    name = checkpoint.name.rpartition("/")[2]
+    card = render_card(name, f"hf-hub:{repo_id}", checkpoint.recipe, checkpoint.summary, checkpoint.config)
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _remote(api: HfApi, repo_id: str) -> ModelInfo | None:
+    """What the Hub has under a name; ``None`` if nothing."""
+    try:
+        return retry(lambda: api.model_info(repo_id, files_metadata=True))
+    except RepositoryNotFoundError:
+        return None
+    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
+        raise HubError(f"{repo_id} cannot be looked up: {explain(error, repo_id)}.") from error
+
+
+def _check_free(repo_id: str, remote: ModelInfo | None, architecture: str | None) -> None:
+    """Refuse a repository that holds anything but an earlier version of the same model."""
+    files = {sibling.rfilename for sibling in (remote.siblings or [])} if remote else set()
+    if not files - {".gitattributes", CARD}:
+        return
+    holds = "files of another kind"
+    if CONFIG in files:
+        path = _ask(lambda: hf_hub_download(repo_id, CONFIG, revision=remote.sha), repo_id)
+        try:
+            config = read_config(Path(path))
+        except WeightsError:
+            config = {"architecture": "of an unknown kind"}
+        if "evaluation" in config and architecture in (None, config["architecture"]):
+            return
+        holds = f"another model, {config['architecture']}"
+    raise HubError(f"The name {repo_id} is taken, by {holds}: choose another one.")
+
+
+def _compare(folder: Path, remote: ModelInfo | None) -> list[Change]:
+    known = {sibling.rfilename: sibling for sibling in (remote.siblings or [])} if remote else {}
+    changes = []
+    for path in sorted(folder.iterdir()):
+        content, sibling = path.read_bytes(), known.get(path.name)
+        if sibling is None:
+            state = State.NEW
+        elif sibling.lfs is not None:
+            state = State.SAME if sibling.lfs.sha256 == hashlib.sha256(content).hexdigest() else State.CHANGED
+        else:
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            state = State.SAME if sibling.blob_id == blob else State.CHANGED
+        changes.append(Change(path, state))
+    return changes
+
+
+def _commit(api: HfApi, repo_id: str, folder: Path):
+    """One commit of all files; the client leaves out those that the Hub has."""
+    operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+    return api.create_commit(repo_id, operations, commit_message="Checkpoint, card and records of timm_ebl")
+
+
+def _ask(call: Callable[[], Result], repo_id: str) -> Result:
+    try:
+        return retry(call)
+    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
+        again = "; publish again to go on" if is_transient(error) else ""
+        raise HubError(f"{repo_id} cannot be published: {explain(error, repo_id)}{again}.") from error
+
+
+def build_parser() -> Parser:
+    """The parser of this module's commands."""
+    parser = Parser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    packaging = commands.add_parser("package", help="make a run part of the package")
+    packaging.add_argument("runs", nargs="+", metavar="RUN", help="the run; then others that differ in the seed alone")
+    packaging.add_argument("--tag", help="what follows the model's name (default: the rule, then the data if others)")
+    packaging.add_argument("--note", help="a sentence for the card's limits")
+    packaging.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
+    publishing = commands.add_parser("publish", help="send a run or a packaged checkpoint to the Hub")
+    publishing.add_argument("source", help="folder of a run or in hub_configs, or name of a shipped model")
+    publishing.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="the repository")
+    publishing.add_argument("--private", action="store_true", help="make a new repository private")
+    publishing.add_argument("--dry-run", action="store_true", help="show what would be sent, and send nothing")
+    verifying = commands.add_parser("verify", help="measure a checkpoint again and compare it with its card")
+    verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
+    for command in (packaging, publishing, verifying):
+        command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
+        add_threads_option(command)
+    for command in (publishing, verifying):
+        command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
+    return parser
+
+
+@one_sentence()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command of this module."""
+    options = build_parser().parse_args(arguments)
+    if options.threads:
+        set_threads(options.threads)
+    if options.command == "package":
+        run, *others = map(Checkpoint.open, options.runs)
+        name = package(run, options.tag, others, options.note, options.data_root, options.force)
+        print(f"packaged {name}; overview in {write_overview()}")
+    elif options.command == "publish":
+        access = {"private": options.private, "dry_run": options.dry_run}
+        publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)
+    else:
+        measured = verify(options.source, options.data_root, options.dataset)
+        print(f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Model card of a checkpoint, rendered from its recipe, its metrics and its summary."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
+from ..models.convolutional import DCHN
+from ..relaxation.minimizer import Minimizer
+from ..training.build import build_rule
+from ..training.config import TrainConfig
+from ..training.timing import duration
+from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+
+__all__ = ["card_error", "render_card"]
+
+_METRIC = "error_rate"
+
+_CITATION = """```bibtex
+@misc{ebl_comparative_study,
+  title = {Energy-Based Learning Algorithms: A Comparative Study}
+}
+@article{laborieux2021scaling,
+  title   = {Scaling Equilibrium Propagation to Deep ConvNets by Drastically Reducing Its Gradient Estimator Bias},
+  author  = {Laborieux, Axel and Ernoult, Maxence and Scellier, Benjamin and Bengio, Yoshua and Grollier, Julie and
+             Querlioz, Damien},
+  journal = {Frontiers in Neuroscience},
+  volume  = {15},
+  pages   = {129},
+  year    = {2021}
+}
+```"""
+
+
+def card_error(path: Path) -> float:
+    """The test error (%) that a model card reports in its ``model-index``.
+
+    Raises:
+        ValueError: The card cannot be read, or reports none.
+    """
+    try:
+        results = ModelCard.load(path).data.eval_results or []
+        return next(float(result.metric_value) for result in results if result.metric_type == _METRIC)
+    except Exception as error:  # YAML, encoding and schema errors have no common type
+        raise ValueError(f"The card {path} reports no test error ({type(error).__name__}).") from None
+
+
+def render_card(
+    name: str, model: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
+) -> str:
+    """The card's text: YAML metadata, then Markdown.
+
+    Args:
+        name: Name of the checkpoint.
+        model: What ``timm.create_model`` loads it by: its name, or ``hf-hub:owner/name``.
+        recipe: Resolved settings of the run.
+        summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
+        config: timm's ``config.json`` with its ``evaluation``.
+    """
+    network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    sections = [
+        _header(name, summary, config["evaluation"]),
+        _results(name, summary, config["evaluation"], network),
+        _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
+        _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
+        _limits(summary, config["evaluation"]),
+        "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    spec = DATASETS.get(summary["dataset"])
+    hub_id = spec.hub_id if spec else None
+    error = evaluation["error"]
+    where = {
+        "task_type": "image-classification",
+        "dataset_type": hub_id or summary["dataset"],
+        "dataset_name": summary["dataset"],
+        "dataset_config": evaluation["config"] or (spec.config if spec else None),
+        "dataset_split": evaluation.get("test_split") or "test",
+        "dataset_revision": evaluation["revision"],
+    }
+    data = ModelCardData(
+        model_name=name,
+        library_name="timm",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        tags=["image-classification", "timm", "timm_ebl", "energy-based-learning", "hopfield-network", summary["algo"]],
+        datasets=[hub_id] if hub_id else None,
+        metrics=["accuracy"],
+        eval_results=[
+            EvalResult(metric_type=_METRIC, metric_name="Test error (%)", metric_value=round(error, 4), **where),
+            EvalResult(metric_type="accuracy", metric_name="Accuracy (%)", metric_value=round(100 - error, 4), **where),
+        ],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN) -> str:
+    error, images = evaluation["error"], evaluation["images"]
+    found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
+    seeds = f"{summary['seed']}, the only one run"
+    if others := summary.get("other_seeds"):
+        errors = [error, *others.values()]
+        found += f"; mean of {len(errors)} seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
+        seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
+    count = summary.get("training_images")
+    trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
+    widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
+    rows = {
+        "test error": found,
+        "held-out error": "nothing was held out" if held_out is None else f"{held_out:.2f} %",
+        "seeds": seeds,
+        "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
+        "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
+    }
+    paper = paper_error(summary["algo"], summary["dataset"])
+    if paper is not None:
+        rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
+    learned = "backpropagation" if summary["algo"] in ("tbp", "rbp") else "an energy-based rule"
+    return (
+        f"# {name}\n\nA deep convolutional Hopfield network of [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
+        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {learned}, "
+        f"`{summary['algo']}`.\n\n{_table(rows)}\n\n![Course of the training](curves.png)"
+    )
+
+
+def _use(model: str, recipe: TrainConfig, size: int) -> str:
+    options = {
+        "config": recipe.dataset_config,
+        "image_column": recipe.image_column,
+        "label_column": recipe.label_column,
+        "revision": recipe.dataset_revision,
+        "image_size": None if size == IMG_SIZE else size,
+        "channels": recipe.channels,
+    }
+    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
+    dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
+    loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    return f"""## Use
+
+```python
+import timm
+import timm_ebl  # registers the models
+
+model = timm.create_model("{model}", pretrained=True).eval()
+```
+
+Images are {size} pixels wide and high, smaller ones centred on black:
+
+```python
+from timm_ebl.data.dataset import load_dataset
+from timm_ebl.data.transforms import BatchTransform
+
+test = load_dataset({loaded})
+normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
+print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
+```
+
+`python -m timm_ebl.hub verify {model}` measures the test error again."""
+
+
+def _training(
+    recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
+) -> str:
+    rule = build_rule(recipe)
+    held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
+    precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
+    rows = _origin(recipe, summary) | {
+        "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
+        "free phase": _describe(rule.free) + (", from where the last batch ended" if recipe.warm_start else ""),
+        "second phase": _describe(rule.second) + held,
+        "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
+        f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
+        "batch": f"{recipe.batch_size} images on each process",
+        "normalisation": _normalisation(summary["dataset"], normalisation["mean"], normalisation["std"]),
+        "precision": "float32" if precision == "no" else precision,
+        "cost": duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
+        "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
+        "inference": f"{_describe(inference)}, start {inference.start}",
+    }
+    return (
+        f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
+        f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
+        "The test split was measured once, at the end, and selected nothing."
+    )
+
+
+def _origin(recipe: TrainConfig, summary: Mapping[str, Any]) -> dict[str, str]:
+    kept = f"the lowest {recipe.freeze} interactions keep their weights" if recipe.freeze else ""
+    digest = summary.get("pretrained_sha256")
+    source = recipe.pretrained and f"`{recipe.pretrained}`" + (f" (SHA-256 {digest[:16]}..)" if digest else "")
+    text = "; ".join(filter(None, (source, kept)))
+    return {"started from": text} if text else {}
+
+
+def _start_and_bound(recipe: TrainConfig) -> str:
+    rise = f", after a rise from 0 over epochs 1 to {recipe.warmup_epochs}" if recipe.warmup_epochs else ""
+    return rise + (f", gradients of norm {recipe.clip_grad} at most" if recipe.clip_grad else "")
+
+
+def _selection(holdout: float) -> str:
+    if not holdout:
+        return "The whole training split was trained on, and the last epoch's weights were kept."
+    return f"{holdout:.0%} of the training split was held out, class by class, and selected the epoch."
+
+
+def _normalisation(dataset: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    def listed(values: Sequence[float]) -> str:
+        return ", ".join(f"{value:.4g}" for value in values)
+
+    text = f"mean {listed(mean)}; deviation {listed(std)}"
+    spec = DATASETS.get(dataset)
+    if spec is not None and spec.paper_std and spec.paper_std != tuple(std):
+        text += f" (the paper's: {listed(spec.paper_std)})"
+    return text
+
+
+def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    dataset, epochs = summary["dataset"], summary["epochs"]
+    points = [
+        f"It knows the classes of {dataset} and images prepared like them. Its outputs are no probabilities.",
+        "Other hardware, libraries or numbers of threads round differently: single predictions may flip.",
+    ]
+    published = SPLIT_SIZES.get(dataset, (None, evaluation["images"]))[1]
+    if evaluation["images"] != published:
+        points.append(
+            f"The copy of the test split has {evaluation['images']:,} images; the published one has "
+            f"{published:,}, on which the error may differ."
+        )
+    if dataset == EMBEDDED:
+        points.append("Its data are the sample that comes with timm_ebl, a part of Fashion-MNIST: a demonstration.")
+    paper = paper_error(summary["algo"], dataset)
+    if paper is not None and epochs < PAPER_EPOCHS:
+        points.append(
+            f"It had {epochs} epochs. The paper's {paper} % takes {PAPER_EPOCHS} epochs at widths {PAPER_WIDTHS}, and "
+            "that a GPU; the recipes are in the repository's hub_configs."
+        )
+    if summary.get("note"):
+        points.append(summary["note"])
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {title} | {text} |" for title, text in rows.items())])
+
+
+def _describe(minimizer: Minimizer) -> str:
+    return f"{minimizer.sweeps} sweeps, {minimizer.order}, omega {minimizer.omegas}"

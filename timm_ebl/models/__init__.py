@@ -1,0 +1,1 @@
+"""The networks in timm's registry, and their pretrained weights."""

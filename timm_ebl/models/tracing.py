@@ -1,0 +1,115 @@
+"""The relaxation of a network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+import torch
+import torch.fx
+from torch import Tensor, nn
+
+from ..energy.interaction import Interaction
+from ..kernels.autocast import has_autocast
+from ..relaxation.minimizer import Minimizer
+from ..relaxation.network import HopfieldNetwork
+from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
+from ..rules.backprop import Backward
+
+__all__ = ["Traced", "compiled_equilibrium", "graph_equilibrium", "is_symbolic", "register_network"]
+
+_NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
+_KEYS = itertools.count()
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether a tensor stands for the values to come, while `torch.fx` traces a graph."""
+    return isinstance(x, torch.fx.Proxy)
+
+
+def graph_equilibrium(
+    network: HopfieldNetwork, x: Tensor, backward: Backward, layers: tuple[int, ...]
+) -> tuple[Tensor, ...]:
+    """`timm_ebl.rules.backprop.equilibrium` as one node of a graph.
+
+    A graph can hold the parts of the network that it is traced from, but not the network itself.
+    """
+    return _node(tuple(network.interactions), network.minimizer, backward, x, layers)
+
+
+class _Stack(HopfieldNetwork):
+    """A network of interactions, bare."""
+
+    def __init__(self, interactions: Sequence[nn.Module], minimizer: Minimizer) -> None:
+        super().__init__()
+        self.stack, self.minimizer = nn.ModuleList(interactions), minimizer
+
+    @property
+    def interactions(self) -> Sequence[Interaction]:
+        return list(self.stack)
+
+
+@torch.fx.wrap
+def _node(interactions, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
+    return equilibrium(_Stack(interactions, minimizer), x, backward, layers)
+
+
+class Traced(nn.Module):
+    """A network's forward pass as recorded by `torch.jit.trace`: for inference, with batches of any size.
+
+    Args:
+        network: The network.
+        x: An example of its input, ``(B, C, H, W)``.
+    """
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.network = torch.jit.trace(network, x, check_trace=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output layer ``(B, M)``."""
+        return self.network(x)
+
+
+def register_network(network: HopfieldNetwork) -> int:
+    """A number by which a compiled graph of this process finds a network."""
+    key = next(_KEYS)
+    _NETWORKS[key] = network
+    return key
+
+
+def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Layers of the free state without derivatives, as one operator of the graph that `torch.compile` makes.
+
+    Args:
+        network: The network.
+        key: Its number (`register_network`).
+        x: Input ``(B, ..)``.
+        layers: Which layers, by index.
+    """
+    device = x.device.type
+    autocast = torch.get_autocast_dtype(device) if has_autocast(device) else None
+    return tuple(torch.ops.timm_ebl.relaxed_layers(x, list(network.parameters()), key, layers, autocast))
+
+
+@torch.library.custom_op(
+    "timm_ebl::relaxed_layers",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] parameters, int network, int[] layers, ScalarType? autocast) -> Tensor[]",
+)
+def _relaxed_layers(x, parameters, network, layers, autocast):
+    model, device = _NETWORKS[network], x.device.type
+    with torch.autocast(device, autocast, enabled=autocast is not None):
+        found = with_parameters(model, parameters, lambda: relaxed_layers(model, x, tuple(layers)))
+    kind = {"dtype": parameters[0].dtype, "memory_format": torch.contiguous_format}  # as the graph expects it
+    return [layer.to(**kind, copy=True) for layer in found]
+
+
+@_relaxed_layers.register_fake
+def _(x, parameters, network, layers, autocast):
+    shapes = _NETWORKS[network].state_shapes(x)
+    return [x.new_empty(shapes[layer], dtype=parameters[0].dtype) for layer in layers]

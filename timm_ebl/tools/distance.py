@@ -1,0 +1,110 @@
+"""How near its own equilibrium a free phase comes, and in what time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..energy.functional import State, norm
+from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
+from ..relaxation.network import EnergyModel, HopfieldNetwork
+from ..relaxation.record import Relaxation
+from ..training.timing import steady_seconds
+from .plain import PlainProcedure
+
+__all__ = ["Approach", "approach", "distance", "print_distances"]
+
+NEAR = 0.01
+"""A state is near its limit within this distance."""
+
+AT_REST = 4 * LEAST_TOLERANCE
+"""A state is at rest with a residual of so many units of its rounding."""
+
+SHARE = 0.95
+"""The part of the samples that is to be near."""
+
+
+class Approach(NamedTuple):
+    """The way of a procedure to its own limit: where it ends when it goes on until its residual is at rounding.
+
+    Attributes:
+        limit: That state ``s_inf``.
+        sweeps: The first sweep after which `SHARE` of the samples are within `NEAR` of it, or the most.
+        unsettled: Samples whose residual is not at rounding there.
+    """
+
+    limit: State
+    sweeps: int
+    unsettled: int
+
+
+def approach(model: EnergyModel, x: Tensor, minimizer: Minimizer, most: int = MOST_SWEEPS) -> Approach:
+    """Follow a free relaxation to its limit, and once more until it is near.
+
+    Args:
+        model: The network.
+        x: Input ``(B, ..)``.
+        minimizer: Order, start and over-relaxation of the procedure, which goes on with its last one.
+        most: The sweeps after which the limit is taken in any case.
+    """
+    for relaxation in _sweeps(model, x, minimizer, most):
+        settled = relaxation.residual <= AT_REST * torch.finfo(relaxation.state[0].dtype).eps
+        if bool(settled.all()):
+            break
+    limit = relaxation.state
+    again = (distance(relaxation.state, limit) <= NEAR for relaxation in _sweeps(model, x, minimizer, most))
+    sweeps = next((sweep for sweep, near in enumerate(again, 1) if float(near.double().mean()) >= SHARE), most)
+    return Approach(limit, sweeps, int((~settled).sum()))
+
+
+def distance(state: State, limit: State) -> Tensor:
+    """``|s - s_inf| / |s_inf|`` over all layers, ``(B,)``."""
+    return norm([s - end for s, end in zip(state, limit, strict=True)]) / norm(limit)
+
+
+def _sweeps(model: EnergyModel, x: Tensor, minimizer: Minimizer, most: int) -> Iterator[Relaxation]:
+    """The relaxation after each of so many sweeps of a minimiser."""
+    relaxation = None
+    for sweep in range(1, most + 1):
+        one = replace(minimizer, sweeps=1, tolerance=None, omega=minimizer.omega_of(sweep))
+        relaxation = model.relax(x, relaxation, minimizer=one)
+        yield relaxation
+
+
+@torch.no_grad()
+def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats: int) -> None:
+    """Print how far from their equilibrium free phases end, and the times in which they come equally near.
+
+    Args:
+        model: The network.
+        x: The images that are followed to their equilibrium.
+        batch_size: How many of them are relaxed for the times.
+        repeats: Turns of the times.
+
+    Raises:
+        ConfigError: The network is none of the paper's.
+    """
+    plain, ours = PlainProcedure(model, PAPER, nudged_sweeps=20, beta=0.25), Minimizer()
+    schedules = {"the paper's": PAPER, "our default's": ours, "EQUILIBRIUM's": EQUILIBRIUM}
+    ways = {name: approach(model, x, free) for name, free in schedules.items()}
+    print(f"|s - s_inf| / |s_inf| of {len(x)} images, s_inf where the same sweeps go on until rounding: median, 95 %")
+    answers = [("the paper's", PAPER), *(("our default's", replace(ours, sweeps=sweeps)) for sweeps in (7, 14, 20))]
+    for name, free in (*answers, ("EQUILIBRIUM's", EQUILIBRIUM)):
+        away = distance(model.relax(x, minimizer=free).state, ways[name].limit)
+        end = f"{free.sweeps} sweeps" if free.tolerance is None else f"residual of {free.tolerance:g}"
+        print(f"  after {name} {end}: {away.median():.1e}, {away.quantile(0.95):.1e}")
+    enough = {name: replace(free, sweeps=ways[name].sweeps, tolerance=None) for name, free in schedules.items()}
+    batch, calls = x[:batch_size], {name: partial(model.relax, minimizer=free) for name, free in enough.items()}
+    calls["the paper's"] = replace(plain, free=enough["the paper's"]).infer
+    turns = [[steady_seconds(partial(call, batch), x.device) for call in calls.values()] for _ in range(repeats)]
+    times = [statistics.median(column) / len(batch) * 1e3 for column in zip(*turns, strict=True)]
+    print(f"{SHARE:.0%} of these images are within {NEAR:.0%} of it")
+    for (name, way), time in zip(ways.items(), times, strict=True):
+        unsettled = f"; {way.unsettled} images are not at rest" if way.unsettled else ""
+        print(f"  after {name} {way.sweeps} sweeps: {time:.2f} ms an image ({times[0] / time:.1f} x){unsettled}")

@@ -1,0 +1,190 @@
+"""How near a gradient comes to another one: a rule's to the true one, 16 bits to 32.
+
+    python -m timm_ebl.tools.gradients --models dchn_tiny_cifar10
+
+prints, for every rule and strength of its perturbation, the cosine between the gradient in 16 bits and in 32, for each
+interaction from the input upwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import timm_ebl  # noqa: F401 (registers the models)
+
+from ..arguments import positive_count
+from ..data.dataset import load_dataset
+from ..data.transforms import BatchTransform
+from ..errors import ConfigError, one_sentence
+from ..relaxation.minimizer import Minimizer
+from ..relaxation.network import HopfieldNetwork
+from ..rules.contrastive import create_rule, list_rules, rule_options
+from ..training.command_line import Parser
+from ..training.threads import add_threads_option, set_threads
+
+__all__ = [
+    "PRECISIONS",
+    "add_network_options",
+    "create_network",
+    "gradients",
+    "layer_cosines",
+    "load_images",
+    "load_network",
+    "main",
+    "rule_gradients",
+    "true_gradient",
+]
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BETAS = (0.1, 0.25)
+
+
+def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
+    """The gradient of each interaction's weight after a step."""
+    model.zero_grad(set_to_none=True)
+    step()
+    found = [interaction.weight.grad.flatten().double() for interaction in model.interactions]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def true_gradient(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, free: Minimizer | None = None, sweeps: int = 100
+) -> list[Tensor]:
+    """Gradient of the cost at an equilibrium: backpropagation through many sweeps, in parts of the batch.
+
+    The energy has more than one minimum, and once a network is trained their gradients have little in common. Order,
+    over-relaxation and start of the free phase decide which one it leads to; how early it breaks off does not. The
+    gradient that a procedure stands for is that at its own.
+
+    Args:
+        model: The model.
+        x: Input.
+        y: Labels.
+        free: The free phase whose equilibrium is meant, whatever its sweeps; by default the model's.
+        sweeps: Sweeps to go back through.
+    """
+    converged = replace(free or model.minimizer, sweeps=1000, tolerance=1e-5, compiled=False)
+    rule = create_rule("tbp", free=converged, second=Minimizer(sweeps=sweeps, omega=1.0))
+
+    def step() -> None:
+        for images, labels in zip(x.split(16), y.split(16), strict=True):
+            (rule(model, images, labels).loss * (len(images) / len(x))).backward()
+
+    return gradients(model, step)
+
+
+def layer_cosines(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Cosine of the angle between two gradients, for each interaction."""
+    return [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(found, expected, strict=True)]
+
+
+def rule_gradients(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, precision: torch.dtype | None = None, **options: object
+) -> list[Tensor]:
+    """The gradient of a rule by name, under autocast where a precision is given."""
+
+    def step() -> None:
+        with torch.autocast(x.device.type, precision or torch.bfloat16, enabled=precision is not None):
+            loss = create_rule(name, **options)(model, x, y).loss
+        loss.backward()
+
+    return gradients(model, step)
+
+
+def add_network_options(parser: Parser, models: Sequence[str], images: int) -> None:
+    """The options that `load_network` reads, and the number of threads."""
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=models,
+        help="timm names, with a tag those of checkpoints, or local-dir:FOLDER of a trained run (default: some)",
+    )
+    parser.add_argument("--batch-size", type=positive_count, default=images, help=f"images (default: {images})")
+    parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
+    parser.add_argument("--data-root", help="folder with copies of Hub data sets")
+    add_threads_option(parser)
+
+
+def load_network(
+    name: str, options: argparse.Namespace, device: torch.device, batches: int = 1
+) -> tuple[HopfieldNetwork, Tensor, Tensor]:
+    """A model by name, and some batches of training images of the data set with their labels, or of noise.
+
+    What is read off their gradients chooses defaults, which is nothing for test images.
+
+    Raises:
+        ConfigError: The model cannot be loaded, or the images do not fit it.
+    """
+    torch.manual_seed(0)
+    model = create_network(name, device)
+    try:
+        x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
+        y = torch.randint(model.num_classes, (len(x),))
+        if options.dataset:
+            x, y = load_images(model, options, "train", len(x))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return model, x.to(device), y.to(device)
+
+
+def create_network(name: str, device: torch.device) -> HopfieldNetwork:
+    """A Hopfield network by the name of a model, of a checkpoint (``NAME.TAG``), of a folder or of a Hub repository.
+
+    Raises:
+        ConfigError: There is no such network, or it cannot be loaded.
+    """
+    architecture, tag = name.partition(".")[::2]
+    stored, model = ":" in name, None
+    if stored or timm.is_model(architecture):
+        try:
+            model = timm.create_model(name, pretrained=stored or bool(tag))
+        except (ValueError, RuntimeError, OSError, TypeError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise ConfigError(f"{name!r} is no Hopfield network: choose one of {', '.join(timm.list_models('dchn*'))}.")
+    return model.to(device).eval()
+
+
+def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
+    """The first images of a split of the data set of the options, normalised for a model, and their labels."""
+    config = model.pretrained_cfg
+    data = load_dataset(options.dataset, split, image_size=model.img_size[0], root=options.data_root)
+    data = data.relabelled(config.get("label_names") or data.classes)
+    images, labels = data.batch(range(min(most, len(data))))
+    return BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images), labels
+
+
+@one_sentence()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare precisions from the command line."""
+    parser = Parser(description=__doc__)
+    add_network_options(parser, ["dchn_tiny_cifar10"], 32)
+    parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        set_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [load_network(name, options, device) for name in options.models]
+    for model_name, (model, x, y) in zip(options.models, networks, strict=True):
+        print(f"\n{model_name}, {len(x)} images, {device.type}: cosine with the gradient in 32 bits, by interaction")
+        for name in options.rules:
+            for beta in BETAS if "beta" in rule_options(name) else (None,):
+                settings = {} if beta is None else {"beta": beta}
+                expected = rule_gradients(model, x, y, name, **settings)
+                row = f"{name:<6} {'' if beta is None else f'beta {beta:g}':<10}"
+                for title, precision in PRECISIONS.items():
+                    cosines = layer_cosines(rule_gradients(model, x, y, name, precision, **settings), expected)
+                    row += f"  {title} " + " ".join(f"{cosine:.3f}" for cosine in cosines)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

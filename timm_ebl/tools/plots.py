@@ -1,0 +1,300 @@
+"""Figures of runs: their course, a relaxation, the first filters, the states of an image, several runs side by side.
+
+    python -m timm_ebl.tools.plots RUN [RUN ...]
+
+For every run it writes curves.png, relaxation.png, filters.png and states.png into the run's folder; for several runs
+also comparison.png into the folder that holds them. The images are those of the run's held-out part.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+import timm_ebl  # noqa: F401 (registers the models)
+
+from ..arguments import positive_count
+from ..errors import CheckpointError, ConfigError, one_sentence
+from ..relaxation.network import HopfieldNetwork
+from ..training.build import build_transform, free_phase
+from ..training.command_line import Parser
+from ..training.config import TrainConfig, read_recipe, resolve
+from ..training.records import read_metrics, read_summary
+from ..training.run_folder import write_whole
+from ..training.splits import load_splits
+from ..training.trained import load_model
+
+__all__ = [
+    "Trace",
+    "main",
+    "plot_comparison",
+    "plot_curves",
+    "plot_filters",
+    "plot_relaxation",
+    "plot_states",
+    "trace_relaxation",
+]
+
+_STYLES = tuple(zip(("-", "--", ":", "-.") * 5, ("o", "s", "^", "D", "v") * 4, strict=True))
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines["top"].set_visible(False)
+    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150))
+
+
+def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> None:
+    """Draw the course of a run: errors on the left, energy and residual of the free phase on the right.
+
+    Args:
+        path: The picture to write.
+        epochs: The run's metrics, one mapping for each epoch.
+        summary: The run's summary; without a test error if the run has none.
+    """
+    figure = _figure(9, 3.6)
+    errors, energy = figure.subplots(1, 2)
+    residual = energy.twinx()
+    number = [epoch["epoch"] for epoch in epochs]
+
+    errors.plot(number, [epoch["train_error"] for epoch in epochs], "o--", color="0.55", label="training (augmented)")
+    if epochs[-1]["held_out_error"] is not None:
+        errors.plot(number, [epoch["held_out_error"] for epoch in epochs], "s-", color="C0", label="held out")
+    if "test_error" in summary:
+        label = f"test {summary['test_error']:.2f} %"
+        errors.plot([summary["best_epoch"]], [summary["test_error"]], "*", color="k", ms=13, label=label)
+    errors.set(xlabel="epoch", ylabel="error (%)", ylim=(0, None))
+    errors.legend(frameon=False)
+
+    (left,) = energy.plot(number, [epoch["energy"] for epoch in epochs], "o-", color="C0", label="energy")
+    (right,) = residual.plot(number, [epoch["residual"] for epoch in epochs], "s--", color="0.4", label="residual")
+    energy.set(xlabel="epoch", ylabel="energy of the free state (mean)")
+    residual.set(ylabel="residual of the last sweep (mean)", yscale="log")
+    energy.legend(handles=[left, right], loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=2)
+
+    for axes in (errors, energy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"{summary['model']} trained by {summary['algo']} on {summary['dataset']}, seed {summary['seed']}")
+    _save(figure, path)
+
+
+class Trace(NamedTuple):
+    """A relaxation, sweep by sweep.
+
+    Attributes:
+        energy: Energy after each sweep, ``(T, B)``.
+        residual: Relative size of each sweep's update, ``(T, B)``.
+    """
+
+    energy: Tensor
+    residual: Tensor
+
+
+def trace_relaxation(model: HopfieldNetwork, x: Tensor, sweeps: int) -> Trace:
+    """Relax images by the model's minimiser, recording every sweep.
+
+    Args:
+        model: The model.
+        x: Images ``(B, C, H, W)``.
+        sweeps: Number of sweeps ``T``.
+    """
+    relaxation, records = None, []
+    for sweep in range(1, sweeps + 1):
+        single = replace(model.minimizer, sweeps=1, tolerance=None, omega=model.minimizer.omega_of(sweep))
+        relaxation = model.relax(x, relaxation, minimizer=single)
+        records.append((relaxation.energy, relaxation.residual))
+    return Trace(*(torch.stack(values) for values in zip(*records, strict=True)))
+
+
+def plot_relaxation(path: Path, trace: Trace, used: int) -> None:
+    """Draw energy and residual along the sweeps of a relaxation, image by image and in the median.
+
+    Args:
+        path: The picture to write.
+        trace: The relaxation.
+        used: Number of sweeps that the run takes.
+    """
+    figure = _figure(9, 3.6)
+    panels = figure.subplots(1, 2)
+    sweeps = range(1, len(trace.energy) + 1)
+    above = (trace.energy - trace.energy.amin(0)).clamp(min=1e-7 * float(trace.energy.abs().max()))
+    for axes, values in zip(panels, (above, trace.residual), strict=True):
+        axes.plot(sweeps, values, color="0.75", lw=0.8)
+        axes.plot(sweeps, values.median(1).values, "ko-", ms=3, label="median")
+        axes.plot([], [], color="0.75", label=f"each of {values.shape[1]} images")
+        axes.axvline(used, color="k", ls=":", label=f"sweeps used: {used}")
+        axes.set(xlabel="sweep", yscale="log")
+    panels[0].set(ylabel="energy above its lowest value")
+    panels[1].set(ylabel="residual (relative change of the state)")
+    panels[0].legend(frameon=False)
+    figure.suptitle("Free relaxation of held-out images")
+    _save(figure, path)
+
+
+def _grid(axes: Axes, pictures: Tensor, **style: Any) -> Any:
+    """Draw pictures ``(N, H, W)`` or ``(N, H, W, 3)`` side by side in one image, with white between."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    _, height, width, *colours = pictures.shape
+    sheet = torch.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *colours), 1.0 if colours else math.nan)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + 1), index % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = picture
+    axes.set_axis_off()
+    return axes.imshow(sheet.numpy(), interpolation="nearest", **style)
+
+
+def plot_filters(path: Path, weight: Tensor) -> None:
+    """Draw the filters of the first interaction.
+
+    Args:
+        path: The picture to write.
+        weight: Kernels ``(N, C, k, k)``. One channel is drawn in grey and three in colour, with grey for 0; of any
+            other number the mean is drawn.
+    """
+    figure = _figure(5, 5)
+    axes = figure.subplots()
+    weight = weight.detach().float().cpu()[:256]
+    bound = float(weight.abs().max())
+    if weight.shape[1] == 3:
+        _grid(axes, (weight / (2 * bound) + 0.5).permute(0, 2, 3, 1))
+        axes.set_title(f"First filters; red, green, blue from {-bound:.2f} to {bound:.2f}, grey is 0")
+    else:
+        image = _grid(axes, weight.mean(1), cmap="gray", vmin=-bound, vmax=bound)
+        figure.colorbar(image, ax=axes, label="weight", shrink=0.8)
+        axes.set_title("First filters")
+    _save(figure, path)
+
+
+def plot_states(path: Path, image: Tensor, state: Sequence[Tensor], classes: Sequence[str], label: int) -> None:
+    """Draw an image and its free state, layer by layer.
+
+    Args:
+        path: The picture to write.
+        image: 8-bit image ``(C, H, W)``.
+        state: Its layers, each with a batch of one.
+        classes: Names of the output units.
+        label: The image's class.
+    """
+    hidden, output = [layer[0].float().cpu() for layer in state[:-1]], state[-1][0].float().cpu()
+    figure = _figure(3 * (len(hidden) + 2), 3.4)
+    first, *middle, last = figure.subplots(1, len(hidden) + 2)
+    first.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    first.set_axis_off()
+    first.set_title(f"image: {classes[label]}")
+    for number, (axes, layer) in enumerate(zip(middle, hidden, strict=True), 1):
+        drawn = _grid(axes, layer[:64], cmap="gray", vmin=0, vmax=1)
+        axes.set_title(f"layer {number}: {len(layer)} channels" + ", 64 shown" * (len(layer) > 64))
+    figure.colorbar(drawn, ax=middle, label="unit, from 0 to 1", location="bottom", shrink=0.4, aspect=40)
+    top = output.topk(min(10, len(output))).indices.sort().values
+    last.barh(range(len(top)), output[top].tolist(), color="0.5", edgecolor="k")
+    last.set(yticks=range(len(top)), yticklabels=[classes[index] for index in top], xlabel="output (target: 1)")
+    last.invert_yaxis()
+    last.set_title("output layer")
+    _save(figure, path)
+
+
+def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], tests: Mapping[str, float]) -> None:
+    """Draw several runs side by side: held-out error over epochs and over time, where something was held out.
+
+    Args:
+        path: The picture to write.
+        runs: Metrics of each run by its name, one mapping for each epoch.
+        tests: Test error (%) of the runs that have one.
+    """
+    figure = _figure(10, 4.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    for (name, epochs), (index, (line, marker)) in zip(runs.items(), enumerate(_STYLES * len(runs)), strict=False):
+        label = f"{name}: test {tests[name]:.2f} %" if name in tests else name
+        style = {"ls": line, "marker": marker, "ms": 4, "color": f"C{index}", "label": label}
+        errors = [math.nan if epoch["held_out_error"] is None else epoch["held_out_error"] for epoch in epochs]
+        seconds = 0.0
+        times = [seconds := seconds + epoch["seconds"] for epoch in epochs]
+        panels[0].plot([epoch["epoch"] for epoch in epochs], errors, **style)
+        panels[1].plot([time / 60 for time in times], errors, **style)
+    panels[0].set(xlabel="epoch", ylabel="held-out error (%)", ylim=(0, None))
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[1].set(xlabel="training time (min)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
+    _save(figure, path)
+
+
+class _Run(NamedTuple):
+    path: Path
+    config: TrainConfig
+    epochs: list[dict[str, float]]
+    summary: dict[str, Any]
+
+
+def _read_run(path: Path) -> _Run:
+    if not (path / "metrics.jsonl").is_file():
+        raise ConfigError(f"{path} is not the folder of a run with an epoch done: it has no metrics.jsonl.")
+    epochs, done = read_metrics(path / "metrics.jsonl"), path / "summary.json"
+    summary = read_summary(done) if done.exists() else {}
+    config = resolve(read_recipe(path / "args.yaml"))
+    plain = {"model": config.model or "DCHN", "algo": config.algo, "dataset": config.dataset, "seed": config.seed}
+    return _Run(path, config, epochs, plain | summary)
+
+
+def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
+    """Write the figures of one run."""
+    config, model = run.config, load_model(run.path)
+    data = load_splits(config)
+    part = data.held_out or data.train
+    shown = part.subset(range(min(images, len(part))))
+    model.minimizer = replace(model.minimizer, **free_phase(config))
+    x = build_transform(config, data.train).eval(shown.images)
+    try:
+        model.check_input(x)
+    except ValueError as error:
+        raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
+    names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
+    state, label = model.relax(x[:1]).state, int(shown.labels[0])
+    figures: dict[str, Callable[[Path], None]] = {
+        "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
+        "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
+        "filters.png": lambda path: plot_filters(path, model.interactions[0].weight),
+        "states.png": lambda path: plot_states(path, shown.images[0], state, names, label),
+    }
+    for name, draw in figures.items():
+        draw(run.path / name)
+    return [run.path / name for name in figures]
+
+
+@one_sentence()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw the figures of runs from the command line."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
+    parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
+    options = parser.parse_args(arguments)
+    runs = [_read_run(path) for path in options.runs]
+    written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]
+    if len(runs) > 1:
+        parent = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
+        tests = {str(run.path): run.summary["test_error"] for run in runs if "test_error" in run.summary}
+        plot_comparison(parent / "comparison.png", {str(run.path): run.epochs for run in runs}, tests)
+        written.append(parent / "comparison.png")
+    print("\n".join(map(str, written)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training: configuration, what it builds, the loop, checkpoints and run folders."""

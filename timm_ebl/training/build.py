@@ -1,0 +1,259 @@
+"""Parts of a training run: what a configuration builds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.optim import Optimizer
+
+from ..data.catalogue import EMBEDDED, IMG_SIZE
+from ..data.dataset import ImageDataset
+from ..data.transforms import BatchTransform
+from ..errors import ConfigError
+from ..models.convolutional import DCHN
+from ..relaxation.minimizer import Minimizer
+from ..relaxation.network import HopfieldNetwork
+from ..rules.contrastive import ContrastiveRule, Rule, create_rule, rule_options
+from ..rules.strength import require_strength
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .origin import Origin
+
+__all__ = [
+    "build_model",
+    "build_optimizer",
+    "build_rule",
+    "build_transform",
+    "check_config",
+    "free_phase",
+]
+
+_NO_ENERGY = "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*')."
+
+_NO_MODEL_KWARGS = {
+    "order": "it is set by --order",
+    "sweeps": "it is set by --free-sweeps",
+    "omega": "it is set by --omega",
+    "start": "it is set by --start",
+    "compiled": "it is set by --compiled",
+    "tolerance": "a run makes a fixed number of sweeps, --free-sweeps",
+    "backward": "a run learns by --algo",
+    "in_chans": "the data decide it, and --channels",
+    "img_size": "it is set by --img-size",
+    "device": "accelerate chooses it",
+    "dtype": "weights are in 32 bits, and --mixed-precision sets what is computed in",
+    "scriptable": "a run trains the model as it is",
+    "exportable": "a run trains the model as it is",
+    "features_only": "a run trains the whole model",
+    "out_indices": "a run trains the whole model",
+} | dict.fromkeys(
+    ("checkpoint_path", "cache_dir", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict"),
+    "weights to start from are named by --pretrained",
+)
+"""Arguments of `timm.create_model` that are no matter of ``--model-kwargs``, and why."""
+
+
+def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
+    """Augmentation and normalisation of the configured data set.
+
+    It is normalised as configured, else as published (`timm_ebl.data.catalogue`), else by statistics of its
+    training split.
+
+    Raises:
+        ConfigError: The configured normalisation has not one value for each channel.
+    """
+    spec, channels = train.spec, train.images.shape[1]
+    published = (spec.mean, spec.std) if spec.mean and len(spec.mean) == channels else None
+    mean, std = (config.mean, config.std) if config.mean else published or train.statistics()
+    if {len(mean), len(std)} != {channels}:
+        raise ConfigError(
+            f"The images of {train.name} have {channels} channel{'s' * (channels > 1)}, and so many values go with "
+            f"--mean and --std; got {len(mean)} and {len(std)}."
+        )
+    return BatchTransform(mean, std, spec.padding, spec.flip)
+
+
+def free_phase(config: TrainConfig) -> dict[str, Any]:
+    """The configured fields of the free phase's `Minimizer`, which a DCHN takes as arguments too."""
+    return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
+
+
+def check_config(config: TrainConfig) -> None:
+    """Build what a configuration asks for and throw it away, before data are loaded. It draws random numbers.
+
+    Raises:
+        ConfigError: The rule, the model or the optimiser cannot be built, or the data options contradict each other.
+    """
+    build_rule(config)
+    build_optimizer(config, _create_network(config, config.model or "dchn_tiny_cifar10"))
+    dataset = config.dataset or EMBEDDED
+    if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
+        raise ConfigError(
+            f"--data-root holds copies of data sets of the Hub, and {dataset} is none: leave one of the two out."
+        )
+
+
+def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None = None) -> HopfieldNetwork:
+    """The configured model, fitted to the channels and classes of the data; its lowest interactions may be frozen.
+
+    Args:
+        config: The configuration, which agrees with the checkpoint (`Origin.settle`).
+        train: The training split.
+        origin: The checkpoint that it starts from. Where its outputs are other classes the read-out is a fresh one.
+
+    Raises:
+        ConfigError: timm does not know the model, it is no energy model, or the data do not fit it.
+    """
+    name = config.model or default_model(train)
+    model = _create_network(config, name, origin, in_chans=train.images.shape[1], num_classes=len(train.classes))
+    if model.num_classes < len(train.classes):
+        raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
+    try:
+        model.check_input(train.images[:1].float())
+    except ValueError as error:
+        raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
+    if origin and not origin.has_classes(train.classes):
+        model.reset_classifier(model.num_classes)
+    for interaction in model.interactions[: config.freeze]:
+        interaction.requires_grad_(False)
+    # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
+    model.minimizer = Minimizer(**free_phase(config), compiled=config.compiled)
+    return model
+
+
+def _create_network(config: TrainConfig, name: str, origin: Origin | None = None, **fitted: int) -> HopfieldNetwork:
+    """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = ", ".join(timm.list_models("dchn*"))
+        raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
+    checkpoints = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in checkpoints:
+        raise ConfigError(f"There is no checkpoint {name!r}: {architecture} has {', '.join(checkpoints) or 'none'}.")
+    if tag:
+        raise ConfigError(
+            f"--model {name} names a checkpoint: --pretrained {name} starts from its weights, --model {architecture} "
+            "from none."
+        )
+    given = dict(config.model_kwargs)
+    other = next((key for key in given if key in _NO_MODEL_KWARGS), None)
+    if other:
+        raise ConfigError(f"--model-kwargs takes no {other}: {_NO_MODEL_KWARGS[other]}.")
+    if config.img_size not in (None, IMG_SIZE) or origin:
+        fitted["img_size"] = config.img_size
+    source = {"model_name": f"local-dir:{origin.folder}" if origin else name, "pretrained": origin is not None}
+    try:
+        model = timm.create_model(**source, **(fitted | free_phase(config) | given))
+    except TypeError as error:
+        if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
+            raise ConfigError(_NO_ENERGY.format(name)) from None
+        known = ", ".join(key for key in signature(DCHN).parameters if key not in _NO_MODEL_KWARGS)
+        raise ConfigError(f"The model {name!r} cannot be built ({error}); a DCHN takes {known}.") from None
+    except (MemoryError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise ConfigError(_NO_ENERGY.format(name))
+    return model
+
+
+def default_model(train: ImageDataset) -> str:
+    """The tiny DCHN of a data set by name; of CIFAR-10 or Fashion-MNIST, by colour, if there is none."""
+    name = f"dchn_tiny_{train.name.replace('-', '_')}"
+    if timm.is_model(name):
+        return name
+    return "dchn_tiny_fashion_mnist" if train.images.shape[1] == 1 else "dchn_tiny_cifar10"
+
+
+def build_rule(config: TrainConfig) -> Rule:
+    """The configured rule; the baselines take their second phase's order and over-relaxation from the paper.
+
+    Raises:
+        ConfigError: beta does not go with the rule, or rounding leaves nothing of it.
+    """
+    default = create_rule(config.algo)
+    second = {"sweeps": config.nudged_sweeps, "compiled": config.compiled}
+    if isinstance(default, ContrastiveRule):
+        second |= {"order": config.nudged_order, "omega": config.nudged_omega}
+    options = {
+        "free": Minimizer(**free_phase(config), compiled=config.compiled),
+        "second": replace(default.second, **_given(second)),
+        "beta": config.beta,
+        "hold_routes": config.hold_routes,
+        "settle": config.settle,
+        "companion": config.companion,
+        "damped": config.damped,
+    }
+    allowed = rule_options(config.algo)
+    try:
+        rule = create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
+        if isinstance(rule, ContrastiveRule):
+            require_strength(rule.beta, torch.float32)
+            rule.perturbation(*torch.zeros(2, 1, 1), torch.full((1, 1), rule.beta))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return rule
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
+    """The configured optimiser from timm.optim, with a learning rate for each interaction (weight and bias alike).
+
+    Interactions that are frozen are left out.
+
+    Raises:
+        ConfigError: The optimiser is unknown or has other options, it needs second derivatives, which a rule's update
+            has not, the number of learning rates is neither one nor that of interactions, or all of those are frozen.
+    """
+    interactions = list(model.interactions)
+    if config.freeze >= len(interactions):
+        raise ConfigError(
+            f"--freeze is at most {len(interactions) - 1}, not {config.freeze}: the model has {len(interactions)} "
+            "interactions, and one at least must learn."
+        )
+    rates = config.lr * len(interactions) if len(config.lr) == 1 else config.lr
+    if len(rates) != len(interactions):
+        raise ConfigError(f"--lr is one rate or {len(interactions)}, one for each interaction; got {len(rates)}.")
+    groups = [{"params": list(i.parameters()), "lr": rate} for i, rate in zip(interactions, rates, strict=True)]
+    groups = groups[config.freeze :]
+    betas = {} if config.opt_betas is None else {"betas": config.opt_betas}
+    try:
+        _check_optimizer(config)
+        return create_optimizer_v2(
+            groups,
+            opt=config.opt,
+            lr=rates[-1],
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=False,
+            **betas,
+        )
+    except (
+        AssertionError,
+        ImportError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # assertions: those that need a GPU
+        known = ", ".join(timm.optim.list_optimizers(exclude_filters=["adahessian", "*adamp", "bnb*", "fused*"]))
+        raise ConfigError(f"The optimiser {config.opt!r} cannot be built ({error}); timm.optim has {known}.") from None
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    info = timm.optim.get_optimizer_info(config.opt.lower().rpartition("_")[2])  # lookahead_NAME is one, too
+    betas = info.num_betas if info.has_betas else 0
+    if info.second_order:
+        raise ValueError("it needs second derivatives, and a rule's update has none")
+    if config.opt_betas is not None and len(config.opt_betas) != betas:
+        raise ValueError(f"--opt-betas has {len(config.opt_betas)} values, and it takes {betas or 'none'}")
+    if config.momentum != TrainConfig.momentum and not info.has_momentum:
+        raise ValueError("it has no --momentum")

@@ -1,0 +1,295 @@
+"""Checkpoints of a run: whole or not there, verified before they are used, and rotated.
+
+A checkpoint is a folder ``checkpoints/epoch-EEEE-step-SSSSSS``: ``run.pt`` (weights, optimiser, gradient scaler,
+progress), ``process-N.pt`` (random numbers, running sums and warm-start state of each process) and ``manifest.json``
+(the number of this format, the settings, and the SHA-256 of the other files and of itself). It is written under a
+temporary name and renamed. Whatever else lies in ``checkpoints``, or cannot be read, is passed over and never removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import random
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError, EBLError, Interrupted
+from .health import require_finite
+from .manifest import MANIFEST, find_damage, read_settings, render_manifest
+from .progress import Progress
+from .run_folder import LEFTOVER, list_checkpoints, writing
+from .signals import StopSignals, stop_message
+
+__all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
+
+_MOMENTS = ("opt", "momentum", "opt_betas", "freeze")  # settings that decide what the state of an optimiser consists of
+_RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
+_AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
+_Outcome = TypeVar("_Outcome")
+
+
+def on_main(accelerator: Accelerator, call: Callable[[], _Outcome]) -> _Outcome:
+    """Call something on the main process; every process gets what it returns, or the `EBLError` that it raises."""
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [call()]
+        except EBLError as error:
+            outcome = [error]
+    (result,) = broadcast_object_list(outcome)
+    if isinstance(result, EBLError):
+        raise result
+    return result
+
+
+class Checkpoints:
+    """Saves a run and takes it up again.
+
+    Args:
+        folder: Folder of the checkpoints; all processes must see the same.
+        accelerator: Knows the processes.
+        model: The model, not wrapped.
+        optimizer: The prepared optimiser.
+        progress: How far the run is.
+        signals: Whether it is to stop.
+        settings: What decides the run's result. A run is not taken up again under other settings.
+        keep: Checkpoints to keep.
+        minutes: Time after which `between_batches` saves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Optimizer,
+        progress: Progress,
+        signals: StopSignals,
+        settings: Mapping[str, Any],
+        keep: int = 2,
+        minutes: float = 10.0,
+    ) -> None:
+        self.folder, self.accelerator = folder, accelerator
+        self.model, self.optimizer, self.progress = model, optimizer, progress
+        self.signals, self.settings, self.keep, self.minutes = signals, settings, keep, minutes
+        self.latest: str | None = None
+        self.known: list[str] = []
+        self.saved = time.monotonic()
+        self.calls = 0
+
+    def save(self) -> None:
+        """Save the run as it is, unless that is done already, and drop the oldest checkpoint over the number to keep.
+
+        Raises:
+            Diverged: The weights are not finite; nothing is saved.
+            OutputError: The checkpoint cannot be written; the earlier ones are untouched.
+        """
+        require_finite(self.model)
+        name = f"epoch-{self.progress.epoch:04d}-step-{self.progress.step:06d}"
+        if name == self.latest:
+            return
+        main, rank = self.accelerator.is_main_process, self.accelerator.process_index
+        temporary = self.folder / f"{LEFTOVER}{name}"
+        with writing(self.folder):
+            if main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            mine = {"random": _random_state(self.accelerator.device), "progress": self.progress.local()}
+            files = {f"process-{rank}.pt": _write(temporary / f"process-{rank}.pt", mine)}
+            if main:
+                files["run.pt"] = _write(temporary / "run.pt", self._shared())
+            every = dict(gather_object(list(files.items())))
+            if main:
+                _write_synced(temporary / MANIFEST, render_manifest(self.settings, every))
+                self._place(temporary, name)
+        self.accelerator.wait_for_everyone()
+        self.latest, self.saved = name, time.monotonic()
+
+    def between_batches(self) -> None:
+        """Save if it is time to, or if a signal came.
+
+        Processes agree on it, so that all save after the same batch: a single process at once, several every ten
+        batches.
+
+        Raises:
+            Interrupted: A signal came.
+        """
+        self.calls += 1
+        if not self.accelerator.sync_gradients:
+            return
+        stop, due = self.signals.received or 0, time.monotonic() - self.saved > 60 * self.minutes
+        if self.accelerator.num_processes > 1:
+            if self.calls % _AGREE_EVERY:
+                return
+            flags = torch.tensor([float(stop), float(due)], device=self.accelerator.device)
+            stop, due = self.accelerator.gather(flags[None]).amax(0).int().tolist()
+        if stop or due:
+            self.save()
+        if stop:
+            raise Interrupted(stop_message(stop, self.progress, self.folder.parent), stop)
+
+    def resume(self, force: bool) -> bool:
+        """Take the run up where the newest undamaged checkpoint left it.
+
+        Args:
+            force: Accept other settings than those of the run. With other processes or another batch size the epoch
+                under way begins anew.
+
+        Returns:
+            Whether there was a checkpoint.
+
+        Raises:
+            ConfigError: All checkpoints are damaged, or the settings differ, or the model does, even by force.
+        """
+        name = on_main(self.accelerator, lambda: self._choose(force))
+        if name is None:
+            return False
+        folder = self.folder / name
+        before = read_settings(folder)
+        shared = torch.load(folder / "run.pt", map_location="cpu", weights_only=True)
+        try:
+            self.model.load_state_dict(shared["model"])
+        except RuntimeError as error:
+            reason = textwrap.shorten(str(error), 200)
+            raise ConfigError(f"{folder} is of another model, which --force does not change ({reason}).") from None
+        if all(before.get(key, self.settings[key]) == self.settings[key] for key in _MOMENTS):
+            self._restore_optimizer(shared["optimizer"])
+        else:
+            self.accelerator.print("warning: other settings of the optimiser, which begins anew", file=sys.stderr)
+        if self.accelerator.scaler is not None and shared["scaler"]:
+            self.accelerator.scaler.load_state_dict(shared["scaler"])
+        local = None
+        if all(before.get(key) == self.settings[key] for key in ("processes", "batch_size", "grad_accum_steps")):
+            file = folder / f"process-{self.accelerator.process_index}.pt"
+            mine = torch.load(file, map_location="cpu", weights_only=True)
+            _set_random_state(mine["random"], self.accelerator.device)
+            local = mine["progress"]
+        self.progress.restore(shared["progress"], local, self.accelerator.device)
+        self.latest = name if before == self.settings else None
+        return True
+
+    def _shared(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "progress": self.progress.shared(),
+        }
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore the whole state, a part of which some optimisers keep in their groups; rates are the settings'."""
+        groups = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+        groups = [{**before, **{key: now[key] for key in _RATES if key in now}} for before, now in groups]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
+
+    def _place(self, temporary: Path, name: str) -> None:
+        """Give a checkpoint its name, and drop the oldest over the number to keep; what this run cannot use stays."""
+        target = self.folder / name
+        if name in self.known:
+            self._drop(name)
+        elif os.path.lexists(target):
+            target.rename(f"{target}.unused-{time.time_ns()}")
+        temporary.rename(target)
+        _sync_folder(self.folder)
+        self.known.append(name)
+        for old in self.known[: -self.keep]:
+            self._drop(old)
+
+    def _drop(self, name: str) -> None:
+        """Remove a checkpoint under a temporary name, so that nobody ever sees half of it."""
+        self.known.remove(name)
+        temporary = self.folder / f"{LEFTOVER}{name}-old"
+        with suppress(OSError):
+            (self.folder / name).rename(temporary)
+            shutil.rmtree(temporary)
+
+    def _choose(self, force: bool) -> str | None:
+        """The newest undamaged checkpoint."""
+        names = list_checkpoints(self.folder)
+        for path in sorted(self.folder.iterdir()):
+            if path.name.startswith(LEFTOVER):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in names and not path.name.startswith("."):
+                print(f"warning: {path} is no checkpoint and is passed over", file=sys.stderr)
+        for name in names:
+            if problem := find_damage(self.folder / name):
+                print(f"warning: the checkpoint {self.folder / name} is damaged ({problem})", file=sys.stderr)
+            else:
+                self.known.append(name)
+        if not names:
+            return None
+        if not self.known:
+            raise ConfigError(f"All checkpoints in {self.folder} are damaged: start again with another --output-dir.")
+        settings = read_settings(self.folder / self.known[-1])
+        _compare(settings, self.settings, force)
+        return self.known[-1]
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Size of a checkpoint, about: the weights, the best weights and two moments of each, with a megabyte beside."""
+    return 4 * sum(parameter.nbytes for parameter in model.parameters()) + 2**20
+
+
+def _compare(before: Mapping[str, Any], now: Mapping[str, Any], force: bool) -> None:
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    if changed and not force:
+        differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
+        raise ConfigError(f"The run has other settings: {differences}. Give it those, or go on with these by --force.")
+
+
+def _write(path: Path, content: Any) -> str:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return _write_synced(path, buffer.getbuffer())
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> str:
+    """Write a file through to the disk; returns the SHA-256 of what was meant to be written."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """States of the global generators, in types that load without unpickling objects."""
+    name, keys, *rest = np.random.get_state()
+    accelerator = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    numpy = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "device": accelerator}
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and state["device"] is not None:
+        torch.get_device_module(device).set_rng_state(state["device"])

@@ -1,0 +1,331 @@
+"""Configuration of a training run: defaults, presets, recipes and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
+from ..errors import ConfigError
+from ..relaxation.minimizer import Minimizer, Start
+from ..relaxation.order import list_orders
+from ..rules.contrastive import list_rules, rule_options
+from .options import read_option
+from .yaml12 import parse_yaml
+
+__all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {},
+    "paper": {
+        "free_sweeps": 60,
+        "omega": (1.0,),
+        "start": "zero",
+        "warm_start": True,
+        "nudged_sweeps": 15,
+        "nudged_omega": (1.0,),
+        "nudged_order": "asynchronous",
+        "hold_routes": False,
+        "settle": False,
+        "companion": True,
+        "damped": True,
+    },
+}
+"""How states are found: our default, and the procedure of the paper's comparative study (Section 4.1; released code).
+
+What the rule has no option for is left out: `resolve`."""
+
+_OF_THE_RULE = ("beta", "hold_routes", "settle", "companion", "damped")
+"""Settings that are options of some rules (`rule_options`)."""
+
+_OF_THE_PERTURBED = ("nudged_order", "nudged_omega")
+"""Settings of perturbed phases, which the baselines have not."""
+
+TRACKERS = ("tensorboard", "wandb", "all")
+"""Values of ``log_with``."""
+
+MOST = 1_000_000
+"""Bound of whatever is counted."""
+
+LARGEST_IMAGE = 1024
+"""Bound of an image's height and width."""
+
+LONGEST_RECIPE = 1_000_000
+"""Letters of a recipe; what is longer is something else."""
+
+GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
+"""What ``--help`` sorts the options into."""
+
+COMMAND_LINE = "command line"
+"""Source of a value that has none in a file."""
+
+
+def _option(
+    group: str, default: Any, description: str, parse: Any = str, many: bool = False, aside: bool = False
+) -> Any:
+    """An option; one that does not change the result of a run stands aside."""
+    metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
+    return field(default=default, metadata=metadata)
+
+
+_data, _model, _rule, _optimisation, _run, _logging = (partial(_option, group) for group in GROUPS)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train_ebl.py`; every field is an option of the command line and a key of a recipe.
+
+    Raises:
+        ConfigError: A value is out of range, or does not go with the rule.
+    """
+
+    algo: str = _rule("c-ep", f"learning rule: {', '.join(list_rules())}")
+    dataset: str | None = _data(None, "mnist, fashion-mnist, svhn, cifar10, cifar100, another Hub id, or a folder")
+    data_root: str | None = _data(None, "folder with copies of Hub data sets in the Hub's layout, instead of the Hub")
+    dataset_config: str | None = _data(None, "configuration of the data set on the Hub")
+    dataset_revision: str | None = _data(None, "revision of the data set on the Hub")
+    train_split: str | None = _data(None, "name of the training split; by default train")
+    test_split: str | None = _data(
+        None, "name of the test split; by default test, else validation, else a part of the training split"
+    )
+    image_column: str | None = _data(None, "column of the images, if there are several")
+    label_column: str | None = _data(None, "column of the labels, if there are several")
+    mean: tuple[float, ...] | None = _data(
+        None,
+        "mean of each channel, of 0 to 1, to normalise by; by default that of --pretrained, else the data set's",
+        float,
+        True,
+    )
+    std: tuple[float, ...] | None = _data(None, "deviation of each channel to normalise by, likewise", float, True)
+    img_size: int | None = _data(
+        None, f"height and width of the images in pixels; by default as --pretrained has them, else {IMG_SIZE}", int
+    )
+    channels: str | None = _data(
+        None, f"{' or '.join(CHANNELS)}; by default as --pretrained has them, else what the images are"
+    )
+    model: str | None = _model(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
+    pretrained: str | None = _model(
+        None,
+        "checkpoint to start from: a shipped one (dchn_small_cifar10.c_ep), hf-hub:OWNER/NAME or local-dir:FOLDER; the "
+        "read-out is made anew where the classes are others",
+    )
+    freeze: int = _model(0, "interactions that keep their weights, from the lowest upwards", int)
+    model_kwargs: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"group": "model", "help": "KEY=VALUE pairs for the model", "parse": dict, "many": True},
+    )
+    epochs: int = _optimisation(8, "passes over the training split", int)
+    batch_size: int = _optimisation(32, "training images in a step, on each process", int)
+    grad_accum_steps: int = _optimisation(1, "batches whose gradients are summed up in a step of the optimiser", int)
+    skip_bad_batches: bool = _optimisation(False, "leave out a step whose gradient is not finite", bool)
+    eval_batch_size: int = _run(250, "images in an evaluation step, on each process", int)
+    beta: float | None = _rule(None, "strength of the perturbation; by default the rule's", float)
+    free_sweeps: int = _rule(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
+    omega: tuple[float, ...] = _rule(
+        Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
+    )
+    order: str = _rule(Minimizer.order, f"order of update in the free phase: {', '.join(list_orders())}")
+    nudged_sweeps: int | None = _rule(
+        None, "sweeps of what follows: perturbed phases, unrolled sweeps or adjoint steps; by default the rule's", int
+    )
+    nudged_omega: tuple[float, ...] | None = _rule(
+        None, "over-relaxation in the perturbed phases, or one for each sweep; by default the rule's", float, True
+    )
+    nudged_order: str | None = _rule(None, "order of update in the perturbed phases; by default the rule's")
+    start: str = _rule(str(Minimizer.start), f"where a free phase starts: {', '.join(Start)}")
+    warm_start: bool = _rule(
+        False, "start training phases from the state that the last batch left, as the paper does", bool
+    )
+    hold_routes: bool | None = _rule(
+        None,
+        "keep the free state's pooling routes in the perturbed phases and take it to be at rest (not in the paper); by "
+        "default the rule's",
+        bool,
+    )
+    settle: bool | None = _rule(
+        None,
+        "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's",
+        bool,
+    )
+    companion: bool | None = _rule(
+        None,
+        "in one-sided rules whose routes are followed, relax the unperturbed state as long as the perturbed one; by "
+        "default the rule's",
+        bool,
+    )
+    damped: bool | None = _rule(
+        None, "update a nudged output by o <- u - beta (o - y), as the paper does, and not to its minimum at once", bool
+    )
+    compiled: bool = _run(False, "run sweeps as torch.compile makes them", bool)
+    opt: str = _optimisation("adam", "optimiser, by its name in timm.optim")
+    lr: tuple[float, ...] = _optimisation(
+        (2e-3,), "learning rate, or one for each interaction, read-out last", float, True
+    )
+    min_lr: float = _optimisation(2e-6, "learning rate at the end of the cosine", float)
+    warmup_epochs: int = _optimisation(0, "epochs in which the learning rate rises from 0, batch by batch", int)
+    clip_grad: float | None = _optimisation(
+        None, "largest norm of a step's gradient; what is longer is shortened", float
+    )
+    momentum: float = _optimisation(0.9, "momentum, where the optimiser has one", float)
+    opt_betas: tuple[float, ...] | None = _optimisation(None, "betas, where the optimiser has them", float, True)
+    weight_decay: float = _optimisation(0.0, "weight decay of weights and biases", float)
+    holdout: float = _data(
+        0.1, "part of the training split held out to select the best epoch; 0 trains on all of it, to the last", float
+    )
+    seed: int = _run(0, "seed of initialisation, held-out part, order and augmentation", int)
+    mixed_precision: str | None = _run(None, "no, bf16 or fp16; by default as accelerate was launched")
+    threads: int | None = _run(None, "CPU threads of each process; by default an equal share of the cores", int)
+    output_dir: str | None = _run(None, "folder for the results; by default runs/ALGO-MODEL-SEED", aside=True)
+    resume: bool = _run(False, "go on from the last checkpoint in --output-dir, if there is one", bool, aside=True)
+    force: bool = _run(False, "with --resume: go on even under other settings than the run's", bool, aside=True)
+    checkpoint_minutes: float = _run(
+        10.0, "minutes between two checkpoints, beside those of every epoch", float, aside=True
+    )
+    keep_checkpoints: int = _run(2, "checkpoints to keep", int, aside=True)
+    watch_every: int = _logging(50, "batches between two looks at states and weights", int, aside=True)
+    log_with: tuple[str, ...] | None = _logging(None, f"trackers: {', '.join(TRACKERS)}", str, True, aside=True)
+    push_to_hub: str | None = _run(None, "OWNER/NAME of a repository on the Hub to publish the result to", aside=True)
+
+    def __post_init__(self) -> None:
+        foreign = next((name for name in sorted(_foreign(self.algo)) if getattr(self, name)), None)
+        if foreign:
+            options = ", ".join(rule_options(self.algo))
+            raise ConfigError(f"Rule {self.algo!r} has no use for {flag_of(foreign)}: its options are {options}.")
+        counts = ("epochs", "batch_size", "grad_accum_steps", "eval_batch_size", "free_sweeps", "nudged_sweeps")
+        for name in (*counts, "threads", "keep_checkpoints", "watch_every"):
+            count = getattr(self, name)
+            self._require(name, count is None or 1 <= count <= MOST, f"at least 1 and at most {MOST:,}")
+        self._require(
+            "warmup_epochs", 0 <= self.warmup_epochs < self.epochs, f"at least 0 and below {self.epochs} epochs"
+        )
+        self._require("freeze", self.freeze >= 0, "at least 0")
+        self._require("clip_grad", self.clip_grad is None or self.clip_grad > 0, "above 0")
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2^32")
+        for name in ("lr", "weight_decay", "min_lr", "momentum"):
+            value = getattr(self, name)
+            self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
+        self._require("holdout", 0 <= self.holdout <= 0.5, "between 0 and 0.5")
+        self._require("std", self.std is None or min(self.std, default=0) > 0, "above 0")
+        if (self.mean is None) != (self.std is None):
+            raise ConfigError("--mean and --std go together, with a value for each channel.")
+        fits = self.img_size is None or 1 <= self.img_size <= LARGEST_IMAGE
+        self._require("img_size", fits, f"at least 1 and at most {LARGEST_IMAGE}")
+        self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
+        for name in ("omega", "nudged_omega"):
+            omegas = getattr(self, name)
+            self._require(name, omegas is None or all(0 < omega < 2 for omega in omegas), "above 0 and below 2")
+        for name in ("order", "nudged_order"):
+            known = getattr(self, name) is None or getattr(self, name) in list_orders()
+            self._require(name, known, f"one of {', '.join(list_orders())}")
+        self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
+        self._require("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
+        trackers = self.log_with is None or set(self.log_with) <= set(TRACKERS)
+        self._require("log_with", trackers, f"one or more of {', '.join(TRACKERS)}")
+        if self.resume and self.output_dir is None:
+            raise ConfigError("--resume needs --output-dir, the folder of the run.")
+        if self.force and not self.resume:
+            raise ConfigError("--force goes with --resume.")
+        precisions = (None, "no", "bf16", "fp16")
+        self._require("mixed_precision", self.mixed_precision in precisions, "no, bf16 or fp16")
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ConfigError(f"{flag_of(name)} is {allowed}, not {getattr(self, name)!r}.")
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result of a run, as `to_dict` gives them."""
+        aside = {spec.name for spec in dataclasses.fields(self) if spec.metadata.get("aside")}
+        return {name: value for name, value in self.to_dict().items() if name not in aside}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in types that YAML and JSON hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def _foreign(algo: str) -> set[str]:
+    """Settings that a rule has no use for."""
+    try:
+        options = rule_options(algo)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    contrastive = "settle" in options
+    return {name for name in _OF_THE_RULE if name not in options} | set(() if contrastive else _OF_THE_PERTURBED)
+
+
+def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
+    """The value of an option in its type; the source, `COMMAND_LINE` or a file, is for the message.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    if value is None and spec.default in (None, dataclasses.MISSING):
+        return None
+    name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
+    return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
+
+
+def flag_of(name: str) -> str:
+    """A setting's option of the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML recipe, ``preset`` among them if it names one (`resolve`).
+
+    Raises:
+        ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LONGEST_RECIPE + 1)
+        if len(text) > LONGEST_RECIPE:
+            raise ConfigError(f"it has more than {LONGEST_RECIPE:,} letters")
+        settings = parse_yaml(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
+    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+    settings = settings or {}
+    preset = {"preset": read_option(f"{path}: preset", settings.pop("preset"), str)} if "preset" in settings else {}
+    unknown = [key for key in settings if key not in specs]
+    if unknown:
+        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
+    return preset | {key: read_setting(specs[key], value, str(path)) for key, value in settings.items()}
+
+
+def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of some settings over others, over the preset that they name, over the defaults.
+
+    A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
+    phase and the number of sweeps from them. With the preset of the paper, CIFAR-10 is normalised as in the released
+    code.
+
+    Args:
+        *layers: Settings, the last ones first in rank; ``preset`` may be one of them.
+
+    Raises:
+        ConfigError: A value is out of range, or does not go with the rule.
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        if "algo" in layer:
+            settings = _without(settings, _foreign(layer["algo"]))
+        settings |= layer
+    preset = settings.pop("preset", "fast")
+    if preset not in PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+    chosen = _without(PRESETS[preset], _foreign(settings.get("algo", TrainConfig.algo)))
+    for name, spec in DATASETS.items() if preset == "paper" else ():
+        if spec.paper_std and settings.get("dataset") in (name, spec.hub_id):
+            chosen |= {"mean": spec.mean, "std": spec.paper_std}
+    return TrainConfig(**(chosen | settings))
+
+
+def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}

@@ -1,0 +1,152 @@
+"""The loop of a run: an epoch of training, an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..data.loader import Stream, epoch_generator
+from ..data.transforms import BatchTransform
+from ..errors import Diverged
+from ..relaxation.network import HopfieldNetwork
+from ..rules.contrastive import squared_error
+from .progress import Averages, Progress
+
+__all__ = ["add_metrics", "evaluate", "train_epoch"]
+
+
+def nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    task: nn.Module,
+    loader: DataLoader,
+    optimizer: Optimizer,
+    transform: BatchTransform,
+    progress: Progress,
+    *,
+    seed: int = 0,
+    warm_start: bool = False,
+    skip_bad_batches: bool = False,
+    clip_grad: float | None = None,
+    watch: Callable[[dict[str, Tensor]], None] = nothing,
+    between: Callable[[], None] = nothing,
+    title: str = "",
+) -> dict[str, float]:
+    """One pass over the training split, or what is left of it.
+
+    Args:
+        accelerator: Runs the step: devices, precision, gradient accumulation.
+        task: A prepared `timm_ebl.training.task.RuleTask`.
+        loader: A loader from `timm_ebl.data.loader.build_train_loader`.
+        optimizer: A prepared optimiser.
+        transform: Augmentation and normalisation.
+        progress: The epoch to train and the batches of it that are done; kept up to date.
+        seed: Seed of the augmentation.
+        warm_start: Start every free phase but the epoch's first from the state that the second phase of the batch
+            before left, as the paper's released code does.
+        skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
+        clip_grad: Largest norm of a step's gradient over all parameters; one that is longer is scaled down to it.
+        watch: Sees the task's result after every batch.
+        between: Called after every batch, once progress includes it.
+        title: What the progress bar shows.
+
+    Returns:
+        Means over the images of ``error`` (%), ``cost``, ``energy`` and ``residual``.
+
+    Raises:
+        Diverged: Every batch was left out.
+    """
+    task.train()
+    loader.set_epoch(progress.epoch)
+    generator = epoch_generator(seed, progress.epoch, Stream.AUGMENTATION)
+    draws = transform.draw(len(loader.dataset), generator).to(accelerator.device)
+    rest = skip_first_batches(loader, progress.step) if progress.step else loader
+    hidden = None if accelerator.is_local_main_process else True
+    with tqdm(rest, title, len(loader), leave=False, disable=hidden, initial=progress.step) as bar:
+        for images, labels, rows in bar:
+            x = transform.train(images, draws[:, rows])
+            with accelerator.accumulate(task):
+                result = task(x, labels, progress.state)
+                accelerator.backward(result["loss"])
+                good = not (skip_bad_batches and accelerator.sync_gradients) or has_finite_gradients(task, accelerator)
+                if clip_grad and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(task.parameters(), clip_grad)
+                if good:
+                    optimizer.step()
+                optimizer.zero_grad()
+            progress.step += 1
+            progress.state = result["last"] if warm_start and good else None
+            if good:
+                add_metrics(progress.averages, result, labels)
+            else:
+                progress.skipped += 1
+            if progress.step % 10 == 1 and progress.averages.images and not bar.disable:
+                bar.set_postfix_str(f"error {progress.averages.means()['error']:.1f} %", refresh=False)
+            watch(result)
+            between()
+    if not progress.averages.images:
+        raise Diverged(f"no batch of epoch {progress.epoch} has a finite gradient")
+    return progress.averages.reduced(accelerator)
+
+
+def add_metrics(averages: Averages, result: dict[str, Tensor], labels: Tensor) -> None:
+    """Add what a `RuleTask` reports of a batch: ``error``, ``cost``, ``energy`` and ``residual``."""
+    output = result["output"]
+    averages.add(
+        error=_wrong(output, labels),
+        cost=_cost(output, labels),
+        energy=result["energy"],
+        residual=result["residual"],
+    )
+
+
+def has_finite_gradients(task: nn.Module, accelerator: Accelerator) -> bool:
+    """Whether every gradient is finite; always so under a gradient scaler, which looks for itself."""
+    if accelerator.scaler is not None:
+        return True
+    return bool(torch.stack([p.grad.isfinite().all() for p in task.parameters() if p.grad is not None]).all())
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    model: HopfieldNetwork,
+    loader: DataLoader,
+    transform: BatchTransform,
+    between: Callable[[], None] = nothing,
+) -> dict[str, float]:
+    """Error (%) and cost of the model's own relaxation over a split; every image counts once.
+
+    Args:
+        accelerator: Gathers the results of all processes.
+        model: The model, not wrapped.
+        loader: A prepared loader.
+        transform: Normalisation.
+        between: Called after every batch.
+    """
+    model.eval()
+    averages = Averages()
+    for images, labels in loader:
+        with accelerator.autocast():
+            output = model(transform.eval(images)).float()
+        error, cost = accelerator.gather_for_metrics((_wrong(output, labels), _cost(output, labels)))
+        averages.add(error=error, cost=cost)
+        between()
+    return averages.means()
+
+
+def _wrong(output: Tensor, labels: Tensor) -> Tensor:
+    return (output.argmax(1) != labels).double() * 100
+
+
+def _cost(output: Tensor, labels: Tensor) -> Tensor:
+    return squared_error(output, nn.functional.one_hot(labels, output.shape[1]))

@@ -1,0 +1,134 @@
+"""Values of options: texts from the command line, and what YAML makes of a recipe."""
+
+from __future__ import annotations
+
+import ast
+import math
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["read_option", "read_pairs"]
+
+_SIZES = (1e-30, 1e30)
+"""Between these lie the numbers that 32 bits hold with room for their squares and inverses."""
+
+_LONGEST_NAME = 255
+"""Bytes of the longest name that file systems store."""
+
+_SWITCHES = {"true", "false", "yes", "no", "on", "off", "none", "null"}
+"""Texts that nobody means as texts."""
+
+
+def read_option(name: str, value: Any, kind: type, many: bool = False) -> Any:
+    """The value of an option in its type.
+
+    Args:
+        name: The option, for the message.
+        value: A text, or what a recipe holds; of a tuple of values, a list of them or a single one.
+        kind: ``int``, ``float``, ``str``, ``bool``, or ``dict`` for `read_pairs`.
+        many: Whether the option is a tuple of values.
+
+    Raises:
+        ConfigError: The value is of another type, empty, or a number out of reach.
+    """
+    if kind is dict:
+        return read_pairs(name, value)
+    read, words = _READERS[kind]
+    values = value if many and isinstance(value, (list, tuple)) else [value]
+    if not values:
+        raise ConfigError(f"{name} is empty: give at least one value, or leave it out.")
+    try:
+        found = tuple(read(item) for item in values)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} is {words}, not {value!r:.100}.") from None
+    return found if many else found[0]
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if type(value) is not int:
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    value = float(value)
+    if value and not _SIZES[0] < abs(value) < _SIZES[1]:
+        raise ValueError
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    if not value.strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
+        raise ValueError
+    if max(len(name.encode()) for name in value.split("/")) > _LONGEST_NAME:
+        raise ValueError
+    return value
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+_READERS: Mapping[type, tuple[Callable[[Any], Any], str]] = {
+    int: (_whole, "a whole number"),
+    float: (_number, f"a number, 0 or between {_SIZES[0]:g} and {_SIZES[1]:g} in size"),
+    str: (
+        _text,
+        "a text (in quotes where it reads as something else) of one line that is not empty and has no name of over "
+        f"{_LONGEST_NAME} bytes",
+    ),
+    bool: (_switch, "true or false"),
+}
+
+
+def read_pairs(name: str, value: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
+    """Arguments by name: a mapping, or ``KEY=VALUE`` texts with values as Python writes them, and texts as they are.
+
+    Raises:
+        ConfigError: There is no such mapping or pair, a name comes twice, or a value is none that a recipe can hold.
+    """
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(item, str) and "=" in item for item in value):
+        pairs = [(key, _literal(text)) for key, _, text in (item.partition("=") for item in value)]
+    else:
+        raise ConfigError(f"{name} is KEY=VALUE pairs, not {value!r}.")
+    settings = dict(pairs)
+    if len(settings) < len(pairs):
+        raise ConfigError(f"{name} has a key twice in {' '.join(value)}.")
+    for key, argument in settings.items():
+        if not isinstance(key, str) or not key.isidentifier():
+            raise ConfigError(f"{name} is KEY=VALUE pairs, and {key!r} is no name of an argument.")
+        if isinstance(argument, str) and argument.lower() in _SWITCHES:
+            raise ConfigError(f"{name}: {key}={argument} is a text: write True, False or None (in a recipe true, ..).")
+        if not _is_plain(argument):
+            raise ConfigError(
+                f"{name}: {key} is a number, a text, True, False, None or a list of them, not {argument!r}."
+            )
+    return settings
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (bool, int, str))

@@ -1,0 +1,282 @@
+"""The folder of a run: settings, metrics, weights and summary, each file written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from timm.models import save_for_hf
+from torch import nn
+
+from ..data.transforms import BatchTransform
+from ..errors import ConfigError, OutputError
+from ..models.weights import CONFIG, WEIGHTS, read_config
+from .progress import Progress
+from .yaml12 import dump_yaml
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = [
+    "LEFTOVER",
+    "RunFolder",
+    "device_name",
+    "list_checkpoints",
+    "temporary_folder",
+    "versions",
+    "write_whole",
+    "writing",
+]
+
+LEFTOVER = ".timm_ebl-"
+"""Start of the name of what is being written. What still has it when a run is taken up again is removed."""
+
+
+_WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png")
+_CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
+
+
+def list_checkpoints(folder: Path) -> list[str]:
+    """Names of the checkpoints in a folder in the order of their epochs and steps; whatever else is there is not."""
+    found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return [name[0] for name in sorted(filter(None, found), key=lambda name: (int(name[1]), int(name[2])))]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write into an `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{path} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder for what is being written; it is removed at the end.
+
+    Args:
+        parent: The folder that it lies in; by default the system's for temporary files, which ``TMPDIR`` chooses.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    with writing(parent or Path(os.environ.get("TMPDIR") or "the folder for temporary files (TMPDIR)")):
+        folder = tempfile.TemporaryDirectory(prefix=LEFTOVER, dir=parent)
+    with folder as name:
+        yield Path(name)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name in its folder, then rename it, so that nobody ever sees half of it.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path that it is given; the name has the suffix of ``path``.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(prefix=LEFTOVER, suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    packages = ("timm-ebl", "torch", "timm", "accelerate", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words: the name of a GPU, or the threads of a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} {device.type.upper()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run leaves its results.
+
+    ``args.yaml`` are the resolved settings, ``metrics.jsonl`` a line for each epoch, ``model.safetensors`` and
+    ``config.json`` the best epoch's model (``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it),
+    ``summary.json`` the result, ``curves.png`` its course and ``checkpoints`` what the run needs to go on.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path | None, default: str, resume: bool = False) -> RunFolder:
+        """Make the folder of a new run, or find that of an old one.
+
+        Args:
+            path: The folder asked for; ``None`` for ``runs/DEFAULT``, with a number behind it if that is taken.
+            default: Name of the folder where none is asked for.
+            resume: Whether the folder may hold a run.
+
+        Raises:
+            ConfigError: The folder holds a run already, or one without checkpoints that is to be resumed, or other
+                files that the run would replace, or cannot be written to.
+        """
+        if path is None:
+            path, number = Path("runs", default), 1
+            while path.exists():
+                number += 1
+                path = Path("runs", f"{default}-{number}")
+        path = Path(path)
+        try:
+            cls(path)._refuse_foreign(resume)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"Results cannot be written to {path} ({error.strerror}): choose another --output-dir."
+            ) from None
+        return cls(path)
+
+    def _refuse_foreign(self, resume: bool) -> None:
+        there = [name for name in _WRITTEN if (self.path / name).exists()]
+        if self.checkpoints.is_dir() and list_checkpoints(self.checkpoints):
+            there.append("checkpoints")
+        if not (self.path / "args.yaml").exists():
+            if there:
+                raise ConfigError(
+                    f"{self.path} holds {there[0]} of something else, which a run would replace: choose another "
+                    "--output-dir."
+                )
+        elif not resume:
+            raise ConfigError(
+                f"{self.path} holds a run already: go on with it by --resume, choose another --output-dir, or remove "
+                "it."
+            )
+        elif "checkpoints" not in there and not {"metrics.jsonl", "model.safetensors"}.isdisjoint(there):
+            raise ConfigError(
+                f"{self.path} holds a run without checkpoints: choose another --output-dir, or remove it."
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def require_space(self, size: int) -> None:
+        """Refuse a run whose results will not fit.
+
+        Args:
+            size: Bytes that the run will write.
+
+        Raises:
+            ConfigError: There is less space left.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < size:
+            raise ConfigError(
+                f"{self.path} has {free / 2**20:,.0f} MiB left, and the run needs {size / 2**20:,.0f}: make room, "
+                "choose another --output-dir, or keep fewer checkpoints by --keep-checkpoints."
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock goes with the process, however it ends.
+
+        Raises:
+            ConfigError: Another process has it.
+        """
+        descriptor = None
+        if fcntl is not None:
+            try:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise ConfigError(
+                    f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        try:
+            for leftover in self.path.glob(f"{LEFTOVER}*"):
+                shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write ``args.yaml``."""
+        text = dump_yaml(dict(settings))
+        write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_results(
+        self, progress: Progress, model: nn.Module, transform: BatchTransform, classes: Sequence[str], better: bool
+    ) -> None:
+        """Write the metrics and the best weights of what is done so far.
+
+        Args:
+            progress: How far the run is.
+            model: The model that the weights belong to; it is left as it is.
+            transform: Its normalisation.
+            classes: Names of its outputs.
+            better: Whether the best weights are others than those in the folder.
+        """
+        if not progress.epochs:
+            return
+        self.write_metrics(progress.epochs)
+        if better:
+            best = deepcopy(model)
+            best.load_state_dict(progress.weights)
+            self.write_model(best, transform, classes)
+
+    def write_metrics(self, epochs: list[dict[str, float]]) -> None:
+        """Write ``metrics.jsonl``, a line for each epoch."""
+        text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
+        write_whole(self.path / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+
+    def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
+        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``."""
+        data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
+        with writing(self.path), temporary_folder(self.path) as folder:
+            save_for_hf(
+                model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
+            )
+            config = read_config(folder / CONFIG)
+            config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+            (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            for name in (WEIGHTS, CONFIG):
+                write_whole(self.path / name, lambda path, name=name: shutil.copyfile(folder / name, path))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(summary, indent=2) + "\n"
+        write_whole(self.path / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,0 +1,286 @@
+"""A trained model with its record: what it was trained by, what it reached, and on which data that was measured."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from ..data.catalogue import CHANNELS
+from ..data.dataset import ImageDataset
+from ..data.requests import explain, fetch, is_intact, retry
+from ..data.transforms import BatchTransform
+from ..errors import CheckpointError, ConfigError, WeightsError
+from ..hub.card import card_error
+from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
+from ..relaxation.minimizer import check_tolerance
+from ..relaxation.network import HopfieldNetwork
+from .config import TrainConfig, read_recipe, resolve
+from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
+from .splits import load_test
+
+__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "prepare", "same_error"]
+
+RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
+CARD = "README.md"
+RECIPES = Path(__file__).parents[2] / "hub_configs"
+"""Where a clone of the repository keeps the records of the shipped checkpoints."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An error and the test split that it was measured on.
+
+    Attributes:
+        dataset: Name, folder or Hub id of the data set; ``None`` for the embedded sample.
+        config: Its configuration.
+        revision: Its revision on the Hub.
+        image_column: Column of the images.
+        label_column: Column of the labels.
+        images: Number of test images.
+        error: Share of them that the model gets wrong, in %.
+        split_sha256: `ImageDataset.checksum` of the split; ``None`` where none was taken.
+        train_split: Name of the training split, from which the test split is taken where the set has none.
+        test_split: Name of the test split; ``None`` for what `load_test` finds.
+    """
+
+    dataset: str | None
+    config: str | None
+    revision: str | None
+    image_column: str | None
+    label_column: str | None
+    images: int
+    error: float
+    split_sha256: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+
+    def load(
+        self, input_size: Sequence[int], root: str | Path | None = None, dataset: str | None = None
+    ) -> ImageDataset:
+        """The test split for inputs of shape ``(C, H, W)``, from the folder ``dataset`` if one is given.
+
+        Raises:
+            DataError: It cannot be loaded.
+        """
+        return load_test(
+            dataset or self.dataset,
+            self.train_split,
+            self.test_split,
+            config=self.config,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            revision=None if dataset or root else self.revision,
+            image_size=input_size[-1],
+            channels=CHANNELS[input_size[0] > 1],
+            root=root,
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a checkpoint.
+
+    Attributes:
+        name: How it is called in messages.
+        weights: Folder of ``model.safetensors`` and ``config.json``.
+        records: Folder of the recipe, the metrics, the summary, the curves and the card; ``None`` if they are not here.
+    """
+
+    name: str
+    weights: Path
+    records: Path | None
+
+    @classmethod
+    def open(cls, source: str | Path) -> Checkpoint:
+        """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
+
+        Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        text = str(source).removeprefix("local-dir:")
+        folder = Path(os.path.expanduser(text))
+        if folder.is_dir():
+            shipped = SHIPPED / folder.resolve().name
+            weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped
+            for name in (WEIGHTS, CONFIG):
+                if not (weights / name).is_file():
+                    raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
+            return cls(folder.resolve().name, weights, folder)
+        tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
+        if tagged:
+            name = tagged[0]
+            return cls(name, SHIPPED / name, RECIPES / name if (RECIPES / name).is_dir() else None)
+        text = text.removeprefix("hf-hub:")
+        if text.count("/") == 1 and not text.startswith((".", "/", "~")):
+            return cls(text, *[_download(text)] * 2)
+        known = ", ".join(list_shipped())
+        raise CheckpointError(
+            f"{text} is neither a folder nor an id owner/name on the Hub nor one of the shipped models: {known}."
+        )
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether it has been measured and described, not only trained."""
+        return "evaluation" in self.config
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Timm's ``config.json``."""
+        try:
+            return read_model_config(self.weights)
+        except WeightsError as error:
+            raise CheckpointError(str(error)) from None
+
+    @cached_property
+    def recipe(self) -> TrainConfig:
+        """The resolved settings of the run."""
+        try:
+            return resolve(read_recipe(self.record("args.yaml")))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The result of the run."""
+        return read_summary(self.record("summary.json"))
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The error that it claims: that of its ``config.json``, or, before it is packaged, of the run's summary."""
+        try:
+            if self.is_packaged:
+                splits = dict.fromkeys(("split_sha256", "train_split", "test_split"), TEXT.or_null())
+                check_record(f"{self.name}: evaluation", self.config["evaluation"], EVALUATION, splits)
+                return Evaluation(**self.config["evaluation"])
+            keys = {"config": "dataset_config", "revision": "dataset_revision"}
+            names = ("dataset", "config", "revision", "image_column", "label_column", "train_split", "test_split")
+            where = {name: getattr(self.recipe, keys.get(name, name)) for name in names}
+            return Evaluation(**where, images=self.summary["test_images"], error=self.summary["test_error"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.name} does not say what was measured on which data ({error}).") from None
+
+    def claims(self) -> dict[str, float]:
+        """The errors (%) that its files report, by file."""
+        claims = {CONFIG if self.is_packaged else "summary.json": self.evaluation.error}
+        if self.records is not None and (self.records / CARD).is_file():
+            try:
+                claims[CARD] = card_error(self.records / CARD)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from None
+        return claims
+
+    def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
+        """The split that it is measured on (`Evaluation.load`)."""
+        test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        return test.relabelled(self.config.get("label_names", test.classes))
+
+    def measure(self, test: ImageDataset) -> Evaluation:
+        """Its evaluation, measured anew.
+
+        Raises:
+            CheckpointError: The weights cannot be used.
+        """
+        return self.evaluate(predict(self.weights, test), test)
+
+    def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
+        """The evaluation of outputs ``(N, M)`` for the test split."""
+        error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
+        measured = {"images": len(test), "error": error, "split_sha256": test.checksum()}
+        return Evaluation(**{**asdict(self.evaluation), **measured})
+
+    def record(self, name: str) -> Path:
+        """Path of one of its records.
+
+        Raises:
+            CheckpointError: The records are not here.
+        """
+        if self.records is None:
+            raise CheckpointError(f"The records of {self.name} are not installed: they are in a clone of timm_ebl.")
+        return self.records / name
+
+
+def _download(repo_id: str) -> Path:
+    name, _, revision = repo_id.partition("@")
+    files = [WEIGHTS, CONFIG, CARD, *RECORDS]
+    try:
+        folder = Path(retry(lambda: snapshot_download(name, revision=revision or None, allow_patterns=files)))
+        for file in files:
+            if (folder / file).is_file() and not is_intact(folder / file):
+                fetch(name, file, revision or None)
+    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
+        raise CheckpointError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{repo_id} is no checkpoint: it has no {WEIGHTS} or no {CONFIG}.")
+    return folder
+
+
+def load_model(folder: Path) -> HopfieldNetwork:
+    """The model of the checkpoint in a folder, for evaluation.
+
+    Raises:
+        CheckpointError: The weights cannot be used, or the configuration is not that of a model with an energy.
+    """
+    try:
+        read_model_config(folder)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        if isinstance(model, HopfieldNetwork) and model.minimizer.tolerance is not None:
+            check_tolerance(model.minimizer.tolerance, torch.float32)
+    except (CheckpointError, WeightsError) as error:
+        raise CheckpointError(str(error)) from None
+    except Exception as error:  # what constructors raise when they are given anything has no common type
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        raise CheckpointError(f"The model of {folder / CONFIG} cannot be built ({reason}).") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise CheckpointError(f"The model of {folder / CONFIG} has no energy to relax.")
+    return model.eval()
+
+
+def prepare(folder: Path, images: Tensor) -> tuple[HopfieldNetwork, Callable[[Tensor], Tensor]]:
+    """The model of the checkpoint in a folder on whatever device there is, and what makes its input of images.
+
+    Args:
+        folder: The folder.
+        images: 8-bit images ``(N, C, H, W)`` that it is to be used for.
+
+    Raises:
+        CheckpointError: The weights cannot be used, or the images do not fit them.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(folder).to(device)
+    transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
+    try:
+        model.check_input(images[:1].float().to(device))
+    except ValueError as error:
+        raise CheckpointError(f"The images do not fit {folder}: {error}") from None
+    return model, lambda batch: transform.eval(batch.to(device))
+
+
+@torch.no_grad()
+def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
+    """Outputs ``(N, M)`` of the checkpoint in a folder for all images, in float32 on whatever device there is.
+
+    Raises:
+        CheckpointError: The weights cannot be used, or the images do not fit them.
+    """
+    model, normalise = prepare(folder, data.images)
+    return torch.cat([model(normalise(images)).cpu() for images in data.images.split(batch_size)])
+
+
+def same_error(first: float, second: float, images: int) -> bool:
+    """Whether two errors (%) differ by no more than rounding does from machine to machine.
+
+    Other kernels flip a few of the closest decisions: two images, or one in 2,000, are allowed to differ.
+    """
+    return abs(first - second) / 100 * images <= max(2, images / 2000) + 1e-6
