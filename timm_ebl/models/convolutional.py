@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from ..arguments import Choice, is_count, is_number
 from ..energy.functional import State
+from ..energy.graph import Graph
 from ..energy.interaction import AveragePooled, ConvInteraction, Interaction
 from ..relaxation.checks import require_input
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.network import HopfieldNetwork
 from ..rules.autograd import equilibrium
-from ..rules.backprop import Backward, create_backward
+from ..rules.backward import Backward
+from ..rules.catalogue import create_backward
 from .readout import as_global_pool, create_head, resized
 from .tracing import Traced, compiled_equilibrium, graph_equilibrium, is_symbolic, register_network
 
@@ -127,7 +129,6 @@ class DCHN(HopfieldNetwork):
         self.minimizer = Minimizer(
             order=order, sweeps=sweeps, tolerance=tolerance, omega=omega, start=start, compiled=compiled
         )
-        self.minimizer.groups(len(widths) + 1)
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
         self.layers = nn.ModuleList(
@@ -141,10 +142,18 @@ class DCHN(HopfieldNetwork):
         self.num_features = widths[-1]
         self.head_hidden_size = self._top_shape(self.img_size).numel()
         self.head = create_head(self.head_hidden_size, num_classes, **factory)
+        self._graph: Graph | None = None
+        self.minimizer.groups(self.graph.neighbours)
         self.init_weights()
 
     @property
-    def interactions(self) -> Sequence[Interaction]:
+    def graph(self) -> Graph:
+        parts = (*self.layers, self.head)
+        if self._graph is None or any(a is not b for a, b in zip(parts, self._graph.interactions, strict=True)):
+            self._graph = self._chain(parts)
+        return self._graph
+
+    def _chain(self, parts: Sequence[nn.Module]) -> Graph:
         if not isinstance(self.head, Interaction):
             raise TypeError(
                 f"head is a {type(self.head).__name__}, and the read-out of a DCHN takes part in its relaxation: "
@@ -153,7 +162,7 @@ class DCHN(HopfieldNetwork):
         strangers = [layer for layer in self.layers if not isinstance(layer, Interaction)]
         if strangers:
             raise TypeError(f"A layer of a DCHN is a timm_ebl.Interaction, not a {type(strangers[0]).__name__}.")
-        return [*self.layers, self.head]
+        return Graph.chain(parts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
@@ -216,7 +225,7 @@ class DCHN(HopfieldNetwork):
         """
         if pre_logits or not self.num_classes:
             return x.flatten(1) if self.global_pool else x
-        return self.interactions[-1].drive(x).value
+        return self.head.drive(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.

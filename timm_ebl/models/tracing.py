@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..energy.interaction import Interaction
+from ..energy.graph import Edge, Graph, Layer
 from ..kernels.autocast import has_autocast
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backprop import Backward
+from ..rules.backward import Backward
 
 __all__ = ["Traced", "compiled_equilibrium", "graph_equilibrium", "is_symbolic", "register_network"]
 
@@ -36,24 +35,30 @@ def graph_equilibrium(
 
     A graph can hold the parts of the network that it is traced from, but not the network itself.
     """
-    return _node(tuple(network.interactions), network.minimizer, backward, x, layers)
+    graph = network.graph
+    joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
+    bounds = tuple(layer.bounds for layer in graph.layers)
+    return _node(graph.interactions, joins, bounds, network.minimizer, backward, x, layers)
 
 
 class _Stack(HopfieldNetwork):
-    """A network of interactions, bare."""
+    """A network of a graph, bare."""
 
-    def __init__(self, interactions: Sequence[nn.Module], minimizer: Minimizer) -> None:
+    def __init__(self, graph: Graph, minimizer: Minimizer) -> None:
         super().__init__()
-        self.stack, self.minimizer = nn.ModuleList(interactions), minimizer
+        self.stack, self.minimizer = nn.ModuleList(graph.interactions), minimizer
+        self._graph = graph
 
     @property
-    def interactions(self) -> Sequence[Interaction]:
-        return list(self.stack)
+    def graph(self) -> Graph:
+        return self._graph
 
 
 @torch.fx.wrap
-def _node(interactions, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
-    return equilibrium(_Stack(interactions, minimizer), x, backward, layers)
+def _node(interactions, joins, bounds, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
+    edges = tuple(Edge(part, *join) for part, join in zip(interactions, joins, strict=True))
+    graph = Graph(tuple(map(Layer, bounds)), edges)
+    return equilibrium(_Stack(graph, minimizer), x, backward, layers)
 
 
 class Traced(nn.Module):

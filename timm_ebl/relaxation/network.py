@@ -1,102 +1,52 @@
-"""A layered Hopfield network as a module: energy, relaxation and a differentiable sweep."""
+"""A Hopfield network as a module: energy, relaxation and a differentiable sweep."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
-from ..energy.functional import State, WeightedEnergy, energy_from_drives
+from ..energy.functional import State, energy_from_drives
+from ..energy.gradient import WeightedEnergy
+from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..energy.perturbation import FREE, Perturbation
+from ..kernels.native import is_func_transform_active
 from .checks import require_finite, require_input, require_state
-from .minimizer import Minimizer, Start, answer, minimize, require_minimizer, settle
-from .record import Relaxation
-from .response import Response
-from .walk import Walk, stamp_of
+from .descent import descend
+from .minimizer import Minimizer, Start, require_minimizer
+from .model import SETTLING_SWEEPS, EnergyModel
+from .phase import EnergyPhase, Phase
+from .record import Cache, Relaxation, as_layers
+from .response import ResponsePhase
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers"]
-
-SETTLING_SWEEPS = 2
-"""How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
-
-
-class EnergyModel(ABC):
-    """What a learning rule asks of a model; any module derived from it can be trained by any rule.
-
-    A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
-    `Relaxation` that ended in it may be given (`as_layers` takes either).
-
-    Attributes:
-        minimizer: How it relaxes unless it is told otherwise.
-    """
-
-    minimizer: Minimizer = Minimizer()
-
-    @abstractmethod
-    def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
-        """``E(theta, x, state)``, ``(B,)``, differentiable in the parameters."""
-
-    @abstractmethod
-    def relax(
-        self,
-        x: Tensor,
-        start: State | Relaxation | None = None,
-        perturbation: Perturbation = FREE,
-        minimizer: Minimizer | None = None,
-        hold_routes: bool = False,
-    ) -> Relaxation:
-        """Minimise the perturbed energy over the state, without autograd.
-
-        With held routes, a choice that the energy makes of the state (the pooling routes) stays as it is at the start,
-        a free relaxation of this input, and what that one left undone is not done now: it counts as at rest.
-        """
-
-    @abstractmethod
-    def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
-        """One free sweep of the minimiser, differentiable in the parameters and the state."""
-
-    def answer(self, x: Tensor) -> Tensor:
-        """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
-        return self.relax(x).output
-
-    def settle(self, free: Relaxation, minimizer: Minimizer | None = None, hold_routes: bool = True) -> Relaxation:
-        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
-
-        Args:
-            free: A free relaxation.
-            minimizer: That of the free relaxation; by default as the model was built.
-            hold_routes: Whether the relaxations that start from it hold its routes.
-        """
-        return self.relax(free.input, free, minimizer=(minimizer or self.minimizer).further(SETTLING_SWEEPS))
-
-    def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
-        """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation, differentiable in the parameters.
-
-        Args:
-            relaxation: Where the states ended.
-            weights: ``w``, ``(B,)``.
-        """
-        return (weights * self.energy(relaxation.input, relaxation)).sum()
-
-
-def as_layers(state: State | Relaxation) -> State:
-    """The layers of a state that may be given as a relaxation."""
-    return state.state if isinstance(state, Relaxation) else state
+__all__ = ["HopfieldNetwork"]
 
 
 class HopfieldNetwork(nn.Module, EnergyModel):
-    """A layered Hopfield network made of interactions (`timm_ebl.energy.interaction`).
+    """A Hopfield network made of layers and interactions (`timm_ebl.energy.graph`).
 
-    A subclass implements `interactions`.
+    A subclass implements `graph`.
     """
 
     @property
     @abstractmethod
+    def graph(self) -> Graph:
+        """The layers and the interactions between them."""
+
+    @property
     def interactions(self) -> Sequence[Interaction]:
-        """The interactions from the input upwards; the last one drives the output layer."""
+        """The interactions, in the order of the graph's edges."""
+        return self.graph.interactions
+
+    def extra_repr(self) -> str:
+        """The minimiser, as the arguments that make it."""
+        settings = {field.name: getattr(self.minimizer, field.name) for field in fields(Minimizer)}
+        settings["start"] = str(self.minimizer.start)
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if value not in (None, False))
 
     def check_input(self, x: Tensor, start: State | None = None) -> None:
         """Refuse an input that the network cannot take, or a state that it cannot start from.
@@ -120,7 +70,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
 
     @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
-        """``E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_k <s_k, drive_k(s_{k-1})>`` (paper, Section 3).
+        """``E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>`` (paper, Section 3).
 
         Args:
             x: Input ``(B, C, H, W)``.
@@ -130,11 +80,11 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         Returns:
             The energy of each sample, ``(B,)``, differentiable in parameters, input and state.
         """
-        layers = as_layers(state)
-        known = self._knows_drives(x, state)
-        routes = [drive.route for drive in state.drives] if known else [None] * len(layers)
-        each = zip(self.interactions, (x, *layers[:-1]), routes, strict=True)
-        return energy_from_drives(layers, [interaction.drive(lower, route).value for interaction, lower, route in each])
+        cache = _known(self.graph, x, state)
+        phase = EnergyPhase(self.graph, x, as_layers(state))
+        if cache is not None:
+            phase.hold([drive.route for drive in cache.drives])
+        return energy_from_drives(tuple(phase.state), [phase.drive_into(k) for k in range(len(phase.state))])
 
     @torch.compiler.disable
     def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
@@ -154,20 +104,21 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             ValueError: The parameters have changed since the relaxation.
             RuntimeError: A transform of `torch.func` is under way.
         """
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if is_func_transform_active():
             raise RuntimeError(
                 "torch.func cannot differentiate a rule: give the loss of torch.func.functional_call a backward pass."
             )
-        x = relaxation.input
-        if not self._knows_drives(x, relaxation):
+        graph, x = self.graph, relaxation.input
+        cache = relaxation.known(graph, x)
+        if cache is None:
             raise ValueError(
                 "The relaxation is not one of this network with its present parameters, or its layers were changed in "
                 "place: relax anew."
             )
-        routes = [drive.route for drive in relaxation.drives]
-        prepared = relaxation.prepared or (None,) * len(routes)
-        tensors = [tensor for interaction in self.interactions for tensor in interaction.tensors()]
-        return WeightedEnergy.apply(weights, self.interactions, prepared, relaxation.state, routes, x, *tensors)
+        tensors = [tensor for interaction in graph.interactions for tensor in interaction.tensors()]
+        return WeightedEnergy.apply(
+            weights, graph, cache.operators, cache.drives, relaxation.state, cache.copies, x, *tensors
+        )
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -177,19 +128,15 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         start: State | Relaxation | Start | None = None,
         perturbation: Perturbation = FREE,
         minimizer: Minimizer | None = None,
-        hold_routes: bool = False,
     ) -> Relaxation:
-        """Minimise ``E(theta, x, s) + c(o)`` over the state (Equations 1, 2, 4 and 7).
+        """Minimise ``E(theta, x, s) + c(s)`` over the state (Equations 1, 2, 4 and 7).
 
         Args:
             x: Input ``(B, C, H, W)``.
-            start: A state, an earlier relaxation (whose drives are used again, if it is of this very input and the
-                parameters are the same), or a named start; by default the minimiser's.
+            start: A state, an earlier relaxation (what it has computed is used again, if it is of this very input and
+                the parameters are the same), or a named start; by default the minimiser's.
             perturbation: What is done to the output layer; free by default.
             minimizer: How to minimise; by default as the model was built.
-            hold_routes: Keep the pooling routes of the free relaxation given as `start`, and take it to be at rest
-                (`timm_ebl.relaxation.response`). Not in the paper: it keeps the energy smooth in the strength of the
-                perturbation.
 
         Returns:
             The record of the relaxation.
@@ -197,22 +144,49 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         Raises:
             ValueError: The input or the start does not fit the network, or the input is not finite.
         """
-        minimizer = minimizer or self.minimizer
+        minimizer = self._minimizer(minimizer)
+        graph, cache = self.graph, _known(self.graph, x, start)
+        layers = None if start is None or isinstance(start, str) else as_layers(start)
+        if cache is None:
+            self.check_input(x, layers)
+        if layers is None:
+            phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation)
+        else:
+            phase = EnergyPhase(graph, x, (*layers[:-1], perturbation.start(layers[-1])), perturbation, cache)
+        return _descended(phase, minimizer)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
+        """The linear response of a free state to a perturbation (`timm_ebl.relaxation.response`). Not in the paper.
+
+        The pooling routes are held, which keeps the energy smooth in the strength of the perturbation, and the free
+        state counts as at rest.
+
+        Args:
+            free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
+            perturbation: What is done, to each copy.
+            minimizer: How to minimise.
+
+        Raises:
+            ValueError: It is none, or the parameters or the state have changed since.
+        """
         require_minimizer("minimizer", minimizer)
-        known, given = self._knows_drives(x, start), not (start is None or isinstance(start, str))
-        if not known:
-            self.check_input(x, as_layers(start) if given else None)
-        if hold_routes and not known:
+        cache = _known(self.graph, getattr(free, "input", None), free)
+        if cache is None:
             raise ValueError(
-                "Routes can only be held from a relaxation of this input, as it ended: pass that as start, and its "
-                "input as x."
+                "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
+                "relax anew, and pass that."
             )
-        if not given:
-            walk = self._walk_from(x, Start(start or minimizer.start), perturbation)
-            return minimize(walk, minimizer)
-        if hold_routes:
-            return minimize(Response(self.interactions, start, perturbation), minimizer)
-        return minimize(self._walk_on(x, start, perturbation, known), minimizer)
+        return _descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+        phase = EnergyPhase(self.graph, free.input, free.state, cache=_known(self.graph, free.input, free))
+        further = self._minimizer(minimizer).further(SETTLING_SWEEPS)
+        descend(phase, further, measured=False)
+        return phase.record(None, further.sweeps, None)
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -229,28 +203,12 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             ValueError: The input does not fit the network, or is not finite.
         """
         self.check_input(x)
-        minimizer = minimizer or self.minimizer
-        require_minimizer("minimizer", minimizer)
-        return answer(self._walk_from(x, minimizer.start, FREE), minimizer)
-
-    @torch.compiler.disable
-    @torch.no_grad()
-    def settle(self, free: Relaxation, minimizer: Minimizer | None = None, hold_routes: bool = True) -> Relaxation:
-        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, to be contrasted with others.
-
-        Args:
-            free: A free relaxation.
-            minimizer: That of the free relaxation; by default as the model was built.
-            hold_routes: Whether the relaxations that start from it hold its routes.
-
-        Returns:
-            With held routes a record with what a perturbed phase starts from: without energy and residual, and with the
-            pooling routes of the last updates. Else that of a relaxation.
-        """
-        if not hold_routes:
-            return super().settle(free, minimizer)
-        walk = self._walk_on(free.input, free, FREE, self._knows_drives(free.input, free))
-        return settle(walk, (minimizer or self.minimizer).further(SETTLING_SWEEPS))
+        minimizer = self._minimizer(minimizer)
+        phase = EnergyPhase.begun(self.graph, x, minimizer.start)
+        into_output = [self.graph.edges[edge].lower for edge in self.graph.incoming[-1]]
+        wanted = [layer for layer in into_output if layer is not None] if minimizer.tolerance is None else None
+        descend(phase, minimizer, measured=wanted is None, wanted=wanted)
+        return phase.drive_into(phase.last)
 
     def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
         """One free sweep of a minimiser, differentiable in parameters, input and state; pooling routes are followed.
@@ -260,40 +218,24 @@ class HopfieldNetwork(nn.Module, EnergyModel):
             state: The layers ``(s_1, .., o)``.
             minimizer: Order of update and over-relaxation, that of its last sweep; by default as the model was built.
         """
-        minimizer = minimizer or self.minimizer
-        walk = Walk(self.interactions, x, as_layers(state))
-        walk.sweep(minimizer.groups(len(walk.state)), minimizer.omega_of(minimizer.sweeps))
-        return tuple(walk.state)
+        minimizer, phase = self._minimizer(minimizer), EnergyPhase(self.graph, x, as_layers(state))
+        phase.sweep(minimizer.groups(self.graph.neighbours), minimizer.omega_of(minimizer.sweeps))
+        return tuple(phase.state)
 
     def state_shapes(self, x: Tensor) -> list[torch.Size]:
         """Shape of every layer of the state for an input ``x``, the batch first."""
-        shapes, sample = [], x.shape[1:]
-        for interaction in self.interactions:
-            sample = interaction.shape(sample)
-            shapes.append(torch.Size([x.shape[0], *sample]))
-        return shapes
+        return self.graph.shapes(x.shape)
 
-    def _knows_drives(self, x: Tensor, state: object) -> bool:
-        """Whether a state is a relaxation whose drives are those of this input under the present parameters."""
-        if not isinstance(state, Relaxation) or not state.drives or not state.intact:
-            return False
-        present = stamp_of(self.interactions, x)
-        return len(present) == len(state.stamp) and all(
-            now is then and version == old for (now, version), (then, old) in zip(present, state.stamp, strict=True)
-        )
+    def _minimizer(self, minimizer: Minimizer | None) -> Minimizer:
+        minimizer = minimizer or self.minimizer
+        require_minimizer("minimizer", minimizer)
+        return minimizer
 
-    def _walk_from(self, x: Tensor, start: Start, perturbation: Perturbation) -> Walk:
-        zero = [x.new_zeros(shape) for shape in self.state_shapes(x)]
-        zero[-1] = perturbation.start(zero[-1])
-        walk = Walk(self.interactions, x, tuple(zero), perturbation)
-        if start is Start.FEEDFORWARD:
-            for layer in range(len(zero) - 1):
-                walk.set(layer, walk.drive(layer).value.clamp(0, 1))
-            walk.set(len(zero) - 1, walk.field(len(zero) - 1))
-        return walk
 
-    def _walk_on(self, x: Tensor, start: State | Relaxation, perturbation: Perturbation, known: bool) -> Walk:
-        """A walk from a state, with what is known of it."""
-        *hidden, output = as_layers(start)
-        drives, prepared = (start.drives, start.prepared) if known else ((), ())
-        return Walk(self.interactions, x, (*hidden, perturbation.start(output)), perturbation, drives, prepared)
+def _known(graph: Graph, x: Tensor, state: object) -> Cache | None:
+    return state.known(graph, x) if isinstance(state, Relaxation) else None
+
+
+def _descended(phase: Phase, minimizer: Minimizer) -> Relaxation:
+    residual, sweeps = descend(phase, minimizer)
+    return phase.record(residual, sweeps, minimizer.tolerance)
