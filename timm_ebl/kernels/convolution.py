@@ -49,22 +49,23 @@ def convolution(
         padding: Zeros around the image in each direction.
         pooling: What follows the convolution.
     """
-    device, image, dtype = weight.device.type, (lower_shape[2], lower_shape[3]), weight.dtype
+    device, dtype = weight.device.type, weight.dtype
     if has_autocast(device):
         dtype = torch.get_autocast_dtype(device)
     kernel = weight.to(dtype)
+    (height, below), (width, right) = (
+        divmod(lower_shape[2 + i] + 2 * padding[i] - weight.shape[2 + i], stride[i]) for i in (0, 1)
+    )
     packs = _packs(device, dtype)
     engine: Plain | Winograd
     if not packs:
-        engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, image)
+        engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, [below, right])
     elif dtype == torch.float32 and is_served(kernel, stride, padding, lower_shape):
         engine = Winograd(kernel)
     else:
-        engine = Packed(kernel, stride, padding, lower_shape)
-    sides = zip(image, weight.shape[2:], stride, padding, strict=True)
-    height, width = ((side + 2 * zeros - extent) // step + 1 for side, extent, step, zeros in sides)
+        engine = Packed(kernel, stride, padding, [below, right], lower_shape)
     offset = None if bias is None else bias.to(dtype)
-    return _OfStates(engine, pooling, Images((height, width), packs), weight, bias, offset, dtype)
+    return _OfStates(engine, pooling, Images((height + 1, width + 1), packs), weight, bias, offset, dtype)
 
 
 def _packs(device: str, dtype: torch.dtype) -> bool:
@@ -78,7 +79,7 @@ def _packs(device: str, dtype: torch.dtype) -> bool:
     )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class _Convolution(Operator):
     """What the three operators share.
 

@@ -30,7 +30,7 @@ def dense(weight: Tensor, bias: Tensor | None, lower_shape: torch.Size) -> Opera
     return _Dense(weight, bias, bias, matrix, sample, torch.amp.is_autocast_available(weight.device.type))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class _Dense(Operator):
     """The operator.
 

@@ -27,24 +27,13 @@ __all__ = [
     "version_of",
 ]
 
-PRIVATE = (
-    "_C._functorch.is_batchedtensor",
-    "_C._functorch.peek_interpreter_stack",
-    "_C._nn.max_pool2d_with_indices",
-    "_C._nn.mkldnn_reorder_conv2d_weight",
-    "nn.Module._forward_pre_hooks",
-    "ops.aten.avg_pool2d_backward",
-    "ops.aten.convolution_backward",
-    "ops.aten.max_pool2d_with_indices_backward",
-    "ops.mkldnn._convolution_pointwise",
-    "ops.mkldnn._is_mkldnn_bf16_supported",
-    "Tensor._version",
-)
+PRIVATE: list[str] = []
 """The private names, below ``torch``."""
 
 
 def _look_up(path: str):
-    """What a path below ``torch`` names, or ``None``; of a module's attributes, those of an instance."""
+    """What a private name stands for, or ``None``; of the attributes of a module those of an instance."""
+    PRIVATE.append(path)
     found = torch
     for name in path.split("."):
         found = found() if found is nn.Module else found
@@ -52,24 +41,27 @@ def _look_up(path: str):
     return found
 
 
-_FOUND = {path: _look_up(path) for path in PRIVATE}
-_IS_BATCHED = _FOUND["_C._functorch.is_batchedtensor"]
-_INTERPRETERS = _FOUND["_C._functorch.peek_interpreter_stack"]
-_MAX_POOL = _FOUND["_C._nn.max_pool2d_with_indices"]
-_REORDER = _FOUND["_C._nn.mkldnn_reorder_conv2d_weight"]
-_HAS_HOOKS = _FOUND["nn.Module._forward_pre_hooks"] is not None
-_UNPOOL_AVERAGE = _FOUND["ops.aten.avg_pool2d_backward"]
-_CONVOLUTION_BACKWARD = _FOUND["ops.aten.convolution_backward"]
-_UNPOOL_MAX = _FOUND["ops.aten.max_pool2d_with_indices_backward"]
-_CONVOLVE = _FOUND["ops.mkldnn._convolution_pointwise"]
-_HAS_BFLOAT16 = _FOUND["ops.mkldnn._is_mkldnn_bf16_supported"]
-_VERSION = _FOUND["Tensor._version"]
+def _bare(operator, overload: str):
+    """An operator without its Python wrapper, which is one more call in every product; ``None`` of a missing one."""
+    found = getattr(operator, overload, None)
+    return getattr(found, "_op", found)
+
+
+_IS_BATCHED = _look_up("_C._functorch.is_batchedtensor")
+_INTERPRETERS = _look_up("_C._functorch.peek_interpreter_stack")
+_MAX_POOL = _look_up("_C._nn.max_pool2d_with_indices")
+_REORDER = _look_up("_C._nn.mkldnn_reorder_conv2d_weight")
+_UNPOOL_AVERAGE = _look_up("ops.aten.avg_pool2d_backward")
+_UNPOOL_AVERAGE_INTO = _bare(_UNPOOL_AVERAGE, "grad_input")
+_UNPOOL_MAX = _look_up("ops.aten.max_pool2d_with_indices_backward")
+_UNPOOL_MAX_INTO = _bare(_UNPOOL_MAX, "grad_input")
+_CONVOLUTION_BACKWARD = _look_up("ops.aten.convolution_backward")
+_CONVOLVE = _bare(_look_up("ops.mkldnn._convolution_pointwise"), "default")
+_HAS_BFLOAT16 = _look_up("ops.mkldnn._is_mkldnn_bf16_supported")
+_VERSION = _look_up("Tensor._version")
+_HAS_HOOKS = _look_up("nn.Module._forward_pre_hooks") is not None
 _PACKS = _REORDER is not None and _CONVOLVE is not None
 _ONES = [1, 1]
-
-if _PACKS:
-    # The operator itself: its Python wrapper is one more call in every product.
-    _CONVOLVE = getattr(_CONVOLVE.default, "_op", _CONVOLVE.default)
 
 
 def pack_convolution(weight: Tensor, stride: list[int], padding: list[int], lower: list[int]) -> Tensor:
@@ -119,7 +111,7 @@ def unpool_max(upper: Tensor, route: Tensor, window: int, image: tuple[int, int]
         return unpooled if into is None else into.copy_(unpooled)
     sides = (window, window)
     if into is not None:
-        return _UNPOOL_MAX.grad_input(upper, into, sides, sides, (0, 0), (1, 1), False, route, grad_input=into)
+        return _UNPOOL_MAX_INTO(upper, into, sides, sides, (0, 0), (1, 1), False, route, grad_input=into)
     return _UNPOOL_MAX.default(upper, _images_like(upper, image), sides, sides, (0, 0), (1, 1), False, route)
 
 
@@ -131,7 +123,7 @@ def unpool_average(upper: Tensor, window: int, image: tuple[int, int], into: Ten
         return unpooled if into is None else into.copy_(unpooled)
     sides = (window, window)
     if into is not None:
-        return _UNPOOL_AVERAGE.grad_input(upper, into, sides, sides, (0, 0), False, True, None, grad_input=into)
+        return _UNPOOL_AVERAGE_INTO(upper, into, sides, sides, (0, 0), False, True, None, grad_input=into)
     return _UNPOOL_AVERAGE.default(upper, _images_like(upper, image), sides, sides, (0, 0), False, True, None)
 
 

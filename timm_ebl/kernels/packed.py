@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from .native import pack_convolution, packed_convolution
@@ -19,11 +20,14 @@ class Packed(Plain):
         kernel: The kernel ``(C', C, h, w)``, float32 or bfloat16.
         stride: Its step in each direction.
         padding: Zeros around the image in each direction.
+        left_over: Rows and columns of the padded image that no step reaches.
         lower: Shape ``(B, C, H, W)`` of the lower layer; other batches are served as well.
     """
 
-    def __init__(self, kernel: Tensor, stride: list[int], padding: list[int], lower: list[int]) -> None:
-        super().__init__(kernel, stride, padding, (lower[2], lower[3]))
+    def __init__(
+        self, kernel: Tensor, stride: list[int], padding: list[int], left_over: list[int], lower: torch.Size
+    ) -> None:
+        super().__init__(kernel, stride, padding, left_over)
         self.lower, self.upper = lower, [lower[0], len(kernel), *lower[2:]]
         self._keeps_size = stride == [1, 1] and [2 * zeros + 1 for zeros in padding] == [*kernel.shape[2:]]
 

@@ -17,13 +17,11 @@ class Plain:
         kernel: The kernel ``(C', C, h, w)``, in the type of the products.
         stride: Its step in each direction.
         padding: Zeros around the image in each direction.
-        image: Size ``(H, W)`` of the lower layer's images.
+        left_over: Rows and columns of the padded image that no step reaches.
     """
 
-    def __init__(self, kernel: Tensor, stride: list[int], padding: list[int], image: tuple[int, int]) -> None:
-        self.kernel, self.stride, self.padding = kernel, stride, padding
-        sides = zip(image, kernel.shape[2:], stride, padding, strict=True)
-        self.left_over = [(side + 2 * zeros - width) % step for side, width, step, zeros in sides]
+    def __init__(self, kernel: Tensor, stride: list[int], padding: list[int], left_over: list[int]) -> None:
+        self.kernel, self.stride, self.padding, self.left_over = kernel, stride, padding, left_over
 
     def up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of ``(B, C, H, W)``, and a bias."""

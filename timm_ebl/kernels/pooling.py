@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import native
+from .pair import wide
 
 __all__ = ["AveragePooling", "Images", "MaxPooling", "NoPooling", "Pooling"]
 
@@ -53,7 +54,7 @@ class Pooling(ABC):
 
     @abstractmethod
     def hold(self, unpooled: Tensor, route: Tensor | None) -> Tensor:
-        """The pooled images along a route."""
+        """The pooled images along a route; sums are made in at least 32 bits."""
 
     @abstractmethod
     def unpool(self, upper: Tensor, route: Tensor | None, images: Images) -> Tensor:
@@ -110,7 +111,7 @@ class AveragePooling(Pooling):
         return F.avg_pool2d(unpooled, self.window), None
 
     def hold(self, unpooled: Tensor, route: Tensor | None) -> Tensor:
-        return F.avg_pool2d(unpooled, self.window)
+        return F.avg_pool2d(wide(unpooled), self.window)
 
     def unpool(self, upper: Tensor, route: Tensor | None, images: Images) -> Tensor:
         return native.unpool_average(upper, self.window, images.size, images.room(upper))
