@@ -13,7 +13,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
-from ..models.convolutional import DCHN
+from ..models.dchn import DCHN
 from ..relaxation.minimizer import Minimizer
 from ..training.build import build_rule
 from ..training.config import TrainConfig

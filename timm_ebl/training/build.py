@@ -16,7 +16,7 @@ from ..data.catalogue import EMBEDDED, IMG_SIZE
 from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
-from ..models.convolutional import DCHN
+from ..models.dchn import DCHN
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule, rule_options
