@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import timm
 from timm.models import _factory, build_model_with_cfg, is_model_in_modules, resolve_pretrained_cfg
 from timm.models._hub import load_model_config_from_path
 from timm.models._pretrained import PretrainedCfg
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from ..arguments import is_count
 from ..data.requests import explain, fetch
-from ..errors import WeightsError
+from ..errors import ConfigError, WeightsError
+from ..relaxation.network import HopfieldNetwork
 from .weights import CONFIG, WEIGHTS, list_shipped, read_config, read_weights
 
-__all__ = ["build_network", "register_family"]
+__all__ = ["build_network", "family_of", "open_network", "register_family"]
 
 _FAMILIES: dict[str, type[nn.Module]] = {}
 """The class of each file of networks, by the file's name, as timm calls it."""
@@ -30,6 +32,12 @@ def register_family(model_cls: type[nn.Module]) -> type[nn.Module]:
     """A class decorator: checkpoints of the models that the class's file registers with timm are of this class."""
     _FAMILIES[model_cls.__module__.rpartition(".")[2]] = model_cls
     return model_cls
+
+
+def family_of(architecture: str) -> type[nn.Module] | None:
+    """The class of a model by its name, if it is of a family of the package."""
+    found = (model_cls for file, model_cls in _FAMILIES.items() if is_model_in_modules(architecture, [file]))
+    return next(found, None)
 
 
 def build_network(model_cls: type[nn.Module], variant: str, pretrained: bool, hidden: int, **kwargs: Any) -> nn.Module:
@@ -161,6 +169,24 @@ def build_with_weights(
     return model
 
 
+def open_network(name: str) -> HopfieldNetwork:
+    """A Hopfield network by the name of a model, of a checkpoint (``NAME.TAG``), of a folder or of a Hub repository.
+
+    Raises:
+        ConfigError: There is no such network, or it cannot be loaded.
+    """
+    architecture, tag = name.partition(".")[::2]
+    stored, model = ":" in name, None
+    if stored or timm.is_model(architecture):
+        try:
+            model = timm.create_model(name, pretrained=stored or bool(tag))
+        except (ValueError, RuntimeError, OSError, TypeError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(model, HopfieldNetwork):
+        raise ConfigError(f"{name!r} is no Hopfield network: choose one of {', '.join(timm.list_models('dchn*'))}.")
+    return model
+
+
 def _find(cfg: dict[str, Any], variant: str, cache_dir: str | Path | None) -> Path:
     if cfg.get("file") and cfg.get("source") != "hf-hub":
         path = Path(cfg["file"])
@@ -210,10 +236,8 @@ def _load_config_from_hub(model_id: str, cache_dir: str | Path | None = None) ->
 def _load_config_from_folder(folder: str | Path) -> tuple[dict[str, Any], str, dict]:
     """What `timm.create_model` reads of ``local-dir:folder``, checked."""
     path = Path(folder, CONFIG)
-    architecture = read_config(path)["architecture"]
-    for file, model_cls in _FAMILIES.items():
-        if is_model_in_modules(architecture, [file]):
-            read_settings(path, model_cls)
+    if model_cls := family_of(read_config(path)["architecture"]):
+        read_settings(path, model_cls)
     return load_model_config_from_path(folder)
 
 
