@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.errors import ConfigError
-from timm_ebl.tools import benchmark, overhead
+from timm_ebl.tools import benchmark
 from timm_ebl.tools import gradients as gradients_command
 from timm_ebl.tools.benchmark import main, print_errors, procedures, study
 from timm_ebl.tools.gradients import gradients, true_gradient
@@ -122,7 +122,7 @@ def test_options_out_of_range_are_refused(capsys, arguments, sentence):
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [benchmark, gradients_command, overhead])
+@pytest.mark.parametrize("command", [benchmark, gradients_command])
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
@@ -135,7 +135,7 @@ def test_options_out_of_range_are_refused(capsys, arguments, sentence):
 )
 def test_a_model_that_cannot_be_loaded_is_said_in_a_sentence(capsys, command, model, sentence):
     with pytest.raises(SystemExit, match="1"):
-        command.main(["--models", "dchn_tiny_cifar10", model] if command is not overhead else ["--models", model])
+        command.main(["--models", "dchn_tiny_cifar10", model])
     printed = capsys.readouterr()
     assert printed.out == ""
     (line,) = printed.err.splitlines()

@@ -11,7 +11,7 @@ import timm_ebl
 from timm_ebl.data.catalogue import DATASETS, EMBEDDED
 from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 
 NAMES = [
     f"dchn_{size}{dataset}"
@@ -147,6 +147,6 @@ def test_under_the_preset_a_data_set_is_normalised_as_in_the_released_code(datas
 
 def test_trained_networks_have_the_normalisation_that_they_were_trained_with():
     for name in list_shipped():
-        config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, Checkpoint.open(name).recipe
+        config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, TrainedModel.open(name).recipe
         spec = DATASETS[recipe.dataset or EMBEDDED]
         assert (tuple(config["mean"]), tuple(config["std"])) == (recipe.mean or spec.mean, recipe.std or spec.std)

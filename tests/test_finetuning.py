@@ -25,7 +25,7 @@ from timm_ebl.training.progress import Progress
 from timm_ebl.training.schedule import Schedule
 from timm_ebl.training.splits import load_splits
 from timm_ebl.training.task import RuleTask
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 
 GREY, COLOUR = "dchn_tiny_mnist.c_ep", "dchn_tiny_cifar10.c_ep"
 
@@ -160,7 +160,7 @@ def test_a_finetuned_model_is_packaged_with_where_it_comes_from(folder, trained,
     digest = Origin.open(str(trained)).sha256
     assert json.loads((out / "summary.json").read_text())["pretrained_sha256"] == digest
     (tmp_path / "records").mkdir()
-    name = package(Checkpoint.open(out), weights=tmp_path / "weights", records=tmp_path / "records")
+    name = package(TrainedModel.open(out), weights=tmp_path / "weights", records=tmp_path / "records")
     records = tmp_path / "records" / name
     card, recipe = ((records / file).read_text() for file in ("README.md", "args.yaml"))
     assert (

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +15,21 @@ from safetensors.torch import load_file, save_file
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main, verify
-from timm_ebl.hub.card import card_error, render_card
+from timm_ebl.hub.card import render_card
 from timm_ebl.hub.package import _default_tag, package
 from timm_ebl.hub.paper import TABLE_1, paper_error
-from timm_ebl.hub.recipes import write_overview
-from timm_ebl.training.build import build_transform
+from timm_ebl.training.build import build_rule, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
-from timm_ebl.training.trained import RECIPES, Checkpoint, same_error
+from timm_ebl.training.records import card_error
+from timm_ebl.training.trained import TrainedModel, same_error
 
 
 def packaged(tmp_path, run, *others, **options):
     (tmp_path / "records").mkdir(exist_ok=True)
     name = package(
-        Checkpoint.open(run),
-        others=[Checkpoint.open(other) for other in others],
+        TrainedModel.open(run),
+        others=[TrainedModel.open(other) for other in others],
         weights=tmp_path / "weights",
         records=tmp_path / "records",
         **options,
@@ -119,7 +118,7 @@ def test_a_name_that_is_taken_is_replaced_only_when_that_is_asked_for(tmp_path, 
     packaged(tmp_path, other, tag="first", force=True)
     assert capsys.readouterr().out == f"replacing {there}\n"
     assert contents(*folders) != before
-    assert Checkpoint(name, *folders).summary["seed"] == 1
+    assert TrainedModel(name, *folders).summary["seed"] == 1
 
 
 @pytest.mark.parametrize("lost", ["config.json", "summary.json"])
@@ -144,13 +143,13 @@ def test_a_name_with_part_of_a_checkpoint_is_taken(tmp_path, run, lost):
     ],
 )
 def test_the_tag_tells_the_data_where_the_name_does_not(model, dataset, tag):
-    run = Checkpoint("a run", Path(), Path())
+    run = TrainedModel("a run", Path(), Path())
     run.__dict__.update(config={"architecture": model}, recipe=TrainConfig(algo="n-ep", dataset=dataset))
     assert _default_tag(run) == tag
 
 
 def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
-    checkpoint = Checkpoint.open(run)
+    checkpoint = TrainedModel.open(run)
     checkpoint.__dict__["recipe"] = replace(checkpoint.recipe, dataset=None)
     (tmp_path / "records").mkdir()
     with pytest.raises(CheckpointError, match="tag of a run on the embedded sample ends in 'sample', unlike 'c_ep'"):
@@ -164,10 +163,7 @@ def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, 
     monkeypatch.setattr("timm_ebl.training.trained.SHIPPED", weights.parent)
     monkeypatch.setattr("timm_ebl.training.trained.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
-    assert Checkpoint.open(name) == Checkpoint.open("dchn_tiny_cifar10") == Checkpoint(name, weights, records)
-    for recipe in RECIPES.glob("*.yaml"):
-        shutil.copy(recipe, records.parent)
-    assert f"[`{name}`]({name})" in write_overview(records.parent).read_text()
+    assert TrainedModel.open(name) == TrainedModel.open("dchn_tiny_cifar10") == TrainedModel(name, weights, records)
 
 
 def test_other_seeds_give_the_spread(tmp_path, run, images):
@@ -285,7 +281,7 @@ CONFIG = {
 def test_a_card_says_what_a_stranger_needs():
     recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
     summary = SUMMARY | {"note": "Its images were stored as JPEG."}
-    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, summary, CONFIG)
+    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, build_rule(recipe), summary, CONFIG)
     for words in (
         "**25.00 %** (standard error 0.61 over 5,000 images)",
         "| held-out error | 24.00 % |",
@@ -316,14 +312,16 @@ def test_a_card_loads_the_images_that_were_measured():
     chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
     config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
     config["pretrained_cfg"] = {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]}
-    card = render_card("name", "name", TrainConfig(dataset="owner/set", **chosen), SUMMARY, config)
+    recipe = TrainConfig(dataset="owner/set", **chosen)
+    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
     assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
     assert "split: hard" in card
 
 
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
     recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
-    card = render_card("name", "name", recipe, SUMMARY | {"held_out_error": None, "best_epoch": 30}, CONFIG)
+    summary = SUMMARY | {"held_out_error": None, "best_epoch": 30}
+    card = render_card("name", "name", recipe, build_rule(recipe), summary, CONFIG)
     for words in (
         "| normalisation | mean 0.5, 0.5, 0.5; deviation 0.25, 0.25, 0.25 (the paper's: 0.6069, 0.5982, 0.603) |",
         "| held-out error | nothing was held out |",

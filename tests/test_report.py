@@ -16,9 +16,8 @@ from timm_ebl.training import engine as loop
 from timm_ebl.training import report
 from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.progress import Progress
+from timm_ebl.training.progress import Progress, duration
 from timm_ebl.training.report import Report, describe_rule
-from timm_ebl.training.timing import duration
 
 
 class Terminal(io.StringIO):

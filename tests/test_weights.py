@@ -22,7 +22,8 @@ from timm_ebl.hub import card
 from timm_ebl.hub.__main__ import verify
 from timm_ebl.models.weights import SHIPPED, list_shipped, source_of
 from timm_ebl.training import trained as published
-from timm_ebl.training.trained import RECIPES, Checkpoint
+from timm_ebl.training.build import build_rule
+from timm_ebl.training.trained import RECIPES, TrainedModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -264,7 +265,7 @@ def test_a_model_that_transformers_has_saved_again_loads_without_the_checksum_of
     (folder / "config.json").write_text(json.dumps(config))
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert torch.equal(model.head.bias, load_file(folder / "model.safetensors")["head.bias"])
-    assert not Checkpoint.open(folder).is_packaged
+    assert not TrainedModel.open(folder).is_packaged
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ class TestFromTheHub:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_a_checkpoint_that_arrives_corrupt_is_fetched_again(self, on_hub, folder, name):
         on_hub.plan(Fault.CORRUPT, f"GET /me/net/resolve/.*{name}")
-        assert (Checkpoint.open("me/net").weights / name).read_bytes() == (folder / name).read_bytes()
+        assert (TrainedModel.open("me/net").weights / name).read_bytes() == (folder / name).read_bytes()
 
     @pytest.mark.parametrize("fault", [Fault.UNAVAILABLE, Fault.DROPPED, Fault.CUT])
     @pytest.mark.parametrize("name", ["config.json", "safetensors"])
@@ -416,21 +417,21 @@ class TestShipped:
 
     @pytest.mark.parametrize("name", list_shipped())
     def test_weights_and_record_belong_together(self, name):
-        shipped = Checkpoint.open(name)
-        assert shipped == Checkpoint(name, SHIPPED / name, RECIPES / name)
+        shipped = TrainedModel.open(name)
+        assert shipped == TrainedModel(name, SHIPPED / name, RECIPES / name)
         content = (SHIPPED / name / "model.safetensors").read_bytes()
         assert shipped.config["sha256"] == hashlib.sha256(content).hexdigest()
         assert shipped.config["architecture"] == name.partition(".")[0]
         assert shipped.summary["test_error"] == shipped.evaluation.error
         assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
-        text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
+        text = card.render_card(name, name, shipped.recipe, build_rule(shipped.recipe), shipped.summary, shipped.config)
         assert (RECIPES / name / published.CARD).read_text() == text
         assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 
     @pytest.mark.parametrize("name", list_shipped())
     def test_it_loads_by_name_and_tells_its_minimiser(self, name):
         model = timm.create_model(name, pretrained=True)
-        saved = Checkpoint.open(name).config["model_args"]
+        saved = TrainedModel.open(name).config["model_args"]
         assert {key: getattr(model.minimizer, key) for key in ("sweeps", "order", "omega")} == {
             key: saved[key] for key in ("sweeps", "order", "omega")
         }

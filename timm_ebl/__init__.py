@@ -21,8 +21,7 @@ from ._version import __version__
 from .energy.functional import State
 from .energy.interaction import ConvInteraction, DenseInteraction, Interaction
 from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
-from .models import dchn  # noqa: F401  (registers the models)
-from .models.convolutional import DCHN
+from .models.dchn import DCHN
 from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
 from .relaxation.network import EnergyModel, HopfieldNetwork
 from .relaxation.order import list_orders, register_order

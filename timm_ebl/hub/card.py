@@ -6,23 +6,21 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from torch import nn
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
-from ..models.convolutional import DCHN
 from ..relaxation.minimizer import Minimizer
-from ..training.build import build_rule
+from ..rules.contrastive import Rule
 from ..training.config import TrainConfig
-from ..training.timing import duration
+from ..training.progress import duration
+from ..training.records import METRIC
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 
-__all__ = ["card_error", "render_card"]
-
-_METRIC = "error_rate"
+__all__ = ["render_card"]
 
 _CITATION = """```bibtex
 @misc{ebl_comparative_study,
@@ -40,21 +38,8 @@ _CITATION = """```bibtex
 ```"""
 
 
-def card_error(path: Path) -> float:
-    """The test error (%) that a model card reports in its ``model-index``.
-
-    Raises:
-        ValueError: The card cannot be read, or reports none.
-    """
-    try:
-        results = ModelCard.load(path).data.eval_results or []
-        return next(float(result.metric_value) for result in results if result.metric_type == _METRIC)
-    except Exception as error:  # YAML, encoding and schema errors have no common type
-        raise ValueError(f"The card {path} reports no test error ({type(error).__name__}).") from None
-
-
 def render_card(
-    name: str, model: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
+    name: str, model: str, recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], config: Mapping[str, Any]
 ) -> str:
     """The card's text: YAML metadata, then Markdown.
 
@@ -62,6 +47,7 @@ def render_card(
         name: Name of the checkpoint.
         model: What ``timm.create_model`` loads it by: its name, or ``hf-hub:owner/name``.
         recipe: Resolved settings of the run.
+        rule: Their rule.
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
     """
@@ -70,7 +56,7 @@ def render_card(
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config["evaluation"], network),
         _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
-        _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
+        _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
     ]
@@ -98,14 +84,14 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         datasets=[hub_id] if hub_id else None,
         metrics=["accuracy"],
         eval_results=[
-            EvalResult(metric_type=_METRIC, metric_name="Test error (%)", metric_value=round(error, 4), **where),
+            EvalResult(metric_type=METRIC, metric_name="Test error (%)", metric_value=round(error, 4), **where),
             EvalResult(metric_type="accuracy", metric_name="Accuracy (%)", metric_value=round(100 - error, 4), **where),
         ],
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN) -> str:
+def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: nn.Module) -> str:
     error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
     seeds = f"{summary['seed']}, the only one run"
@@ -171,9 +157,12 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 
 
 def _training(
-    recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
+    recipe: TrainConfig,
+    rule: Rule,
+    summary: Mapping[str, Any],
+    inference: Minimizer,
+    normalisation: Mapping[str, Any],
 ) -> str:
-    rule = build_rule(recipe)
     held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = _origin(recipe, summary) | {

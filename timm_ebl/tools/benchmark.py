@@ -22,15 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
 from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer, Start
 from ..relaxation.network import SETTLING_SWEEPS, HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule
-from ..training.command_line import Parser
 from ..training.memory import keep_freed_memory, peak_memory
 from ..training.threads import set_threads
-from ..training.timing import by_turns, seconds, steady_seconds
 from .distance import print_distances
 from .gradients import (
     PRECISIONS,
@@ -42,7 +40,7 @@ from .gradients import (
     true_gradient,
 )
 from .plain import PlainProcedure
-from .throughput import products, sweep, sweep_flops
+from .throughput import median_seconds, products, sweep, sweep_flops
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
@@ -154,17 +152,14 @@ def measure(
     Beside the mean cosine stands its standard error over the batches.
     """
     x, y = batches[0]
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for row in rows:
         row.step(x, y)
-    for _ in range(repeats):
-        for (predict, step), row in zip(times, rows, strict=True):
-            predict.append(steady_seconds(partial(row.predict, x), x.device))
-            step.append(steady_seconds(partial(row.step, x, y), x.device))
+    calls = [call for row in rows for call in (partial(row.predict, x), partial(row.step, x, y))]
+    times = iter([seconds / len(x) * 1e3 for seconds in median_seconds(calls, repeats)])
+    medians = list(zip(times, times, strict=True))
     true: dict[Minimizer, list[list[Tensor]]] = {}
     columns = f"{'procedure':<34} {'sweeps':>16} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
-    medians = [[statistics.median(t) / len(x) * 1e3 for t in both] for both in times]
     for (predict, step), row in zip(medians, rows, strict=True):
         memory = peak_memory(partial(row.step, x, y), x.device)
         equilibrium = replace(row.free, sweeps=1, compiled=False)
@@ -182,7 +177,7 @@ def measure(
             + f"  mean {statistics.mean(cosines):.3f}{error}"
         )
     with torch.no_grad():
-        engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
+        engine, alone = median_seconds((sweep(model, x), products(model, x)), repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9
     print(
         f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "
@@ -246,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(name, options, device, options.batches) for name in options.models]
     matrix = torch.randn(2048, 2048, device=device)
-    peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
+    peak = 2 * 2048**3 / median_seconds([lambda: matrix @ matrix], 1)[0] / 1e9
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
     for name, (model, x, y) in zip(options.models, networks, strict=True):
         if options.equilibrium:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,8 @@ from ..energy.functional import State, norm
 from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
 from ..relaxation.network import EnergyModel, HopfieldNetwork
 from ..relaxation.record import Relaxation
-from ..training.timing import steady_seconds
 from .plain import PlainProcedure
+from .throughput import median_seconds
 
 __all__ = ["Approach", "approach", "distance", "print_distances"]
 
@@ -102,8 +101,8 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
     enough = {name: replace(free, sweeps=ways[name].sweeps, tolerance=None) for name, free in schedules.items()}
     batch, calls = x[:batch_size], {name: partial(model.relax, minimizer=free) for name, free in enough.items()}
     calls["the paper's"] = replace(plain, free=enough["the paper's"]).infer
-    turns = [[steady_seconds(partial(call, batch), x.device) for call in calls.values()] for _ in range(repeats)]
-    times = [statistics.median(column) / len(batch) * 1e3 for column in zip(*turns, strict=True)]
+    seconds = median_seconds([partial(call, batch) for call in calls.values()], repeats)
+    times = [time / len(batch) * 1e3 for time in seconds]
     print(f"{SHARE:.0%} of these images are within {NEAR:.0%} of it")
     for (name, way), time in zip(ways.items(), times, strict=True):
         unsettled = f"; {way.unsettled} images are not at rest" if way.unsettled else ""

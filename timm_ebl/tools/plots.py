@@ -22,16 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-import timm_ebl  # noqa: F401 (registers the models)
-
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
 from ..relaxation.network import HopfieldNetwork
 from ..training.build import build_transform, free_phase
-from ..training.command_line import Parser
 from ..training.config import TrainConfig, read_recipe, resolve
+from ..training.files import write_whole
 from ..training.records import read_metrics, read_summary
-from ..training.run_folder import write_whole
 from ..training.splits import load_splits
 from ..training.trained import load_model
 

@@ -16,7 +16,7 @@ from ..data.catalogue import EMBEDDED, IMG_SIZE
 from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
-from ..models.convolutional import DCHN
+from ..models.factory import family_of
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule, rule_options
@@ -154,8 +154,10 @@ def _create_network(config: TrainConfig, name: str, origin: Origin | None = None
     except TypeError as error:
         if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
             raise ConfigError(_NO_ENERGY.format(name)) from None
-        known = ", ".join(key for key in signature(DCHN).parameters if key not in _NO_MODEL_KWARGS)
-        raise ConfigError(f"The model {name!r} cannot be built ({error}); a DCHN takes {known}.") from None
+        family = family_of(name)
+        known = ", ".join(key for key in signature(family).parameters if key not in _NO_MODEL_KWARGS) if family else ""
+        takes = f"; a {family.__name__} takes {known}" if family else ""
+        raise ConfigError(f"The model {name!r} cannot be built ({error}){takes}.") from None
     except (MemoryError, RuntimeError, ValueError) as error:
         raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
     if not isinstance(model, HopfieldNetwork):

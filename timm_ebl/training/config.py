@@ -15,8 +15,8 @@ from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
 from ..rules.contrastive import list_rules, rule_options
-from .options import read_option
-from .yaml12 import parse_yaml
+from .options import GROUPS, flag_of, option, read_option, read_setting
+from .yaml12 import read_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
 
@@ -55,25 +55,7 @@ MOST = 1_000_000
 LARGEST_IMAGE = 1024
 """Bound of an image's height and width."""
 
-LONGEST_RECIPE = 1_000_000
-"""Letters of a recipe; what is longer is something else."""
-
-GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
-"""What ``--help`` sorts the options into."""
-
-COMMAND_LINE = "command line"
-"""Source of a value that has none in a file."""
-
-
-def _option(
-    group: str, default: Any, description: str, parse: Any = str, many: bool = False, aside: bool = False
-) -> Any:
-    """An option; one that does not change the result of a run stands aside."""
-    metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
-    return field(default=default, metadata=metadata)
-
-
-_data, _model, _rule, _optimisation, _run, _logging = (partial(_option, group) for group in GROUPS)
+_data, _model, _rule, _optimisation, _run, _logging = (partial(option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -257,23 +239,6 @@ def _foreign(algo: str) -> set[str]:
     return {name for name in _OF_THE_RULE if name not in options} | set(() if contrastive else _OF_THE_PERTURBED)
 
 
-def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
-    """The value of an option in its type; the source, `COMMAND_LINE` or a file, is for the message.
-
-    Raises:
-        ConfigError: It is of another type.
-    """
-    if value is None and spec.default in (None, dataclasses.MISSING):
-        return None
-    name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
-    return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
-
-
-def flag_of(name: str) -> str:
-    """A setting's option of the command line."""
-    return f"--{name.replace('_', '-')}"
-
-
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML recipe, ``preset`` among them if it names one (`resolve`).
 
@@ -281,11 +246,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LONGEST_RECIPE + 1)
-        if len(text) > LONGEST_RECIPE:
-            raise ConfigError(f"it has more than {LONGEST_RECIPE:,} letters")
-        settings = parse_yaml(text)
+        settings = read_yaml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
     if settings is not None and not isinstance(settings, dict):

@@ -14,8 +14,9 @@ from typing import Any
 from ..data.catalogue import CHANNELS, IMG_SIZE
 from ..errors import CheckpointError, ConfigError
 from ..models.weights import SHIPPED, WEIGHTS
-from .config import TrainConfig, flag_of
-from .trained import Checkpoint, load_model
+from .config import TrainConfig
+from .options import flag_of
+from .trained import TrainedModel, load_model
 
 __all__ = ["Origin", "settle_config"]
 
@@ -39,13 +40,13 @@ class Origin:
 
     @classmethod
     def open(cls, name: str) -> Origin:
-        """Find a checkpoint (`Checkpoint.open`) and see that its weights can be used.
+        """Find a checkpoint (`TrainedModel.open`) and see that its weights can be used.
 
         Raises:
             ConfigError: There is no such checkpoint, or it cannot be used.
         """
         try:
-            checkpoint = Checkpoint.open(name)
+            checkpoint = TrainedModel.open(name)
             load_model(checkpoint.weights)
             is_shipped = checkpoint.weights.parent == SHIPPED
             return cls(checkpoint.name if is_shipped else name, checkpoint.weights, checkpoint.config)

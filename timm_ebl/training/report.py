@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import huggingface_hub.utils
@@ -20,12 +20,13 @@ from tqdm import tqdm
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import SETTLING_SWEEPS
 from ..rules.contrastive import ContrastiveRule, RecurrentBackprop, Rule, TruncatedBackprop, rule_options
-from .config import TrainConfig
-from .origin import Origin
-from .progress import Progress
+from .progress import Progress, duration
 from .run_folder import device_name
 from .splits import Splits, empty_classes
-from .timing import duration
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .origin import Origin
 
 __all__ = ["Report", "describe_rule"]
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,35 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from filelock import FileLock, Timeout
 from timm.models import save_for_hf
 from torch import nn
 
 from ..data.transforms import BatchTransform
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config
+from .files import LEFTOVER, temporary_folder, write_whole, writing
 from .progress import Progress
 from .yaml12 import dump_yaml
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-__all__ = [
-    "LEFTOVER",
-    "RunFolder",
-    "device_name",
-    "list_checkpoints",
-    "temporary_folder",
-    "versions",
-    "write_whole",
-    "writing",
-]
-
-LEFTOVER = ".timm_ebl-"
-"""Start of the name of what is being written. What still has it when a run is taken up again is removed."""
-
+__all__ = ["RunFolder", "device_name", "list_checkpoints", "versions"]
 
 _WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png")
 _CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
@@ -56,55 +38,6 @@ def list_checkpoints(folder: Path) -> list[str]:
     """Names of the checkpoints in a folder in the order of their epochs and steps; whatever else is there is not."""
     found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     return [name[0] for name in sorted(filter(None, found), key=lambda name: (int(name[1]), int(name[2])))]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an `OutputError`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
-
-
-@contextmanager
-def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for what is being written; it is removed at the end.
-
-    Args:
-        parent: The folder that it lies in; by default the system's for temporary files, which ``TMPDIR`` chooses.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    with writing(parent or Path(os.environ.get("TMPDIR") or "the folder for temporary files (TMPDIR)")):
-        folder = tempfile.TemporaryDirectory(prefix=LEFTOVER, dir=parent)
-    with folder as name:
-        yield Path(name)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name in its folder, then rename it, so that nobody ever sees half of it.
-
-    Args:
-        path: The file.
-        write: Writes the content to the path that it is given; the name has the suffix of ``path``.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with writing(path):
-        descriptor, name = tempfile.mkstemp(prefix=LEFTOVER, suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -213,25 +146,21 @@ class RunFolder:
         Raises:
             ConfigError: Another process has it.
         """
-        descriptor = None
-        if fcntl is not None:
-            try:
-                descriptor = os.open(self.path, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise ConfigError(
-                    f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigError(
+                f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
+            ) from None
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks
         try:
             for leftover in self.path.glob(f"{LEFTOVER}*"):
                 shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            lock.release()
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write ``args.yaml``."""

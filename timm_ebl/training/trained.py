@@ -20,18 +20,25 @@ from ..data.dataset import ImageDataset
 from ..data.requests import explain, fetch, is_intact, retry
 from ..data.transforms import BatchTransform
 from ..errors import CheckpointError, ConfigError, WeightsError
-from ..hub.card import card_error
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from ..relaxation.minimizer import check_tolerance
 from ..relaxation.network import HopfieldNetwork
 from .config import TrainConfig, read_recipe, resolve
-from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
+from .records import CARD, EVALUATION, TEXT, card_error, check_record, read_model_config, read_summary
 from .splits import load_test
 
-__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "prepare", "same_error"]
+__all__ = [
+    "RECIPES",
+    "RECORDS",
+    "Evaluation",
+    "TrainedModel",
+    "load_model",
+    "predict",
+    "prepare",
+    "same_error",
+]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
-CARD = "README.md"
 RECIPES = Path(__file__).parents[2] / "hub_configs"
 """Where a clone of the repository keeps the records of the shipped checkpoints."""
 
@@ -87,7 +94,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainedModel:
     """The files of a checkpoint.
 
     Attributes:
@@ -101,7 +108,7 @@ class Checkpoint:
     records: Path | None
 
     @classmethod
-    def open(cls, source: str | Path) -> Checkpoint:
+    def open(cls, source: str | Path) -> TrainedModel:
         """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
 
         Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id.
@@ -175,10 +182,7 @@ class Checkpoint:
         """The errors (%) that its files report, by file."""
         claims = {CONFIG if self.is_packaged else "summary.json": self.evaluation.error}
         if self.records is not None and (self.records / CARD).is_file():
-            try:
-                claims[CARD] = card_error(self.records / CARD)
-            except ValueError as error:
-                raise CheckpointError(str(error)) from None
+            claims[CARD] = card_error(self.records / CARD)
         return claims
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:

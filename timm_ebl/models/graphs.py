@@ -1,4 +1,4 @@
-"""The relaxation of a network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
+"""A network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..energy.graph import Edge, Graph, Layer
+from ..energy.graph import Graph
 from ..kernels.autocast import has_autocast
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
-from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backward import Backward
 
-__all__ = ["Traced", "compiled_equilibrium", "graph_equilibrium", "is_symbolic", "register_network"]
+__all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
 _KEYS = itertools.count()
@@ -28,20 +26,7 @@ def is_symbolic(x: Tensor) -> bool:
     return isinstance(x, torch.fx.Proxy)
 
 
-def graph_equilibrium(
-    network: HopfieldNetwork, x: Tensor, backward: Backward, layers: tuple[int, ...]
-) -> tuple[Tensor, ...]:
-    """`timm_ebl.rules.backprop.equilibrium` as one node of a graph.
-
-    A graph can hold the parts of the network that it is traced from, but not the network itself.
-    """
-    graph = network.graph
-    joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
-    bounds = tuple(layer.bounds for layer in graph.layers)
-    return _node(graph.interactions, joins, bounds, network.minimizer, backward, x, layers)
-
-
-class _Stack(HopfieldNetwork):
+class Stack(HopfieldNetwork):
     """A network of a graph, bare."""
 
     def __init__(self, graph: Graph, minimizer: Minimizer) -> None:
@@ -52,13 +37,6 @@ class _Stack(HopfieldNetwork):
     @property
     def graph(self) -> Graph:
         return self._graph
-
-
-@torch.fx.wrap
-def _node(interactions, joins, bounds, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
-    edges = tuple(Edge(part, *join) for part, join in zip(interactions, joins, strict=True))
-    graph = Graph(tuple(map(Layer, bounds)), edges)
-    return equilibrium(_Stack(graph, minimizer), x, backward, layers)
 
 
 class Traced(nn.Module):
@@ -87,7 +65,7 @@ def register_network(network: HopfieldNetwork) -> int:
     return key
 
 
-def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+def compiled_layers(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Layers of the free state without derivatives, as one operator of the graph that `torch.compile` makes.
 
     Args:
@@ -109,7 +87,7 @@ def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: 
 def _relaxed_layers(x, parameters, network, layers, autocast):
     model, device = _NETWORKS[network], x.device.type
     with torch.autocast(device, autocast, enabled=autocast is not None):
-        found = with_parameters(model, parameters, lambda: relaxed_layers(model, x, tuple(layers)))
+        found = model.relaxed(parameters, x, tuple(layers))
     kind = {"dtype": parameters[0].dtype, "memory_format": torch.contiguous_format}  # as the graph expects it
     return [layer.to(**kind, copy=True) for layer in found]
 
