@@ -42,7 +42,7 @@ from timm_ebl.training.build import (
 from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
-from timm_ebl.training.console import survive_output
+from timm_ebl.training.console import bars_in_terminals_alone, survive_output
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.health import Watch
 from timm_ebl.training.launch import start_accelerator
@@ -61,6 +61,7 @@ from timm_ebl.training.tracking import check_trackers, start_trackers
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
+    bars_in_terminals_alone()
     check_trackers(config.log_with)
     config, origin = settle_config(config)
     check_config(config)

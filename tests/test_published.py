@@ -18,11 +18,12 @@ from timm_ebl.hub.__main__ import main, verify
 from timm_ebl.hub.card import render_card
 from timm_ebl.hub.package import _default_tag, package
 from timm_ebl.hub.paper import TABLE_1, paper_error
-from timm_ebl.training.build import build_rule, build_transform
+from timm_ebl.training.build import build_model, build_rule, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.records import card_error
-from timm_ebl.training.trained import TrainedModel, same_error
+from timm_ebl.training.run_folder import RunFolder
+from timm_ebl.training.trained import RECIPES, TrainedModel, same_error
 
 
 def packaged(tmp_path, run, *others, **options):
@@ -60,6 +61,28 @@ def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformer
     stored = json.loads((weights / "config.json").read_text())
     assert stored["num_classes"] == 3
     assert "num_classes" not in stored["model_args"]
+
+
+@pytest.mark.parametrize(("sweeps", "kept"), [(7, {}), (9, {"sweeps": 9})])
+def test_a_run_keeps_its_minimiser_where_that_is_another_than_the_names(tmp_path, images, sweeps, kept):
+    train = load_dataset(str(images), "train")
+    config = TrainConfig(dataset=str(images), model_kwargs={"widths": [4] * 4}, free_sweeps=sweeps)
+    model = build_model(config, train)
+    RunFolder.create(tmp_path / "run", "").write_model(model, build_transform(config, train), train.classes)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["model_args"]
+    assert {key: settings[key] for key in ("order", "sweeps", "omega", "start") if key in settings} == kept
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert loaded.minimizer == model.minimizer
+
+
+def test_what_is_packaged_names_no_minimiser_that_is_the_names(tmp_path, run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"] |= {"order": "asynchronous", "start": "feedforward"}
+    (run / "config.json").write_text(json.dumps(config))
+    _, weights, _ = packaged(tmp_path, run)
+    stored = json.loads((weights / "config.json").read_text())["model_args"]
+    assert {key: stored[key] for key in ("order", "sweeps", "omega", "start") if key in stored} == {"sweeps": 4}
+    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer.sweeps == 4
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -251,6 +274,21 @@ def test_verify_from_the_command_line(tmp_path, run, images, capsys):
     assert "neither a folder nor an id" in capsys.readouterr().err
 
 
+def test_data_that_have_moved_are_asked_for_and_then_found(tmp_path, run, images, capsys):
+    settings = yaml.safe_load((run / "args.yaml").read_text()) | {"dataset": "/old/home/noise"}
+    (run / "args.yaml").write_text(yaml.safe_dump(settings))
+    for command in (["verify", run], ["package", run], ["publish", run, "--repo-id", "me/net", "--dry-run"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*map(str, command)])
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"error: '/old/home/noise' .* --dataset FOLDER says where it is\.\n", said)
+    main(["verify", str(run), "--dataset", str(images)])
+    name, _, records = packaged(tmp_path, run, dataset=str(images))
+    assert name == "dchn_tiny_cifar10.c_ep_noise"
+    assert "\ndataset: noise\n" in (records / "args.yaml").read_text()
+    assert not any("/old/home" in path.read_text() for path in records.glob("*.[jmy]*"))
+
+
 def test_errors_may_differ_by_rounding_alone():
     assert same_error(10.0, 10.05, 10_000)
     assert not same_error(10.0, 10.06, 10_000)
@@ -279,7 +317,7 @@ CONFIG = {
 
 
 def test_a_card_says_what_a_stranger_needs():
-    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, free_sweeps=8, omega=(1.5,))
     summary = SUMMARY | {"note": "Its images were stored as JPEG."}
     card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, build_rule(recipe), summary, CONFIG)
     for words in (
@@ -308,6 +346,17 @@ def test_a_card_says_what_a_stranger_needs():
         assert words in card, words
 
 
+@pytest.mark.parametrize("sweeps", [7, 9])
+def test_a_card_says_which_errors_are_of_the_trainings_own_free_phase(sweeps):
+    config = CONFIG | {"model_args": {}}
+    recipe = TrainConfig(dataset="cifar10", free_sweeps=sweeps)
+    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    own = " (by the free phase of the training)" if sweeps == 9 else ""
+    assert f"| held-out error | 24.00 %{own} |" in card
+    assert f"| free phase | {sweeps} sweeps, asynchronous, omega 1.9-" in card
+    assert "| inference | 7 sweeps, asynchronous, omega 1.9-1.7, start feedforward |" in card
+
+
 def test_a_card_loads_the_images_that_were_measured():
     chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
     config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
@@ -316,6 +365,13 @@ def test_a_card_loads_the_images_that_were_measured():
     card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
     assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
     assert "split: hard" in card
+
+
+@pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
+def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
+    recipe = TrainConfig(dataset=dataset)
+    card = render_card("name", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY | {"dataset": dataset}, CONFIG)
+    assert f"`python -m timm_ebl.hub verify hf-hub:me/net{given}` measures" in card
 
 
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():

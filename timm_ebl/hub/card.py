@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -54,8 +55,8 @@ def render_card(
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     sections = [
         _header(name, summary, config["evaluation"]),
-        _results(name, summary, config["evaluation"], network),
-        _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
+        _results(name, summary, config["evaluation"], network, rule),
+        _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
@@ -91,7 +92,9 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: nn.Module) -> str:
+def _results(
+    name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: nn.Module, rule: Rule
+) -> str:
     error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
     seeds = f"{summary['seed']}, the only one run"
@@ -102,10 +105,13 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
     count = summary.get("training_images")
     trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
     widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    other = replace(rule.free, compiled=False) != network.minimizer
     held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
     rows = {
         "test error": found,
-        "held-out error": "nothing was held out" if held_out is None else f"{held_out:.2f} %",
+        "held-out error": "nothing was held out"
+        if held_out is None
+        else f"{held_out:.2f} %" + " (by the free phase of the training)" * other,
         "seeds": seeds,
         "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
         "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
@@ -121,7 +127,7 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
     )
 
 
-def _use(model: str, recipe: TrainConfig, size: int) -> str:
+def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
     options = {
         "config": recipe.dataset_config,
         "image_column": recipe.image_column,
@@ -133,6 +139,7 @@ def _use(model: str, recipe: TrainConfig, size: int) -> str:
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
     loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
     return f"""## Use
 
 ```python
@@ -153,7 +160,7 @@ normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pret
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```
 
-`python -m timm_ebl.hub verify {model}` measures the test error again."""
+`python -m timm_ebl.hub verify {model}{where}` measures the test error again."""
 
 
 def _training(
@@ -181,7 +188,7 @@ def _training(
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
         f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
-        "The test split was measured once, at the end, and selected nothing."
+        "The test split was measured after the last epoch, and selected nothing."
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "has_bfloat16_units",
     "is_batched",
     "is_func_transform_active",
+    "is_watched",
     "max_pool",
     "pack_convolution",
     "packed_convolution",
@@ -191,5 +192,18 @@ def renew_weight(module: nn.Conv2d | nn.Linear) -> None:
         module(module.weight.new_empty(0, *module.weight.shape[1:]))
         return
     for hook in module._forward_pre_hooks.values():
-        if type(hook).__module__.startswith("torch.nn.utils."):
+        if _makes_weight(hook):
             hook(module, ())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks that a call of it should reach; always where PyTorch's lists of them are missing."""
+    if not _HAS_HOOKS:
+        return True
+    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or not all(map(_makes_weight, module._forward_pre_hooks.values()))
+
+
+def _makes_weight(hook: object) -> bool:
+    """Whether a hook is one of pruning, `weight_norm` or the like, which set a weight anew before every call."""
+    return type(hook).__module__.startswith("torch.nn.utils.")

@@ -112,8 +112,9 @@ class DCHN(TimmHopfieldNetwork):
             minimizer=minimizer,
             backward=backward,
         )
+        self.pooling = Pooling(pooling)
         self.layers = nn.ModuleList(
-            Pooling(pooling).interaction(lower, upper, kernel_size, pool, device=device, dtype=dtype)
+            self.pooling.interaction(lower, upper, kernel_size, pool, device=device, dtype=dtype)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)
         )
         self.feature_info = [
@@ -123,6 +124,11 @@ class DCHN(TimmHopfieldNetwork):
         self.num_features = widths[-1]
         self.add_head(gains, device=device, dtype=dtype)
         minimizer.groups(self.graph.neighbours)
+
+    def extra_repr(self) -> str:
+        """Energy, minimiser and backward pass."""
+        energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
+        return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
 
     def top_shape(self, img_size: tuple[int, int]) -> torch.Size:
         shape = torch.Size([self.in_chans, *img_size])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.fx
@@ -19,11 +21,13 @@ from ..arguments import is_count, is_number
 from ..energy.functional import State
 from ..energy.graph import Edge, Graph, Layer
 from ..energy.interaction import Interaction
+from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backprop import Backward, create_backward
+from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
 from .readout import ReadOut, as_global_pool, as_size
 
@@ -176,6 +180,24 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         """
         return self._equilibrium(x, (-1,))[0] if self.num_classes else self.forward_head(self.forward_features(x))
 
+    def flops(self) -> int:
+        """Floating-point operations of `forward` for one image, without gradients, by the present minimiser.
+
+        They are those of the products, a multiplication and an addition counted as two, as `FlopCounterMode` counts;
+        Winograd's algorithm makes the same products with fewer.
+
+        Raises:
+            ValueError: The minimiser has a tolerance: every image has a number of sweeps of its own.
+        """
+        if self.minimizer.tolerance is not None:
+            raise ValueError(
+                f"With a tolerance ({self.minimizer.tolerance:g}) every image takes a number of sweeps of its own: set "
+                "model.minimizer to one without, then count."
+            )
+        x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
+        relax = partial(self.answer if self.num_classes else self.relax, x)
+        return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
+
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
         return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
@@ -214,7 +236,16 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
             joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
             bounds = tuple(layer.bounds for layer in graph.layers)
             return _equilibrium_of(graph.interactions, joins, bounds, self.minimizer, self.backward, x, layers)
-        return equilibrium(self, x, self.backward, layers)
+        if not any(map(is_watched, self.interactions)):
+            return equilibrium(self, x, self.backward, layers)
+        # Where interactions have hooks, each is called once with the states of its layers.
+        edges, count = self.graph.edges, len(self.graph.layers)
+        wanted = count if -1 in layers else count - 1  # a read-out that was not asked for has yet to be called
+        states = list(equilibrium(self, x, self.backward, tuple(range(wanted))))
+        for interaction, lower, upper in edges:
+            if upper < wanted:
+                states[upper] = interaction(x if lower is None else states[lower], states[upper])
+        return tuple(states[index % count] for index in layers)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..energy.functional import NO_SECOND
 from ..kernels.autocast import present_autocast
 from ..relaxation.checks import NO_MAP, require_input
-from ..relaxation.network import EnergyModel
+from ..relaxation.network import EnergyModel, require_energy
 from ..relaxation.record import Relaxation
 from .backprop import Backward, force_norm
 
@@ -44,8 +44,9 @@ def equilibrium(
         for a backward pass.
 
     Raises:
-        TypeError: The input is no tensor of real numbers, or the way to differentiate none.
+        TypeError: The model has no energy, the input is no tensor of real numbers, or the way to differentiate none.
     """
+    require_energy(model)
     require_input(x)
     if not isinstance(backward, Backward):
         raise TypeError(f"backward is a timm_ebl.Backward, as create_backward makes it, not {backward!r}.")

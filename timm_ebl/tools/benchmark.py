@@ -27,6 +27,7 @@ from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer, Start
 from ..relaxation.network import SETTLING_SWEEPS, HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule
+from ..training.console import bars_in_terminals_alone
 from ..training.memory import keep_freed_memory, peak_memory
 from ..training.threads import set_threads
 from .distance import print_distances
@@ -198,6 +199,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)

@@ -24,6 +24,7 @@ from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.network import HopfieldNetwork
 from ..rules.contrastive import create_rule, list_rules, rule_options
+from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 
 __all__ = [
@@ -143,6 +144,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")

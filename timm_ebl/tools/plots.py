@@ -27,6 +27,7 @@ from ..errors import CheckpointError, ConfigError, one_sentence
 from ..relaxation.network import HopfieldNetwork
 from ..training.build import build_transform, free_phase
 from ..training.config import TrainConfig, read_recipe, resolve
+from ..training.console import bars_in_terminals_alone
 from ..training.files import write_whole
 from ..training.records import read_metrics, read_summary
 from ..training.splits import load_splits
@@ -278,6 +279,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")

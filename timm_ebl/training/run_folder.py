@@ -23,7 +23,7 @@ from torch import nn
 
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
-from ..models.weights import CONFIG, WEIGHTS, read_config
+from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
 from .files import LEFTOVER, temporary_folder, write_whole, writing
 from .progress import Progress
 from .yaml12 import dump_yaml
@@ -199,7 +199,7 @@ class RunFolder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = read_config(folder / CONFIG)
+            config = without_defaults(read_config(folder / CONFIG))
             config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):

@@ -19,7 +19,7 @@ from ..data.catalogue import CHANNELS
 from ..data.dataset import ImageDataset
 from ..data.requests import explain, fetch, is_intact, retry
 from ..data.transforms import BatchTransform
-from ..errors import CheckpointError, ConfigError, WeightsError
+from ..errors import CheckpointError, ConfigError, DataError, WeightsError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from ..relaxation.minimizer import check_tolerance
 from ..relaxation.network import HopfieldNetwork
@@ -187,7 +187,12 @@ class TrainedModel:
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
-        test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        try:
+            test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        except DataError as error:
+            if dataset:
+                raise
+            raise DataError(f"{error} The data set of {self.name}: --dataset FOLDER says where it is.") from error
         return test.relabelled(self.config.get("label_names", test.classes))
 
     def measure(self, test: ImageDataset) -> Evaluation:
