@@ -32,6 +32,7 @@ __all__ = [
     "force_norm",
     "inner",
     "list_backwards",
+    "name_of",
     "unroll",
 ]
 
@@ -160,6 +161,11 @@ def create_backward(name: str, **options: object) -> Backward:
     if unknown:
         raise ValueError(f"Backward {name!r} has no option {unknown[0]!r}: its options are {', '.join(allowed)}.")
     return _BACKWARDS[name](**options)
+
+
+def name_of(backward: Backward) -> str | Backward:
+    """The name by which `create_backward` makes a way to differentiate; without such a name the way itself."""
+    return next((name for name, kind in _BACKWARDS.items() if backward == kind()), backward)
 
 
 def unroll(model: EnergyModel, x: Tensor, state: State, minimizer: Minimizer) -> State:

@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def render_card(
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     sections = [
         _header(name, summary, config["evaluation"]),
-        _results(name, summary, config["evaluation"], network),
+        _results(name, summary, config["evaluation"], network, recipe),
         _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
@@ -105,7 +106,9 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN) -> str:
+def _results(
+    name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN, recipe: TrainConfig
+) -> str:
     error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
     seeds = f"{summary['seed']}, the only one run"
@@ -116,10 +119,13 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
     count = summary.get("training_images")
     trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
     widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    other = replace(build_rule(recipe).free, compiled=False) != network.minimizer
     held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
     rows = {
         "test error": found,
-        "held-out error": "nothing was held out" if held_out is None else f"{held_out:.2f} %",
+        "held-out error": "nothing was held out"
+        if held_out is None
+        else f"{held_out:.2f} %" + " (by the free phase of the training)" * other,
         "seeds": seeds,
         "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
         "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
@@ -192,7 +198,7 @@ def _training(
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
         f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
-        "The test split was measured once, at the end, and selected nothing."
+        "The test split was measured after the last epoch, and selected nothing."
     )
 
 

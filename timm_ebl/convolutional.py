@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from .backward import Backward, create_backward
+from .backward import Backward, create_backward, name_of
 from .differentiable import equilibrium
 from .energy import State
 from .inputs import require_input
-from .interaction import AveragePooled, ConvInteraction, Interaction
+from .interaction import AveragePooled, ConvInteraction, Interaction, is_watched
 from .minimize import Minimizer, Start
 from .network import HopfieldNetwork
 from .readout import as_global_pool, create_head, resized
+from .throughput import counted_flops
 from .tracing import Traced, compiled_equilibrium, graph_equilibrium, is_symbolic, register_network
 from .values import Choice, is_count, is_number
 
@@ -130,8 +133,9 @@ class DCHN(HopfieldNetwork):
         self.minimizer.groups(len(widths) + 1)
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
+        self.pooling = Pooling(pooling)
         self.layers = nn.ModuleList(
-            Pooling(pooling).interaction(lower, upper, kernel_size, pool, **factory)
+            self.pooling.interaction(lower, upper, kernel_size, pool, **factory)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)
         )
         self.feature_info = [
@@ -154,6 +158,10 @@ class DCHN(HopfieldNetwork):
         if strangers:
             raise TypeError(f"A layer of a DCHN is a timm_ebl.Interaction, not a {type(strangers[0]).__name__}.")
         return [*self.layers, self.head]
+
+    def extra_repr(self) -> str:
+        energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
+        return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
@@ -216,7 +224,7 @@ class DCHN(HopfieldNetwork):
         """
         if pre_logits or not self.num_classes:
             return x.flatten(1) if self.global_pool else x
-        return self.interactions[-1].drive(x).value
+        return self.interactions[-1](x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.
@@ -224,6 +232,24 @@ class DCHN(HopfieldNetwork):
         It is differentiable in the parameters and the input by the method of `backward`.
         """
         return self._equilibrium(x, (-1,))[0] if self.num_classes else self.forward_head(self.forward_features(x))
+
+    def flops(self) -> int:
+        """Floating-point operations of `forward` for one image, without gradients, by the present minimiser.
+
+        They are those of the products, a multiplication and an addition counted as two, as `FlopCounterMode` counts;
+        Winograd's algorithm makes the same products with fewer.
+
+        Raises:
+            ValueError: The minimiser has a tolerance: every image has a number of sweeps of its own.
+        """
+        if self.minimizer.tolerance is not None:
+            raise ValueError(
+                f"With a tolerance ({self.minimizer.tolerance:g}) every image takes a number of sweeps of its own: set "
+                "model.minimizer to one without, then count."
+            )
+        x = self.layers[0].weight.new_zeros(1, self.in_chans, *self.img_size)
+        relax = partial(self.answer if self.num_classes else self.relax, x)
+        return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
 
     def get_classifier(self) -> nn.Module:
         """The read-out."""
@@ -308,6 +334,16 @@ class DCHN(HopfieldNetwork):
         return Traced(self, self.layers[0].weight.new_zeros(2, self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Layers of the free state by index; where interactions have hooks, each is called once with its state."""
+        if is_symbolic(x) or not any(map(is_watched, (*self.layers, self.head))):
+            return self._relaxed(x, layers)
+        count = len(self.layers) + (-1 in layers)  # a read-out that was not asked for has yet to be called
+        states = [x]
+        for interaction, state in zip(self.interactions, self._relaxed(x, tuple(range(count))), strict=False):
+            states.append(interaction(states[-1], state))
+        return tuple(states[1 + index % (len(self.layers) + 1)] for index in layers)
+
+    def _relaxed(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
             return compiled_equilibrium(self, self._key, x, layers)
         relax = graph_equilibrium if is_symbolic(x) else equilibrium

@@ -19,7 +19,7 @@ from .autocast import present_autocast
 from .backward import Backward, force_norm
 from .energy import NO_SECOND
 from .inputs import NO_MAP, require_input
-from .network import EnergyModel
+from .network import EnergyModel, require_energy
 from .relaxation import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]
@@ -44,8 +44,9 @@ def equilibrium(
         for a backward pass.
 
     Raises:
-        TypeError: The input is no tensor of real numbers, or the way to differentiate none.
+        TypeError: The model has no energy, the input is no tensor of real numbers, or the way to differentiate none.
     """
+    require_energy(model)
     require_input(x)
     if not isinstance(backward, Backward):
         raise TypeError(f"backward is a timm_ebl.Backward, as create_backward makes it, not {backward!r}.")

@@ -34,6 +34,7 @@ __all__ = [
     "EmptyInteraction",
     "Interaction",
     "cat_known",
+    "is_watched",
     "of_samples",
 ]
 
@@ -130,6 +131,15 @@ class Interaction(ABC):
         drive = self.drive(lower, route, prepared).value
         return (upper * drive).sum(), self.gradient(lower, upper, route, prepared)
 
+    def forward(self, lower: Tensor, state: Tensor | None = None) -> Tensor:
+        """The upper layer's state, for hooks to see; without one the drive into it, unbounded.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            state: State of the upper layer, ``(B, *upper_shape)``.
+        """
+        return self.drive(lower).value if state is None else state
+
     def tensors(self) -> tuple[Tensor, ...]:
         """What the drive is computed from: the parameters, or what pruning, a norm or the like makes of them now."""
         return tuple(self.parameters())
@@ -149,13 +159,24 @@ class Interaction(ABC):
         )
 
 
+def _makes_weight(hook: object) -> bool:
+    """Whether a hook is one of pruning, `weight_norm` or the like, which set a weight anew before every call."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks that a call of it should reach."""
+    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or not all(map(_makes_weight, module._forward_pre_hooks.values()))
+
+
 class _Uniform(Interaction):
     weight: nn.Parameter
     bias: nn.Parameter
 
     def tensors(self) -> tuple[Tensor, ...]:
         for hook in self._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):  # pruning, weight_norm: they set the weight anew
+            if _makes_weight(hook):
                 hook(self, ())
         return self.weight, self.bias
 
@@ -178,7 +199,7 @@ class _Uniform(Interaction):
                 parameter.uniform_(-bound, bound, generator=generator)
 
 
-class ConvInteraction(nn.Conv2d, _Uniform):
+class ConvInteraction(_Uniform, nn.Conv2d):
     """Convolution followed by max pooling: ``drive(s) = P(w * s) + b`` (paper, Section 3).
 
     Where an image is uniform, the values of a window are equal (on MNIST, at the feed-forward start, in almost half of
@@ -301,7 +322,7 @@ def _gather(unpooled: Tensor, route: Tensor) -> Tensor:
     return values.gather(1, positions).unflatten(1, route.shape[2:]).permute(0, 3, 1, 2)
 
 
-class DenseInteraction(nn.Linear, _Uniform):
+class DenseInteraction(_Uniform, nn.Linear):
     """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
 
     def shape(self, lower: torch.Size) -> torch.Size:
@@ -325,7 +346,7 @@ class DenseInteraction(nn.Linear, _Uniform):
         return (prepared or self.prepare(lower.shape)).gradient(lower, upper), upper.sum(0)
 
 
-class EmptyInteraction(nn.Identity, Interaction):
+class EmptyInteraction(Interaction, nn.Identity):
     """Joins a layer to an output layer of no units, for a network without a read-out."""
 
     def shape(self, lower: torch.Size) -> torch.Size:

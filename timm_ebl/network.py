@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from .relaxation import Relaxation
 from .response import Response
 from .walk import Walk, stamp_of
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "HopfieldNetwork", "as_layers", "require_energy"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
@@ -87,6 +88,19 @@ def as_layers(state: State | Relaxation) -> State:
     return state.state if isinstance(state, Relaxation) else state
 
 
+def require_energy(model: object) -> None:
+    """Refuse a model that cannot tell its energy; what wraps one that can (`torch.compile`) passes.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
+        raise TypeError(
+            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models('dchn*'), or derive the "
+            "model from timm_ebl.EnergyModel."
+        )
+
+
 class HopfieldNetwork(nn.Module, EnergyModel):
     """A layered Hopfield network made of interactions (`timm_ebl.interaction`).
 
@@ -97,6 +111,12 @@ class HopfieldNetwork(nn.Module, EnergyModel):
     @abstractmethod
     def interactions(self) -> Sequence[Interaction]:
         """The interactions from the input upwards; the last one drives the output layer."""
+
+    def extra_repr(self) -> str:
+        """The minimiser, as the arguments that make it."""
+        settings = {field.name: getattr(self.minimizer, field.name) for field in fields(Minimizer)}
+        settings["start"] = str(self.minimizer.start)
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items() if value not in (None, False))
 
     def check_input(self, x: Tensor, start: State | None = None) -> None:
         """Refuse an input that the network cannot take, or a state that it cannot start from.

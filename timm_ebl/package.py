@@ -24,7 +24,7 @@ from .published import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, 
 from .records import read_metrics
 from .run import temporary_folder, write_whole, writing
 from .spec import EMBEDDED
-from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
+from .weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
 from .yaml12 import dump_yaml
 
 __all__ = ["package", "stage"]
@@ -166,7 +166,7 @@ def stage(
         summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
     if note:
         summary["note"] = note
-    config = {**run.config, "evaluation": asdict(measured)}
+    config = {**without_defaults(run.config), "evaluation": asdict(measured)}
     config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
     recipe = replace(run.recipe, **_portable_settings(run))
     texts = {

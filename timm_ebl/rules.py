@@ -20,7 +20,7 @@ from torch import Tensor
 from .backward import Backward, RecurrentBackward, TruncatedBackward, adjoint, inner, unroll
 from .energy import State
 from .minimize import Minimizer, require_minimizer
-from .network import EnergyModel
+from .network import EnergyModel, require_energy
 from .perturbation import Clamped, Nudged, Perturbation
 from .relaxation import Relaxation
 from .strength import require_strength
@@ -126,6 +126,7 @@ class Rule(ABC):
             start: State from which the free phase starts; by default the minimiser's start.
 
         Raises:
+            TypeError: The model has no energy.
             ValueError: The input or the labels do not fit the model.
         """
 
@@ -188,6 +189,7 @@ class ContrastiveRule(Rule):
         return not self.accompanies if self.settle is None else self.settle
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        require_energy(model)
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         require_strength(self.beta, free.output.dtype)
@@ -251,6 +253,7 @@ class TruncatedBackprop(Rule):
     second: Minimizer = TruncatedBackward.second
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        require_energy(model)
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         state = unroll(model, x, free.state, self.second)
@@ -268,6 +271,7 @@ class RecurrentBackprop(Rule):
     second: Minimizer = RecurrentBackward.second
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+        require_energy(model)
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
         forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]

@@ -25,7 +25,7 @@ from torch import nn
 from .errors import ConfigError, OutputError
 from .progress import Progress
 from .transforms import BatchTransform
-from .weights import CONFIG, WEIGHTS, read_config
+from .weights import CONFIG, WEIGHTS, read_config, without_defaults
 from .yaml12 import dump_yaml
 
 try:
@@ -270,7 +270,7 @@ class RunFolder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = read_config(folder / CONFIG)
+            config = without_defaults(read_config(folder / CONFIG))
             config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):

@@ -6,9 +6,11 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
@@ -22,7 +24,7 @@ from .convolutional import DCHN
 from .errors import WeightsError
 from .values import is_count, is_number
 
-__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "build_with_weights", "read_config", "read_weights"]
+__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "build_with_weights", "read_config", "read_weights", "without_defaults"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -41,6 +43,7 @@ MOST_LAYERS = 1_000
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ADAPTED = ("num_classes", "in_chans", "img_size", "global_pool")
 _OF_FEATURES = ("features_only", "out_indices", "feature_cls")
+_MINIMIZER = ("order", "sweeps", "omega", "start")
 _STRUCTURE = {"first_conv": ("layers.0",), "classifier": ("head",), "label_offset": (None, 0)}
 
 HUB_OWNER = "timm-ebl"
@@ -90,6 +93,30 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(widths, list) and len(widths) > MOST_LAYERS:
         raise WeightsError(f"{path} asks for {len(widths):,} layers, and a network may have {MOST_LAYERS:,} at most.")
     return config
+
+
+def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose network has a minimiser of its own only where that is another than the name's.
+
+    So a name has the same answer by ``pretrained=True`` as by `load_state_dict`.
+
+    Args:
+        config: A ``config.json`` (`read_config`).
+    """
+    settings = config.get("model_args", {})
+    own = {key: settings[key] for key in _MINIMIZER if key in settings}
+    if not own:
+        return config
+    other = {key: value for key, value in settings.items() if key not in own}
+    default = timm.create_model(config["architecture"], device="meta", **other).minimizer
+    chosen = replace(default, **own)
+    return config | {
+        "model_args": {
+            key: value
+            for key, value in settings.items()
+            if key not in own or getattr(chosen, key) != getattr(default, key)
+        }
+    }
 
 
 def _saved(config: dict[str, Any]) -> dict[str, Any]:
