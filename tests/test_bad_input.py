@@ -13,11 +13,13 @@ from timm_ebl import (
     Nudged,
     create_backward,
     create_rule,
+    equilibrium,
     list_backwards,
     list_rules,
     register_rule,
 )
 from timm_ebl.rules import CoupledLearning
+from timm_ebl.task import RuleTask
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,23 @@ def test_what_is_no_image_is_refused_everywhere(make_dchn, batch, spoil, words):
     for call in (model, model.relax, model.answer, lambda x: create_rule("c-ep")(model, x, y)):
         with pytest.raises(TypeError, match=words):
             call(wrong)
+
+
+class Bare(torch.nn.Module):
+    """A model without an energy."""
+
+
+@pytest.mark.parametrize("name", list_rules())
+@pytest.mark.parametrize("model", [timm.create_model("resnet18", device="meta"), Bare()], ids=["timm", "torch"])
+def test_a_rule_of_a_model_without_energy_is_refused(name, model):
+    words = f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models\\('dchn\\*'\\), or derive"
+    rule, x, y = create_rule(name), torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    for call in (lambda: rule(model, x, y), lambda: RuleTask(model, rule, verbose=False)):
+        with pytest.raises(TypeError, match=words) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(TypeError, match=words):
+        equilibrium(model, x, create_backward("ep"))
 
 
 def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):

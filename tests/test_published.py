@@ -23,7 +23,8 @@ from timm_ebl.package import _default_tag, package
 from timm_ebl.paper import TABLE_1, paper_error
 from timm_ebl.published import RECIPES, Checkpoint, same_error
 from timm_ebl.recipes import write_overview
-from timm_ebl.training import build_transform
+from timm_ebl.run import RunFolder
+from timm_ebl.training import build_model, build_transform
 
 
 def packaged(tmp_path, run, *others, **options):
@@ -61,6 +62,28 @@ def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformer
     stored = json.loads((weights / "config.json").read_text())
     assert stored["num_classes"] == 3
     assert "num_classes" not in stored["model_args"]
+
+
+@pytest.mark.parametrize(("sweeps", "kept"), [(7, {}), (9, {"sweeps": 9})])
+def test_a_run_keeps_its_minimiser_where_that_is_another_than_the_names(tmp_path, images, sweeps, kept):
+    train = load_dataset(str(images), "train")
+    config = TrainConfig(dataset=str(images), model_kwargs={"widths": [4] * 4}, free_sweeps=sweeps)
+    model = build_model(config, train)
+    RunFolder.create(tmp_path / "run", "").write_model(model, build_transform(config, train), train.classes)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["model_args"]
+    assert {key: settings[key] for key in ("order", "sweeps", "omega", "start") if key in settings} == kept
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert loaded.minimizer == model.minimizer
+
+
+def test_what_is_packaged_names_no_minimiser_that_is_the_names(tmp_path, run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"] |= {"order": "asynchronous", "start": "feedforward"}
+    (run / "config.json").write_text(json.dumps(config))
+    _, weights, _ = packaged(tmp_path, run)
+    stored = json.loads((weights / "config.json").read_text())["model_args"]
+    assert {key: stored[key] for key in ("order", "sweeps", "omega", "start") if key in stored} == {"sweeps": 4}
+    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer.sweeps == 4
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -283,7 +306,7 @@ CONFIG = {
 
 
 def test_a_card_says_what_a_stranger_needs():
-    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, free_sweeps=8, omega=(1.5,))
     summary = SUMMARY | {"note": "Its images were stored as JPEG."}
     card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, summary, CONFIG)
     for words in (
@@ -310,6 +333,16 @@ def test_a_card_says_what_a_stranger_needs():
         "library_name: timm",
     ):
         assert words in card, words
+
+
+@pytest.mark.parametrize("sweeps", [7, 9])
+def test_a_card_says_which_errors_are_of_the_trainings_own_free_phase(sweeps):
+    config = CONFIG | {"model_args": {}}
+    card = render_card("name", "name", TrainConfig(dataset="cifar10", free_sweeps=sweeps), SUMMARY, config)
+    own = " (by the free phase of the training)" if sweeps == 9 else ""
+    assert f"| held-out error | 24.00 %{own} |" in card
+    assert f"| free phase | {sweeps} sweeps, asynchronous, omega 1.9-" in card
+    assert "| inference | 7 sweeps, asynchronous, omega 1.9-1.7, start feedforward |" in card
 
 
 def test_a_card_loads_the_images_that_were_measured():

@@ -14,14 +14,15 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, Repo
+from oracles import images_for
 from published_runs import set_sha256
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import card, published
+from timm_ebl import Minimizer, card, published
 from timm_ebl.errors import WeightsError
 from timm_ebl.hub import verify
 from timm_ebl.published import RECIPES, Checkpoint
-from timm_ebl.weights import SHIPPED, list_shipped, source_of
+from timm_ebl.weights import SHIPPED, list_shipped, source_of, without_defaults
 
 ROOT = Path(__file__).parents[1]
 
@@ -427,14 +428,20 @@ class TestShipped:
         assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 
     @pytest.mark.parametrize("name", list_shipped())
-    def test_it_loads_by_name_and_tells_its_minimiser(self, name):
-        model = timm.create_model(name, pretrained=True)
-        saved = Checkpoint.open(name).config["model_args"]
-        assert {key: getattr(model.minimizer, key) for key in ("sweeps", "order", "omega")} == {
-            key: saved[key] for key in ("sweeps", "order", "omega")
-        }
-        assert model.pretrained_cfg["file"] == source_of(name)["file"]
-        assert model(torch.zeros(1, model.in_chans, *model.img_size)).isfinite().all()
+    def test_it_answers_alike_by_name_by_path_and_by_its_tensors(self, name):
+        model, architecture = timm.create_model(name, pretrained=True), name.partition(".")[0]
+        file, x = source_of(name)["file"], images_for(model, 3)
+        assert model.pretrained_cfg["file"] == file
+        assert (
+            not {"order", "sweeps", "tolerance", "omega", "start"} & Checkpoint.open(name).config["model_args"].keys()
+        )
+        plain = timm.create_model(architecture)
+        plain.load_state_dict(load_file(file))
+        by_path = timm.create_model(architecture, checkpoint_path=file)
+        with torch.no_grad():
+            expected = model(x)
+            assert torch.equal(plain(x), expected)
+            assert torch.equal(by_path(x), expected)
 
     def test_the_name_alone_takes_the_first_tag(self):
         name = list_shipped()[0]
@@ -480,3 +487,28 @@ def test_a_tolerance_is_not_bounded_by_the_sweeps_that_a_checkpoint_was_saved_wi
         assert model.relax(torch.zeros(2, model.in_chans, *model.img_size)).converged.all()
         assert timm.create_model(name, pretrained=pretrained, tolerance=1e-2, sweeps=9).minimizer.sweeps == 9
     assert timm.create_model(f"local-dir:{folder}", pretrained=True).minimizer.sweeps == saved
+
+
+DEFAULT = {"order": "asynchronous", "sweeps": 7, "omega": [*Minimizer.omega], "start": "feedforward"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {}),
+        (DEFAULT, {}),
+        ({"sweeps": 4}, {"sweeps": 4}),
+        (DEFAULT | {"omega": 1.5, "start": "zero"}, {"omega": 1.5, "start": "zero"}),
+        ({"omega": [1.5, 1.5]}, {"omega": [1.5, 1.5]}),
+        ({"order": "backward", "sweeps": None}, {"order": "backward"}),
+        (DEFAULT | {"tolerance": 1e-3, "sweeps": 1000}, {"tolerance": 1e-3}),
+        (DEFAULT | {"tolerance": 1e-3}, {"tolerance": 1e-3, "sweeps": 7}),
+    ],
+)
+def test_a_configuration_names_a_minimiser_only_where_it_is_another_than_the_names(given, kept):
+    settings = {"in_chans": 3, "widths": [4, 4]}
+    config = {"architecture": "dchn_tiny_cifar10", "num_classes": 10, "model_args": settings | given}
+    found = without_defaults(config)
+    assert found == config | {"model_args": settings | kept}
+    before, after = (timm.create_model("dchn_tiny_cifar10", **each["model_args"]).minimizer for each in (config, found))
+    assert before == after
