@@ -30,7 +30,7 @@ from accelerate.utils import set_seed
 from timm_ebl.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.command_line import parse_config
 from timm_ebl.config import TrainConfig
-from timm_ebl.console import survive_output
+from timm_ebl.console import bars_in_terminals_alone, survive_output
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub import check_access, publish
 from timm_ebl.launch import start_accelerator
@@ -60,6 +60,7 @@ from timm_ebl.watch import Watch
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
+    bars_in_terminals_alone()
     check_trackers(config.log_with)
     config, origin = settle_config(config)
     check_config(config)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .command_line import Parser
+from .console import bars_in_terminals_alone
 from .distance import print_distances
 from .errors import one_sentence
 from .gradients import (
@@ -203,6 +204,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)

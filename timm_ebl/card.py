@@ -70,7 +70,7 @@ def render_card(
     sections = [
         _header(name, summary, config["evaluation"]),
         _results(name, summary, config["evaluation"], network, recipe),
-        _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
+        _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
@@ -141,7 +141,7 @@ def _results(
     )
 
 
-def _use(model: str, recipe: TrainConfig, size: int) -> str:
+def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
     options = {
         "config": recipe.dataset_config,
         "image_column": recipe.image_column,
@@ -153,6 +153,7 @@ def _use(model: str, recipe: TrainConfig, size: int) -> str:
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
     loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
     return f"""## Use
 
 ```python
@@ -173,7 +174,7 @@ normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pret
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```
 
-`python -m timm_ebl.hub verify {model}` measures the test error again."""
+`python -m timm_ebl.hub verify {model}{where}` measures the test error again."""
 
 
 def _training(

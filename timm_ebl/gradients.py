@@ -20,6 +20,7 @@ from torch import Tensor
 import timm_ebl  # noqa: F401 (registers the models)
 
 from .command_line import Parser
+from .console import bars_in_terminals_alone
 from .data import load_dataset
 from .errors import ConfigError, one_sentence
 from .minimize import Minimizer
@@ -165,6 +166,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")

@@ -23,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from .card import render_card
 from .command_line import Parser
 from .connection import explain, is_transient, retry
+from .console import bars_in_terminals_alone
 from .data import ImageDataset
 from .errors import CheckpointError, HubError, WeightsError, one_sentence
 from .package import package, stage
@@ -271,21 +272,21 @@ def build_parser() -> Parser:
     verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
-        add_threads_option(command)
-    for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
+        add_threads_option(command)
     return parser
 
 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)
     if options.command == "package":
         run, *others = map(Checkpoint.open, options.runs)
-        name = package(run, options.tag, others, options.note, options.data_root, options.force)
+        name = package(run, options.tag, others, options.note, options.data_root, options.dataset, options.force)
         print(f"packaged {name}; overview in {write_overview()}")
     elif options.command == "publish":
         access = {"private": options.private, "dry_run": options.dry_run}

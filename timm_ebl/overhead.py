@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from .checkpoint import Checkpoints
 from .command_line import Parser
 from .config import TrainConfig
+from .console import bars_in_terminals_alone
 from .errors import one_sentence
 from .gradients import create_network
 from .loop import add_metrics, nothing
@@ -88,6 +89,7 @@ def measure(name: str, batch_size: int, repeats: int, epoch_images: int, folder:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the overhead of some models."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     parser.add_argument("--models", nargs="+", default=["dchn_tiny_fashion_mnist"], help="timm names")
     parser.add_argument("--batch-size", type=positive_count, default=32, help="images in a step (default: 32)")

@@ -42,6 +42,7 @@ def package(
     others: Sequence[Checkpoint] = (),
     note: str | None = None,
     data_root: str | Path | None = None,
+    dataset: str | None = None,
     force: bool = False,
     weights: Path = SHIPPED,
     records: Path = RECIPES,
@@ -55,6 +56,7 @@ def package(
         others: Runs of the same recipe with other seeds, whose errors the card reports as well.
         note: A sentence for the card's limits.
         data_root: Folder with copies of Hub data sets.
+        dataset: Folder with the data set, if it is not where the recipe says.
         force: Replace what has that name.
         weights: Folder of the package's weights.
         records: Folder of the records.
@@ -80,7 +82,7 @@ def package(
         raise CheckpointError(f"{there} is there already: --force replaces it, --tag gives this run another name.")
     if there:
         print(f"replacing {there}")
-    test = run.test_split(data_root)
+    test = run.test_split(data_root, dataset)
     with temporary_folder() as folder:
         with writing(folder):
             stage(run, folder, name, name, test, others, note, compact=True)

@@ -26,6 +26,7 @@ import timm_ebl  # noqa: F401 (registers the models)
 
 from .command_line import Parser
 from .config import TrainConfig, read_recipe, resolve
+from .console import bars_in_terminals_alone
 from .errors import CheckpointError, ConfigError, one_sentence
 from .network import HopfieldNetwork
 from .published import load_model
@@ -281,6 +282,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")

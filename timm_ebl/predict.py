@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .command_line import Parser
+from .console import bars_in_terminals_alone
 from .decode import decode_images
 from .errors import DataError, one_sentence
 from .folder import walk
@@ -132,6 +133,7 @@ def build_parser() -> Parser:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict from the command line."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)

@@ -19,7 +19,7 @@ from .card import card_error
 from .config import TrainConfig, read_recipe, resolve
 from .connection import explain, fetch, is_intact, retry
 from .data import ImageDataset
-from .errors import CheckpointError, ConfigError, WeightsError
+from .errors import CheckpointError, ConfigError, DataError, WeightsError
 from .minimize import check_tolerance
 from .network import HopfieldNetwork
 from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
@@ -183,7 +183,12 @@ class Checkpoint:
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
-        test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        try:
+            test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        except DataError as error:
+            if dataset:
+                raise
+            raise DataError(f"{error} The data set of {self.name}: --dataset FOLDER says where it is.") from error
         return test.relabelled(self.config.get("label_names", test.classes))
 
     def measure(self, test: ImageDataset) -> Evaluation:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import datasets
-import huggingface_hub.utils
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -41,8 +39,7 @@ _MEASURED = (5, 5.0)  # batches and seconds after them that are one
 class Report:
     """What a run says; of several processes the first one speaks.
 
-    In a terminal `timm_ebl.loop` shows a progress bar; elsewhere, as in a log file, there is a line every few minutes,
-    and libraries say nothing of their own progress.
+    In a terminal `timm_ebl.loop` shows a progress bar; elsewhere, as in a log file, there is a line every few minutes.
 
     Args:
         accelerator: Knows the processes.
@@ -56,10 +53,6 @@ class Report:
         self.estimated = False
         self.began = self.last = time.monotonic()
         self.in_terminal = sys.stderr.isatty()
-        if not (self.in_terminal and accelerator.is_local_main_process):
-            datasets.disable_progress_bars()
-            datasets.logging.set_verbosity_error()
-            huggingface_hub.utils.disable_progress_bars()
 
     def say(self, text: str) -> None:
         """Write a line to stdout, above a progress bar if there is one."""
