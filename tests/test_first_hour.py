@@ -14,7 +14,9 @@ from hub_server import TOKEN, Hub
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-FINE_TUNING = re.search(r"^python -c 'import os, PIL.*?^python train_ebl.py --dataset garments.*?$", COMMANDS, re.M | re.S)
+FINE_TUNING = re.search(
+    r"^python -c 'import os, PIL.*?^python train_ebl.py --dataset garments.*?$", COMMANDS, re.M | re.S
+)
 GARMENTS = {"Pullover", "Dress", "Coat", "Shirt"}
 
 IMPORT = """
@@ -86,9 +88,9 @@ def test_a_clone_leads_to_a_class_named_by_a_finetuned_published_and_reloaded_mo
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
         return ran
 
-    run(readme("git clone", **{"https://github.com/timm-ebl/timm_ebl": f"{repository}"}), tmp_path)
+    run(readme("git clone", **{"https://github.com/timm-ebl/timm_ebl": f"{repository} timm_ebl"}), tmp_path)
     variables = environment(clone / ".venv")
-    run(readme("pip install -e"), clone)
+    run(readme("pip install -e", pip=f"{clone / '.venv' / 'bin' / 'python'} -m pip"), clone)  # by no other's pip
 
     (tmp_path / "mine.py").write_text(IMPORT)
     assert run("python mine.py", tmp_path).stdout.split() == [f"{clone / 'timm_ebl' / '__init__.py'}", "Trouser"]
@@ -102,7 +104,7 @@ def test_a_clone_leads_to_a_class_named_by_a_finetuned_published_and_reloaded_mo
         folder = trained.stdout.split("results in ")[1].strip()
         packaged = run(readme("python -m timm_ebl.hub package", **{"runs/NAME": folder}))
         names = {"runs/NAME": work / folder, "OWNER/NAME": "me/garments"}
-        published = run(f"{readme('python -m timm_ebl.hub publish', **names)} --dataset {work / 'garments'}", elsewhere)
+        published = run(readme("python -m timm_ebl.hub publish", **names), elsewhere)
         assert ("models", "me/garments") in hub.repos
 
         image = next((work / "garments" / "test" / "Dress").iterdir())

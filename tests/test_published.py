@@ -278,6 +278,23 @@ def test_verify_from_the_command_line(tmp_path, run, images, capsys):
     assert "neither a folder nor an id" in capsys.readouterr().err
 
 
+def test_data_that_have_moved_are_asked_for_and_then_found(tmp_path, run, images, capsys):
+    settings = yaml.safe_load((run / "args.yaml").read_text()) | {"dataset": "/old/home/noise"}
+    (run / "args.yaml").write_text(yaml.safe_dump(settings))
+    for command in (["verify", run], ["package", run], ["publish", run, "--repo-id", "me/net", "--dry-run"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*map(str, command)])
+        assert re.fullmatch(
+            r"error: '/old/home/noise' .* --dataset FOLDER says where it is\.\n", capsys.readouterr().err
+        )
+        if command[0] != "package":  # which would write into the package
+            main([*map(str, command), "--dataset", str(images)])
+    name, _, records = packaged(tmp_path, run, dataset=str(images))
+    assert name == "dchn_tiny_cifar10.c_ep_noise"
+    assert "\ndataset: noise\n" in (records / "args.yaml").read_text()
+    assert not any("/old/home" in path.read_text() for path in records.glob("*.[jmy]*"))
+
+
 def test_errors_may_differ_by_rounding_alone():
     assert same_error(10.0, 10.05, 10_000)
     assert not same_error(10.0, 10.06, 10_000)
@@ -352,6 +369,12 @@ def test_a_card_loads_the_images_that_were_measured():
     card = render_card("name", "name", TrainConfig(dataset="owner/set", **chosen), SUMMARY, config)
     assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
     assert "split: hard" in card
+
+
+@pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
+def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
+    card = render_card("name", "hf-hub:me/net", TrainConfig(dataset=dataset), SUMMARY | {"dataset": dataset}, CONFIG)
+    assert f"`python -m timm_ebl.hub verify hf-hub:me/net{given}` measures" in card
 
 
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():

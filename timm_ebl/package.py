@@ -201,7 +201,8 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
 
 def _portable(name: str | None) -> str | None:
     """The name of a data set or checkpoint without the folders of this machine."""
-    return Path(name).name if name and os.path.isdir(os.path.expanduser(name)) else name
+    is_folder = name and (os.path.isabs(name) or os.path.isdir(os.path.expanduser(name)))
+    return Path(name).name if is_folder else name
 
 
 def _portable_settings(run: Checkpoint) -> dict[str, Any]:
