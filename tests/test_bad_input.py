@@ -136,35 +136,6 @@ def test_what_is_no_image_is_refused_everywhere(make_dchn, batch, spoil, words):
             call(wrong)
 
 
-def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
-    model, (x, _) = make_dchn(), batch
-    model.backward = "tbp"
-    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
-        model(x)
-    model = make_dchn()
-    model.minimizer = 7
-    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
-        model(x)
-
-
-def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
-    x, y = batch
-    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
-        model = make_dchn()
-        model.head = head
-        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
-        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
-        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
-        for call in calls:
-            with pytest.raises(TypeError, match=words):
-                call(model)
-        model.reset_classifier(5)
-        assert model(x).shape == (6, 5)
-    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
-    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
-        model(x)
-
-
 @pytest.mark.parametrize("beta", [1e-300, 1e-8, 1e-5])
 @pytest.mark.parametrize("name", ["p-ep", "n-ep", "c-ep", "p-cpl", "c-cpl"])
 def test_a_beta_of_which_rounding_leaves_noise_is_refused(make_live, batch, name, beta):

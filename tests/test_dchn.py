@@ -8,6 +8,7 @@ import timm
 import torch
 
 import timm_ebl
+from timm_ebl import create_rule
 from timm_ebl.data.catalogue import DATASETS, EMBEDDED
 from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.command_line import parse_config
@@ -150,3 +151,32 @@ def test_trained_networks_have_the_normalisation_that_they_were_trained_with():
         config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, TrainedModel.open(name).recipe
         spec = DATASETS[recipe.dataset or EMBEDDED]
         assert (tuple(config["mean"]), tuple(config["std"])) == (recipe.mean or spec.mean, recipe.std or spec.std)
+
+
+def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    model.backward = "tbp"
+    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
+        model(x)
+    model = make_dchn()
+    model.minimizer = 7
+    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
+        model(x)
+
+
+def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
+    x, y = batch
+    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
+        model = make_dchn()
+        model.head = head
+        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
+        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
+        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
+        for call in calls:
+            with pytest.raises(TypeError, match=words):
+                call(model)
+        model.reset_classifier(5)
+        assert model(x).shape == (6, 5)
+    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
+    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
+        model(x)

@@ -36,7 +36,7 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """
     calls: list[Callable[[], Tensor]] = []
     for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
-        below, weight = torch.rand(lower, device=x.device), interaction.weight.detach()
+        below, weight = torch.rand(lower, device=x.device, dtype=x.dtype), interaction.weight.detach()
         if isinstance(interaction, ConvInteraction):
             below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
             bias, padding = interaction.bias.detach(), interaction.padding
