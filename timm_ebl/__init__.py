@@ -23,7 +23,7 @@ from .energy.interaction import ConvInteraction, DenseInteraction, Interaction
 from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
 from .models.dchn import DCHN
 from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
-from .relaxation.network import EnergyModel, HopfieldNetwork
+from .models.network import EnergyModel, HopfieldNetwork
 from .relaxation.order import list_orders, register_order
 from .relaxation.record import Relaxation
 from .rules.autograd import equilibrium

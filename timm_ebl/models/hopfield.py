@@ -24,7 +24,7 @@ from ..energy.interaction import Interaction
 from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
+from .network import HopfieldNetwork
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backprop import Backward, create_backward
 from .flops import counted_flops

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..energy.functional import NO_SECOND
 from ..kernels.autocast import present_autocast
 from ..relaxation.checks import NO_MAP, require_input
-from ..relaxation.network import EnergyModel, require_energy
+from ..models.network import EnergyModel, require_energy
 from ..relaxation.record import Relaxation
 from .backprop import Backward, force_norm
 

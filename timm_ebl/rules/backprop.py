@@ -18,7 +18,7 @@ from ..arguments import is_number, require_flag
 from ..energy.functional import State, norm, weigh
 from ..energy.perturbation import Forced
 from ..relaxation.minimizer import Minimizer, require_minimizer
-from ..relaxation.network import EnergyModel
+from ..models.network import EnergyModel
 from ..relaxation.record import Relaxation
 from .strength import require_strength
 

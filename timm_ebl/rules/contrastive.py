@@ -21,7 +21,7 @@ from ..arguments import is_number, require_flag
 from ..energy.functional import State
 from ..energy.perturbation import Clamped, Nudged, Perturbation
 from ..relaxation.minimizer import Minimizer, require_minimizer
-from ..relaxation.network import EnergyModel, require_energy
+from ..models.network import EnergyModel, require_energy
 from ..relaxation.record import Relaxation
 from .backprop import Backward, RecurrentBackward, TruncatedBackward, adjoint, inner, unroll
 from .strength import require_strength

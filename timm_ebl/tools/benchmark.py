@@ -25,7 +25,7 @@ from torch import Tensor
 from ..arguments import Parser, positive_count
 from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer, Start
-from ..relaxation.network import SETTLING_SWEEPS, HopfieldNetwork
+from ..models.network import SETTLING_SWEEPS, HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule
 from ..training.console import bars_in_terminals_alone
 from ..training.memory import keep_freed_memory, peak_memory

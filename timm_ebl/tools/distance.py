@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..energy.functional import State, norm
 from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
-from ..relaxation.network import EnergyModel, HopfieldNetwork
+from ..models.network import EnergyModel, HopfieldNetwork
 from ..relaxation.record import Relaxation
 from .plain import PlainProcedure
 from .throughput import median_seconds

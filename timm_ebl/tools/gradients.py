@@ -22,7 +22,7 @@ from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..rules.contrastive import create_rule, list_rules, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads

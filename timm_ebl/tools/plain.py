@@ -12,7 +12,7 @@ from ..energy.functional import State
 from ..energy.interaction import ConvInteraction, DenseInteraction
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..rules import reference
 
 __all__ = ["PlainProcedure"]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..training.build import build_transform, free_phase
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import bars_in_terminals_alone

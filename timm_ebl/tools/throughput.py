@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
 from ..relaxation.minimizer import PAPER
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..relaxation.walk import Walk
 
 __all__ = ["median_seconds", "products", "sweep", "sweep_flops"]

@@ -18,7 +18,7 @@ from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.factory import family_of
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..rules.contrastive import ContrastiveRule, Rule, create_rule, rule_options
 from ..rules.strength import require_strength
 from .config import TrainConfig

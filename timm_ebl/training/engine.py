@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..data.loader import Stream, epoch_generator
 from ..data.transforms import BatchTransform
 from ..errors import Diverged
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..rules.contrastive import squared_error
 from .progress import Averages, Progress
 

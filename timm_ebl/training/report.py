@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import SETTLING_SWEEPS
+from ..models.network import SETTLING_SWEEPS
 from ..rules.contrastive import ContrastiveRule, RecurrentBackprop, Rule, TruncatedBackprop, rule_options
 from .progress import Progress, duration
 from .run_folder import device_name

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..energy.functional import State
-from ..relaxation.network import require_energy
+from ..models.network import require_energy
 from ..rules.contrastive import Rule, RuleOutput
 
 __all__ = ["RuleTask"]

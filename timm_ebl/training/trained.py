@@ -22,7 +22,7 @@ from ..data.transforms import BatchTransform
 from ..errors import CheckpointError, ConfigError, DataError, WeightsError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from ..relaxation.minimizer import check_tolerance
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from .config import TrainConfig, read_recipe, resolve
 from .records import CARD, EVALUATION, TEXT, card_error, check_record, read_model_config, read_summary
 from .splits import load_test
