@@ -23,7 +23,7 @@ from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.records import card_error
 from timm_ebl.training.run_folder import RunFolder
-from timm_ebl.training.trained import RECIPES, TrainedModel, same_error
+from timm_ebl.training.trained import TrainedModel, same_error
 
 
 def packaged(tmp_path, run, *others, **options):
