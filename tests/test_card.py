@@ -1,5 +1,7 @@
 """A model card says what a stranger needs."""
 
+import pytest
+
 from timm_ebl.hub.card import render_card
 from timm_ebl.hub.paper import TABLE_1, paper_error
 from timm_ebl.training.build import build_rule
@@ -26,7 +28,7 @@ CONFIG = {
 
 
 def test_a_card_says_what_a_stranger_needs():
-    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, free_sweeps=8, omega=(1.5,))
     summary = SUMMARY | {"note": "Its images were stored as JPEG."}
     card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, build_rule(recipe), summary, CONFIG)
     for words in (
@@ -55,6 +57,17 @@ def test_a_card_says_what_a_stranger_needs():
         assert words in card, words
 
 
+@pytest.mark.parametrize("sweeps", [7, 9])
+def test_a_card_says_which_errors_are_of_the_trainings_own_free_phase(sweeps):
+    config = CONFIG | {"model_args": {}}
+    recipe = TrainConfig(dataset="cifar10", free_sweeps=sweeps)
+    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    own = " (by the free phase of the training)" if sweeps == 9 else ""
+    assert f"| held-out error | 24.00 %{own} |" in card
+    assert f"| free phase | {sweeps} sweeps, asynchronous, omega 1.9-" in card
+    assert "| inference | 7 sweeps, asynchronous, omega 1.9-1.7, start feedforward |" in card
+
+
 def test_a_card_loads_the_images_that_were_measured():
     chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
     config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
@@ -63,6 +76,13 @@ def test_a_card_loads_the_images_that_were_measured():
     card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
     assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
     assert "split: hard" in card
+
+
+@pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
+def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
+    recipe = TrainConfig(dataset=dataset)
+    card = render_card("name", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY | {"dataset": dataset}, CONFIG)
+    assert f"`python -m timm_ebl.hub verify hf-hub:me/net{given}` measures" in card
 
 
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():

@@ -1,6 +1,7 @@
 """A run that starts from a checkpoint: what it takes from it, what it learns anew, what it says of it."""
 
 import json
+import os
 from dataclasses import replace
 from statistics import fmean
 
@@ -117,6 +118,20 @@ def test_a_short_name_is_recorded_whole():
     config, origin = settle_config(TrainConfig(pretrained="dchn_tiny_mnist"))
     assert config.pretrained == origin.name == GREY
     assert settle_config(config)[0] == config
+
+
+def test_folders_are_recorded_by_their_whole_paths(trained, tmp_path, monkeypatch):
+    """So that a run is resumed and published from any folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("garments", "mnist", "copies"):
+        (tmp_path / name).mkdir()
+    near = os.path.relpath(trained)
+    config, _ = settle_config(TrainConfig(dataset="garments", data_root="copies", pretrained=f"local-dir:{near}"))
+    assert (config.dataset, config.data_root) == (str(tmp_path / "garments"), str(tmp_path / "copies"))
+    assert config.pretrained == f"local-dir:{trained}"
+    assert settle_config(TrainConfig(pretrained=near))[0].pretrained == str(trained)
+    for name in ("mnist", "owner/name", None):
+        assert settle_config(TrainConfig(dataset=name))[0].dataset == name
 
 
 def test_without_a_checkpoint_nothing_but_the_size_is_settled():

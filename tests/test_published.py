@@ -16,10 +16,11 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main, verify
 from timm_ebl.hub.package import _default_tag, package
-from timm_ebl.training.build import build_transform
+from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.records import card_error
+from timm_ebl.training.run_folder import RunFolder
 from timm_ebl.training.trained import TrainedModel, same_error
 
 
@@ -58,6 +59,28 @@ def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformer
     stored = json.loads((weights / "config.json").read_text())
     assert stored["num_classes"] == 3
     assert "num_classes" not in stored["model_args"]
+
+
+@pytest.mark.parametrize(("sweeps", "kept"), [(7, {}), (9, {"sweeps": 9})])
+def test_a_run_keeps_its_minimiser_where_that_is_another_than_the_names(tmp_path, images, sweeps, kept):
+    train = load_dataset(str(images), "train")
+    config = TrainConfig(dataset=str(images), model_kwargs={"widths": [4] * 4}, free_sweeps=sweeps)
+    model = build_model(config, train)
+    RunFolder.create(tmp_path / "run", "").write_model(model, build_transform(config, train), train.classes)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["model_args"]
+    assert {key: settings[key] for key in ("order", "sweeps", "omega", "start") if key in settings} == kept
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert loaded.minimizer == model.minimizer
+
+
+def test_what_is_packaged_names_no_minimiser_that_is_the_names(tmp_path, run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"] |= {"order": "asynchronous", "start": "feedforward"}
+    (run / "config.json").write_text(json.dumps(config))
+    _, weights, _ = packaged(tmp_path, run)
+    stored = json.loads((weights / "config.json").read_text())["model_args"]
+    assert {key: stored[key] for key in ("order", "sweeps", "omega", "start") if key in stored} == {"sweeps": 4}
+    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer.sweeps == 4
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -247,6 +270,21 @@ def test_verify_from_the_command_line(tmp_path, run, images, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["verify", "~nobody-of-this-name/run/x"])
     assert "neither a folder nor an id" in capsys.readouterr().err
+
+
+def test_data_that_have_moved_are_asked_for_and_then_found(tmp_path, run, images, capsys):
+    settings = yaml.safe_load((run / "args.yaml").read_text()) | {"dataset": "/old/home/noise"}
+    (run / "args.yaml").write_text(yaml.safe_dump(settings))
+    for command in (["verify", run], ["package", run], ["publish", run, "--repo-id", "me/net", "--dry-run"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*map(str, command)])
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"error: '/old/home/noise' .* --dataset FOLDER says where it is\.\n", said)
+    main(["verify", str(run), "--dataset", str(images)])
+    name, _, records = packaged(tmp_path, run, dataset=str(images))
+    assert name == "dchn_tiny_cifar10.c_ep_noise"
+    assert "\ndataset: noise\n" in (records / "args.yaml").read_text()
+    assert not any("/old/home" in path.read_text() for path in records.glob("*.[jmy]*"))
 
 
 def test_errors_may_differ_by_rounding_alone():

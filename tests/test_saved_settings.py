@@ -8,8 +8,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from timm_ebl import Minimizer
 from timm_ebl.errors import WeightsError
-from timm_ebl.models.weights import SHIPPED, list_shipped
+from timm_ebl.models.weights import SHIPPED, list_shipped, without_defaults
 from timm_ebl.training.trained import TrainedModel
 
 
@@ -115,3 +116,28 @@ def test_a_tolerance_is_not_bounded_by_the_sweeps_that_a_checkpoint_was_saved_wi
         assert model.relax(torch.zeros(2, model.in_chans, *model.img_size)).converged.all()
         assert timm.create_model(name, pretrained=pretrained, tolerance=1e-2, sweeps=9).minimizer.sweeps == 9
     assert timm.create_model(f"local-dir:{net}", pretrained=True).minimizer.sweeps == saved
+
+
+DEFAULT = {"order": "asynchronous", "sweeps": 7, "omega": [*Minimizer.omega], "start": "feedforward"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, {}),
+        (DEFAULT, {}),
+        ({"sweeps": 4}, {"sweeps": 4}),
+        (DEFAULT | {"omega": 1.5, "start": "zero"}, {"omega": 1.5, "start": "zero"}),
+        ({"omega": [1.5, 1.5]}, {"omega": [1.5, 1.5]}),
+        ({"order": "backward", "sweeps": None}, {"order": "backward"}),
+        (DEFAULT | {"tolerance": 1e-3, "sweeps": 1000}, {"tolerance": 1e-3}),
+        (DEFAULT | {"tolerance": 1e-3}, {"tolerance": 1e-3, "sweeps": 7}),
+    ],
+)
+def test_a_configuration_names_a_minimiser_only_where_it_is_another_than_the_names(given, kept):
+    settings = {"in_chans": 3, "widths": [4, 4]}
+    config = {"architecture": "dchn_tiny_cifar10", "num_classes": 10, "model_args": settings | given}
+    found = without_defaults(config)
+    assert found == config | {"model_args": settings | kept}
+    before, after = (timm.create_model("dchn_tiny_cifar10", **each["model_args"]).minimizer for each in (config, found))
+    assert before == after

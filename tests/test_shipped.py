@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from oracles import images_for
+from safetensors.torch import load_file
 
 from timm_ebl.hub import card
 from timm_ebl.hub.__main__ import verify
@@ -41,14 +43,18 @@ def test_weights_and_record_belong_together(name):
 
 
 @pytest.mark.parametrize("name", list_shipped())
-def test_it_loads_by_name_and_tells_its_minimiser(name):
-    model = timm.create_model(name, pretrained=True)
-    saved = TrainedModel.open(name).config["model_args"]
-    assert {key: getattr(model.minimizer, key) for key in ("sweeps", "order", "omega")} == {
-        key: saved[key] for key in ("sweeps", "order", "omega")
-    }
-    assert model.pretrained_cfg["file"] == source_of(name)["file"]
-    assert model(torch.zeros(1, model.in_chans, *model.img_size)).isfinite().all()
+def test_it_answers_alike_by_name_by_path_and_by_its_tensors(name):
+    model, architecture = timm.create_model(name, pretrained=True), name.partition(".")[0]
+    file, x = source_of(name)["file"], images_for(model, 3)
+    assert model.pretrained_cfg["file"] == file
+    assert not {"order", "sweeps", "tolerance", "omega", "start"} & TrainedModel.open(name).config["model_args"].keys()
+    plain = timm.create_model(architecture)
+    plain.load_state_dict(load_file(file))
+    by_path = timm.create_model(architecture, checkpoint_path=file)
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.equal(plain(x), expected)
+        assert torch.equal(by_path(x), expected)
 
 
 def test_the_name_alone_takes_the_first_tag():

@@ -23,6 +23,7 @@ from ..data.requests import explain, is_transient, retry
 from ..errors import CheckpointError, HubError, WeightsError, one_sentence
 from ..models.weights import CONFIG, WEIGHTS, read_config
 from ..training.build import build_rule
+from ..training.console import bars_in_terminals_alone
 from ..training.files import temporary_folder, writing
 from ..training.records import CARD
 from ..training.threads import add_threads_option, set_threads
@@ -239,21 +240,21 @@ def build_parser() -> Parser:
     verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
-        add_threads_option(command)
-    for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
+        add_threads_option(command)
     return parser
 
 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)
     if options.command == "package":
         run, *others = map(TrainedModel.open, options.runs)
-        name = package(run, options.tag, others, options.note, options.data_root, options.force)
+        name = package(run, options.tag, others, options.note, options.data_root, options.dataset, options.force)
         print(f"packaged {name}; {RECIPES / 'README.md'} has a row for each checkpoint: add one for it")
     elif options.command == "publish":
         access = {"private": options.private, "dry_run": options.dry_run}

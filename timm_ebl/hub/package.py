@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.catalogue import EMBEDDED
 from ..data.dataset import ImageDataset
 from ..errors import CheckpointError
-from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
+from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
 from ..training.build import build_rule
 from ..training.config import TrainConfig
 from ..training.files import temporary_folder, write_whole, writing
@@ -43,6 +43,7 @@ def package(
     others: Sequence[TrainedModel] = (),
     note: str | None = None,
     data_root: str | Path | None = None,
+    dataset: str | None = None,
     force: bool = False,
     weights: Path = SHIPPED,
     records: Path = RECIPES,
@@ -56,6 +57,7 @@ def package(
         others: Runs of the same recipe with other seeds, whose errors the card reports as well.
         note: A sentence for the card's limits.
         data_root: Folder with copies of Hub data sets.
+        dataset: Folder with the data set, if it is not where the recipe says.
         force: Replace what has that name.
         weights: Folder of the package's weights.
         records: Folder of the records.
@@ -81,7 +83,7 @@ def package(
         raise CheckpointError(f"{there} is there already: --force replaces it, --tag gives this run another name.")
     if there:
         print(f"replacing {there}")
-    test = run.test_split(data_root)
+    test = run.test_split(data_root, dataset)
     with temporary_folder() as folder:
         with writing(folder):
             stage(run, folder, name, name, test, others, note, compact=True)
@@ -167,7 +169,7 @@ def stage(
         summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
     if note:
         summary["note"] = note
-    config = {**run.config, "evaluation": asdict(measured)}
+    config = {**without_defaults(run.config), "evaluation": asdict(measured)}
     config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
     recipe = replace(run.recipe, **_portable_settings(run))
     texts = {
@@ -200,7 +202,8 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
 
 def _portable(name: str | None) -> str | None:
     """The name of a data set or checkpoint without the folders of this machine."""
-    return Path(name).name if name and os.path.isdir(os.path.expanduser(name)) else name
+    is_folder = name and (os.path.isabs(name) or os.path.isdir(os.path.expanduser(name)))
+    return Path(name).name if is_folder else name
 
 
 def _portable_settings(run: TrainedModel) -> dict[str, Any]:

@@ -27,11 +27,11 @@ _TILES = 256
 """Most tiles at once: what lies between the steps should stay in a cache."""
 
 
-def is_served(weight: Tensor, padding: list[int], lower: list[int]) -> bool:
+def is_served(weight: Tensor, stride: list[int], padding: list[int], lower: list[int]) -> bool:
     """Whether `Winograd` computes a convolution of this weight over a batch ``(B, C, H, W)``, and faster."""
     above, below, *kernel = weight.shape
     batch, _, *image = lower
-    fits = kernel == [3, 3] and padding == [1, 1] and not any(side % _SIDE for side in image)
+    fits = kernel == [3, 3] and stride == padding == [1, 1] and not any(side % _SIDE for side in image)
     fills = batch * prod(image) >= _FEWEST_TILES * _SIDE**2
     return fits and fills and 2 * above * below >= _WIDE * (above + below) and torch.backends.mkl.is_available()
 
@@ -54,7 +54,7 @@ class Winograd:
         flat = weight.detach().flatten(2).flatten(0, 1)
         self.kernels = torch.mm(self.kernel, flat.t()).view(-1, *weight.shape[:2])
 
-    def up(self, lower: Tensor, bias: Tensor | None = None) -> Tensor:
+    def up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of ``(B, C, H, W)`` with its bias, ``(B, C', H, W)``, channels last."""
         return _apply(lower, self.input, self.kernels.transpose(1, 2), self.output, bias)
 
@@ -121,7 +121,9 @@ def _images_at_once(x: Tensor) -> int:
 
 def _tiles(x: Tensor) -> Tensor:
     """A view of images ``(B, H, W, C)`` by the place in a tile of 4x4, ``(4, 4, B, H / 4, W / 4, C)``."""
-    return x.unflatten(2, (-1, _SIDE)).unflatten(1, (-1, _SIDE)).permute(2, 4, 0, 1, 3, 5)
+    batch, height, width, channels = x.shape
+    tiles = x.view(batch, height // _SIDE, _SIDE, width // _SIDE, _SIDE, channels)
+    return tiles.permute(2, 4, 0, 1, 3, 5)
 
 
 def _terms(x: Tensor, inputs: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ from ..arguments import Choice, is_count
 from ..data.catalogue import DATASETS
 from ..energy.interaction import AveragePooled, ConvInteraction
 from ..relaxation.minimizer import Minimizer, Start
-from ..rules.backprop import Backward
+from ..rules.backward import Backward
+from ..rules.catalogue import name_of
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
 from .weights import list_shipped, source_of
@@ -112,9 +113,9 @@ class DCHN(TimmHopfieldNetwork):
             minimizer=minimizer,
             backward=backward,
         )
-        minimizer.groups(len(widths) + 1)
+        self.pooling = Pooling(pooling)
         self.layers = nn.ModuleList(
-            Pooling(pooling).interaction(lower, upper, kernel_size, pool, device=device, dtype=dtype)
+            self.pooling.interaction(lower, upper, kernel_size, pool, device=device, dtype=dtype)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)
         )
         self.feature_info = [
@@ -123,6 +124,12 @@ class DCHN(TimmHopfieldNetwork):
         ]
         self.num_features = widths[-1]
         self.add_head(gains, device=device, dtype=dtype)
+        minimizer.groups(self.graph.neighbours)
+
+    def extra_repr(self) -> str:
+        """Energy, minimiser and backward pass."""
+        energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
+        return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
 
     def top_shape(self, img_size: tuple[int, int]) -> torch.Size:
         shape = torch.Size([self.in_chans, *img_size])

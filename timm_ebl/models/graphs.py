@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..energy.interaction import Interaction
+from ..energy.graph import Graph
 from ..kernels.autocast import has_autocast
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
+from .network import HopfieldNetwork
 
 __all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
 
@@ -28,15 +27,16 @@ def is_symbolic(x: Tensor) -> bool:
 
 
 class Stack(HopfieldNetwork):
-    """A network of interactions, bare."""
+    """A network of a graph, bare."""
 
-    def __init__(self, interactions: Sequence[nn.Module], minimizer: Minimizer) -> None:
+    def __init__(self, graph: Graph, minimizer: Minimizer) -> None:
         super().__init__()
-        self.stack, self.minimizer = nn.ModuleList(interactions), minimizer
+        self.stack, self.minimizer = nn.ModuleList(graph.interactions), minimizer
+        self._graph = graph
 
     @property
-    def interactions(self) -> Sequence[Interaction]:
-        return list(self.stack)
+    def graph(self) -> Graph:
+        return self._graph
 
 
 class Traced(nn.Module):

@@ -1,7 +1,7 @@
 """What timm asks of a network, for every family of Hopfield networks in its registry.
 
 The equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input,
-and any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.rules.backprop`).
+and any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.rules.autograd`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.fx
@@ -17,13 +19,17 @@ from torch import Tensor, nn
 
 from ..arguments import is_count, is_number
 from ..energy.functional import State
+from ..energy.graph import Edge, Graph, Layer
 from ..energy.interaction import Interaction
+from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backprop import Backward, create_backward
+from ..rules.backward import Backward
+from ..rules.catalogue import create_backward
+from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
+from .network import HopfieldNetwork
 from .readout import ReadOut, as_global_pool, as_size
 
 __all__ = ["TimmHopfieldNetwork"]
@@ -55,6 +61,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
     layers: nn.ModuleList
     feature_info: list[dict[str, object]]
     gains: tuple[float, ...]
+    _graph: Graph | None
 
     def __init__(
         self,
@@ -69,7 +76,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         backward: str | Backward,
     ) -> None:
         super().__init__()
-        self._key = register_network(self)
+        self._key, self._graph = register_network(self), None
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -93,18 +100,26 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         """
 
     @property
-    def interactions(self) -> Sequence[Interaction]:
-        if not isinstance(self.head, Interaction):
-            raise TypeError(
-                f"head is a {type(self.head).__name__}, and the read-out of a {type(self).__name__} takes part in its "
-                "relaxation: model.reset_classifier(num_classes) makes one."
-            )
-        strangers = [layer for layer in self.layers if not isinstance(layer, Interaction)]
-        if strangers:
-            raise TypeError(
-                f"A layer of a {type(self).__name__} is a timm_ebl.Interaction, not a {type(strangers[0]).__name__}."
-            )
-        return [*self.layers, self.head]
+    def graph(self) -> Graph:
+        parts = (*self.layers, self.head)
+        if self._graph is None or any(a is not b for a, b in zip(parts, self._graph.interactions, strict=True)):
+            if not isinstance(self.head, Interaction):
+                raise TypeError(
+                    f"head is a {type(self.head).__name__}, and the read-out of a {type(self).__name__} takes part in "
+                    "its relaxation: model.reset_classifier(num_classes) makes one."
+                )
+            strangers = [layer for layer in self.layers if not isinstance(layer, Interaction)]
+            if strangers:
+                raise TypeError(
+                    f"A layer of a {type(self).__name__} is a timm_ebl.Interaction, not a "
+                    f"{type(strangers[0]).__name__}."
+                )
+            self._graph = self.joined(parts)
+        return self._graph
+
+    def joined(self, parts: Sequence[Interaction]) -> Graph:
+        """The graph of the interactions `layers` and `head`; a chain, unless a family has another one."""
+        return Graph.chain(parts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
@@ -166,6 +181,24 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         """
         return self._equilibrium(x, (-1,))[0] if self.num_classes else self.forward_head(self.forward_features(x))
 
+    def flops(self) -> int:
+        """Floating-point operations of `forward` for one image, without gradients, by the present minimiser.
+
+        They are those of the products, a multiplication and an addition counted as two, as `FlopCounterMode` counts;
+        Winograd's algorithm makes the same products with fewer.
+
+        Raises:
+            ValueError: The minimiser has a tolerance: every image has a number of sweeps of its own.
+        """
+        if self.minimizer.tolerance is not None:
+            raise ValueError(
+                f"With a tolerance ({self.minimizer.tolerance:g}) every image takes a number of sweeps of its own: set "
+                "model.minimizer to one without, then count."
+            )
+        x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
+        relax = partial(self.answer if self.num_classes else self.relax, x)
+        return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
+
     def group_matcher(self, coarse: bool = False) -> dict[str, object]:
         """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
         return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
@@ -200,8 +233,20 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
             return compiled_layers(self, self._key, x, layers)
         if is_symbolic(x):
-            return _equilibrium_of(tuple(self.interactions), self.minimizer, self.backward, x, layers)
-        return equilibrium(self, x, self.backward, layers)
+            graph = self.graph
+            joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
+            bounds = tuple(layer.bounds for layer in graph.layers)
+            return _equilibrium_of(graph.interactions, joins, bounds, self.minimizer, self.backward, x, layers)
+        if not any(map(is_watched, self.interactions)):
+            return equilibrium(self, x, self.backward, layers)
+        # Where interactions have hooks, each is called once with the states of its layers.
+        edges, count = self.graph.edges, len(self.graph.layers)
+        wanted = count if -1 in layers else count - 1  # a read-out that was not asked for has yet to be called
+        states = list(equilibrium(self, x, self.backward, tuple(range(wanted))))
+        for interaction, lower, upper in edges:
+            if upper < wanted:
+                states[upper] = interaction(x if lower is None else states[lower], states[upper])
+        return tuple(states[index % count] for index in layers)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
@@ -209,6 +254,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
 
 
 @torch.fx.wrap
-def _equilibrium_of(interactions, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
+def _equilibrium_of(interactions, joins, bounds, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
     """`equilibrium` as one node of a graph, which can hold the parts of a network, but not the network itself."""
-    return equilibrium(Stack(interactions, minimizer), x, backward, layers)
+    edges = tuple(Edge(part, *join) for part, join in zip(interactions, joins, strict=True))
+    return equilibrium(Stack(Graph(tuple(map(Layer, bounds)), edges), minimizer), x, backward, layers)

@@ -45,7 +45,7 @@ class ReadOut:
         """
         if pre_logits or not self.num_classes:
             return x.flatten(1) if self.global_pool else x
-        return self.interactions[-1].drive(x).value
+        return self.interactions[-1](x)
 
     def get_classifier(self) -> nn.Module:
         """The read-out."""

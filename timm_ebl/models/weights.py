@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
@@ -15,7 +17,16 @@ from torch import Tensor
 from ..arguments import is_number
 from ..errors import WeightsError
 
-__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "list_shipped", "read_config", "read_weights", "source_of"]
+__all__ = [
+    "CONFIG",
+    "SHIPPED",
+    "WEIGHTS",
+    "list_shipped",
+    "read_config",
+    "read_weights",
+    "source_of",
+    "without_defaults",
+]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -32,6 +43,7 @@ MOST_LAYERS = 1_000
 """The most layers."""
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MINIMIZER = ("order", "sweeps", "omega", "start")
 
 HUB_OWNER = "timm-ebl"
 """Owner of the repositories that hold the same checkpoints on the Hugging Face Hub."""
@@ -80,6 +92,30 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(widths, list) and len(widths) > MOST_LAYERS:
         raise WeightsError(f"{path} asks for {len(widths):,} layers, and a network may have {MOST_LAYERS:,} at most.")
     return config
+
+
+def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose network has a minimiser of its own only where that is another than the name's.
+
+    So a name has the same answer by ``pretrained=True`` as by `load_state_dict`.
+
+    Args:
+        config: A ``config.json`` (`read_config`).
+    """
+    settings = config.get("model_args", {})
+    own = {key: settings[key] for key in _MINIMIZER if key in settings}
+    if not own:
+        return config
+    other = {key: value for key, value in settings.items() if key not in own}
+    default = timm.create_model(config["architecture"], device="meta", **other).minimizer
+    chosen = replace(default, **own)
+    return config | {
+        "model_args": {
+            key: value
+            for key, value in settings.items()
+            if key not in own or getattr(chosen, key) != getattr(default, key)
+        }
+    }
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

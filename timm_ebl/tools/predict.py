@@ -23,6 +23,7 @@ from ..data.decode import decode_images
 from ..data.folder import walk
 from ..data.image_folder import is_image
 from ..errors import DataError, one_sentence
+from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 from ..training.trained import TrainedModel, prepare
 
@@ -131,6 +132,7 @@ def build_parser() -> Parser:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict from the command line."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)

@@ -13,8 +13,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER
-from ..relaxation.network import HopfieldNetwork
 from ..relaxation.walk import Walk
 
 __all__ = ["median_seconds", "products", "sweep", "sweep_flops"]

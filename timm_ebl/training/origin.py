@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..data.catalogue import CHANNELS, IMG_SIZE
+from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
 from ..errors import CheckpointError, ConfigError
 from ..models.weights import SHIPPED, WEIGHTS
 from .config import TrainConfig
@@ -113,12 +114,22 @@ class Origin:
 
 
 def settle_config(config: TrainConfig) -> tuple[TrainConfig, Origin | None]:
-    """The configuration with all that ``--pretrained`` decides, and the checkpoint.
+    """The configuration with whole paths and with all that ``--pretrained`` decides, and the checkpoint.
 
     Raises:
         ConfigError: The checkpoint cannot be used, or the configuration contradicts it.
     """
+    if config.dataset not in DATASETS:
+        config = replace(config, dataset=_whole(config.dataset))
+    config = replace(config, data_root=_whole(config.data_root), pretrained=_whole(config.pretrained))
     if config.pretrained is None:
         return replace(config, img_size=config.img_size or IMG_SIZE), None
     origin = Origin.open(config.pretrained)
     return origin.settle(config), origin
+
+
+def _whole(name: str | None) -> str | None:
+    """The whole path of a folder, which is the same for a command that is given elsewhere; other names as they are."""
+    prefix, path = ("local-dir:", name[10:]) if name and name.startswith("local-dir:") else ("", name)
+    folder = os.path.expanduser(path or "")
+    return prefix + os.path.abspath(folder) if os.path.isdir(folder) else name

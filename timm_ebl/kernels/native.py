@@ -1,0 +1,209 @@
+"""Private names of PyTorch, each with a public way to do the same where the name is missing.
+
+Nothing else in the package uses a private name of PyTorch. `PRIVATE` lists them; they are looked up once, when this
+module is imported.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = [
+    "PRIVATE",
+    "convolution_weight_gradient",
+    "has_bfloat16_units",
+    "is_batched",
+    "is_func_transform_active",
+    "is_watched",
+    "max_pool",
+    "pack_convolution",
+    "packed_convolution",
+    "renew_weight",
+    "unpool_average",
+    "unpool_max",
+    "version_of",
+]
+
+PRIVATE: list[str] = []
+"""The private names, below ``torch``."""
+
+
+def _look_up(path: str):
+    """What a private name stands for, or ``None``; of the attributes of a module those of an instance."""
+    PRIVATE.append(path)
+    found = torch
+    for name in path.split("."):
+        found = found() if found is nn.Module else found
+        found = getattr(found, name, None)
+    return found
+
+
+def _bare(operator, overload: str):
+    """An operator without its Python wrapper, which is one more call in every product; ``None`` of a missing one."""
+    found = getattr(operator, overload, None)
+    return getattr(found, "_op", found)
+
+
+_IS_BATCHED = _look_up("_C._functorch.is_batchedtensor")
+_INTERPRETERS = _look_up("_C._functorch.peek_interpreter_stack")
+_MAX_POOL = _look_up("_C._nn.max_pool2d_with_indices")
+_REORDER = _look_up("_C._nn.mkldnn_reorder_conv2d_weight")
+_UNPOOL_AVERAGE = _look_up("ops.aten.avg_pool2d_backward")
+_UNPOOL_AVERAGE_INTO = _bare(_UNPOOL_AVERAGE, "grad_input")
+_UNPOOL_MAX = _look_up("ops.aten.max_pool2d_with_indices_backward")
+_UNPOOL_MAX_INTO = _bare(_UNPOOL_MAX, "grad_input")
+_CONVOLUTION_BACKWARD = _look_up("ops.aten.convolution_backward")
+_CONVOLVE = _bare(_look_up("ops.mkldnn._convolution_pointwise"), "default")
+_HAS_BFLOAT16 = _look_up("ops.mkldnn._is_mkldnn_bf16_supported")
+_VERSION = _look_up("Tensor._version")
+_HAS_HOOKS = _look_up("nn.Module._forward_pre_hooks") is not None
+_PACKS = _REORDER is not None and _CONVOLVE is not None
+_ONES = [1, 1]
+
+
+def pack_convolution(weight: Tensor, stride: list[int], padding: list[int], lower: list[int]) -> Tensor:
+    """A weight ``(C', C, h, w)`` as oneDNN wants it for input of a shape ``(B, C, H, W)``."""
+    if not _PACKS:
+        return weight.contiguous(memory_format=torch.channels_last)
+    return _REORDER(weight.contiguous().to_mkldnn(), padding, stride, _ONES, 1, lower)
+
+
+def packed_convolution(x: Tensor, packed: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
+    """The convolution by a weight that `pack_convolution` packed, without autograd."""
+    if not _PACKS:
+        return F.conv2d(x, packed, bias, stride, padding)
+    return _CONVOLVE(x, packed, bias, padding, stride, _ONES, 1, "none", (), "")
+
+
+def convolution_weight_gradient(
+    lower: Tensor, upper: Tensor, weight: Tensor, stride: list[int], padding: list[int]
+) -> Tensor:
+    """Gradient of ``sum_b <upper_b, weight * lower_b>`` in the weight, channels last."""
+    if _CONVOLUTION_BACKWARD is None:
+        return torch.nn.grad.conv2d_weight(lower, weight.shape, upper, stride, padding)
+    layout, zeros, needed = torch.empty_like(weight, memory_format=torch.channels_last), [0, 0], [False, True, False]
+    backward = _CONVOLUTION_BACKWARD.default
+    return backward(upper, lower, layout, None, stride, padding, _ONES, False, zeros, 1, needed)[1]
+
+
+def max_pool(x: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, and its position in the image."""
+    if _MAX_POOL is None:
+        return F.max_pool2d(x, window, return_indices=True)
+    return _MAX_POOL(x, (window, window))
+
+
+def unpool_max(upper: Tensor, route: Tensor, window: int, image: tuple[int, int], into: Tensor | None) -> Tensor:
+    """Every value at its position in an image, zeros elsewhere.
+
+    Args:
+        upper: The values ``(B, C, H', W')``.
+        route: Their positions, as `max_pool` gives them.
+        window: Side of the window.
+        image: ``(H, W)``.
+        into: Where to write the result, outside autograd; ``None`` for a new tensor.
+    """
+    if _UNPOOL_MAX is None:
+        unpooled = F.max_unpool2d(upper, route, window, output_size=list(image))
+        return unpooled if into is None else into.copy_(unpooled)
+    sides = (window, window)
+    if into is not None:
+        return _UNPOOL_MAX_INTO(upper, into, sides, sides, (0, 0), (1, 1), False, route, grad_input=into)
+    return _UNPOOL_MAX.default(upper, _images_like(upper, image), sides, sides, (0, 0), (1, 1), False, route)
+
+
+def unpool_average(upper: Tensor, window: int, image: tuple[int, int], into: Tensor | None) -> Tensor:
+    """Every value spread over its window of an image, the adjoint of average pooling; see `unpool_max`."""
+    if _UNPOOL_AVERAGE is None:
+        spread = (upper / window**2).repeat_interleave(window, 2).repeat_interleave(window, 3)
+        unpooled = F.pad(spread, (0, image[1] - spread.shape[3], 0, image[0] - spread.shape[2]))
+        return unpooled if into is None else into.copy_(unpooled)
+    sides = (window, window)
+    if into is not None:
+        return _UNPOOL_AVERAGE_INTO(upper, into, sides, sides, (0, 0), False, True, None, grad_input=into)
+    return _UNPOOL_AVERAGE.default(upper, _images_like(upper, image), sides, sides, (0, 0), False, True, None)
+
+
+def _images_like(upper: Tensor, image: tuple[int, int]) -> Tensor:
+    size = (*upper.shape[:2], *image)
+    return torch.empty(size, dtype=upper.dtype, device=upper.device, memory_format=torch.channels_last)
+
+
+def has_bfloat16_units() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this CPU as such."""
+    return _HAS_BFLOAT16 is not None and _HAS_BFLOAT16()
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that changes whenever a tensor is written to in place (but not through ``.data``).
+
+    Inference tensors keep no count: theirs is always 0. Without PyTorch's count it is a checksum of the values.
+    """
+    if tensor.is_inference():
+        return 0
+    if _VERSION is None:
+        return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor._version
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether a tensor stands for each sample of a batch under `torch.func.vmap`."""
+    if _IS_BATCHED is not None:
+        return _IS_BATCHED(x)
+    if x.is_meta or torch.compiler.is_compiling():
+        return False
+    try:
+        x.flatten()[:0].sum().item()  # vmap refuses it
+    except RuntimeError:
+        return True
+    return False
+
+
+class _Probe(torch.autograd.Function):
+    """A function that no transform of `torch.func` can take, having no ``setup_context``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def is_func_transform_active() -> bool:
+    """Whether a transform of `torch.func` is under way."""
+    if _INTERPRETERS is not None:
+        return _INTERPRETERS() is not None
+    try:
+        _Probe.apply(torch.empty(0))
+    except RuntimeError:
+        return True
+    return False
+
+
+def renew_weight(module: nn.Conv2d | nn.Linear) -> None:
+    """Let the hooks of `torch.nn.utils` (pruning, weight_norm) set a module's weight, as before each call."""
+    if not _HAS_HOOKS:
+        module(module.weight.new_empty(0, *module.weight.shape[1:]))
+        return
+    for hook in module._forward_pre_hooks.values():
+        if _makes_weight(hook):
+            hook(module, ())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks that a call of it should reach; always where PyTorch's lists of them are missing."""
+    if not _HAS_HOOKS:
+        return True
+    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or not all(map(_makes_weight, module._forward_pre_hooks.values()))
+
+
+def _makes_weight(hook: object) -> bool:
+    """Whether a hook is one of pruning, `weight_norm` or the like, which set a weight anew before every call."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
