@@ -1,9 +1,10 @@
-"""Train a deep convolutional Hopfield network by an energy-based learning rule.
+"""Train a deep convolutional Hopfield network, or any other energy model, by an energy-based learning rule.
 
     accelerate launch train_ebl.py --algo n-ep
     python train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
     python train_ebl.py --config hub_configs/table2_cifar10.yaml --mixed-precision bf16
     python train_ebl.py --config RUN/args.yaml --output-dir RUN --resume
+    python train_ebl.py --import my_module --algo my-rule --model my_model
 
 With one process the launcher is not needed: without it, nothing but the run speaks, and its exit status is the run's.
 Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs in about a minute
@@ -127,7 +128,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
-            folder.write_results(progress, model, transform, data.train.classes, better=True)
+            folder.write_results(progress, model, transform, data.train, better=True)
 
         def between() -> None:
             report.batch()
@@ -169,7 +170,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 better = progress.finish_epoch(metrics, model.state_dict())
                 checkpoints.save()
                 if accelerator.is_main_process:
-                    folder.write_results(progress, model, transform, data.train.classes, better)
+                    folder.write_results(progress, model, transform, data.train, better)
                 known = {name: value for name, value in metrics.items() if value is not None}
                 accelerator.log(known, step=progress.epoch - 1)
                 report.epoch(progress.epochs[-1])

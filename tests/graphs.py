@@ -41,7 +41,7 @@ def residual_graph(dtype=torch.float64, bounds=(0.0, 6.0)):
 
 
 def random_graph(seed):
-    """A chain of random interactions on images ``(2, 12, 12)`` with random skips, and a read-out of one or two layers."""
+    """A chain of random interactions on images ``(2, 12, 12)`` with random skips, and a read-out."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*values):

@@ -109,7 +109,7 @@ def answer(command, *line, capsys):
         (["--epoch", "3"], "unknown option --epoch: did you mean --epochs?\n"),
         (["--optimiser", "sgd", "--wieght-decay", "1"], "unknown option --optimiser: did you mean --opt?\n"),
         (["--wieght-decay", "1"], "unknown option --wieght-decay: did you mean --weight-decay?\n"),
-        (["--hold-route"], "unknown option --hold-route: did you mean --hold-routes?\n"),
+        (["--linear-respons"], "unknown option --linear-respons: did you mean --linear-response?\n"),
     ],
 )
 def test_options_of_timms_scripts_and_misspelt_ones_are_answered_by_what_is_meant(line, meant, capsys):

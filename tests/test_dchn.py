@@ -8,7 +8,7 @@ import timm
 import torch
 
 import timm_ebl
-from timm_ebl import Minimizer, create_backward
+from timm_ebl import Minimizer, create_backward, create_rule
 from timm_ebl.data.catalogue import DATASETS, EMBEDDED
 from timm_ebl.models.weights import list_shipped
 from timm_ebl.relaxation import order
@@ -176,3 +176,32 @@ def test_printing_a_network_tells_how_it_relaxes_and_learns(make_dchn, options, 
 def test_printing_a_network_names_an_order_of_ones_own(make_dchn, monkeypatch):
     monkeypatch.setitem(order._ORDERS, "upwards", order.forward)
     assert "order='upwards', sweeps=7" in str(make_dchn(order="upwards"))
+
+
+def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    model.backward = "tbp"
+    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
+        model(x)
+    model = make_dchn()
+    model.minimizer = 7
+    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
+        model(x)
+
+
+def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
+    x, y = batch
+    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
+        model = make_dchn()
+        model.head = head
+        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
+        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
+        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
+        for call in calls:
+            with pytest.raises(TypeError, match=words):
+                call(model)
+        model.reset_classifier(5)
+        assert model(x).shape == (6, 5)
+    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
+    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
+        model(x)

@@ -4,8 +4,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import responses
 import torch
-import twin
 from oracles import record_products
 
 from timm_ebl import Minimizer, Start, register_order
@@ -22,7 +22,7 @@ def test_an_order_from_outside_works(make_dchn, batch):
     relaxation = model.relax(x)
     assert relaxation.converged.all()
     for layer, value in enumerate(relaxation.state):
-        expected = twin.minimum(twin.parameters(model), x, relaxation.state, layer)
+        expected = responses.minimum(responses.layers_of(model), x, relaxation.state, layer)
         torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
 
 
@@ -82,14 +82,14 @@ def chain(layers):
 
 @pytest.mark.parametrize("layers", [1, 2, 4, 5])
 def test_every_order_updates_every_layer_once(layers):
-    for order in twin.GROUPS:
+    for order in responses.GROUPS:
         groups = Minimizer(order=order).groups(chain(layers))
         assert sorted(layer for group in groups for layer in group) == list(range(layers))
         if order != "synchronous":
             assert all(b - a > 1 for group in groups for a, b in pairwise(sorted(group)))
 
 
-@pytest.mark.parametrize("order", twin.GROUPS)
+@pytest.mark.parametrize("order", responses.GROUPS)
 @pytest.mark.parametrize("widths", [(4,), (4, 5), (4, 5, 6, 7)])
 @pytest.mark.parametrize("sweeps", [1, 2, 5])
 def test_an_answer_is_the_relaxations(make_dchn, batch, order, widths, sweeps):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from timm_ebl.kernels.products import Products
 
 from timm_ebl import ConvInteraction, Minimizer, list_rules
-from timm_ebl.kernels.products import Products
-from timm_ebl.rules.contrastive import rule_options
+from timm_ebl.rules.rule import rule_options
 from timm_ebl.tools.gradients import layer_cosines, main, rule_gradients
 
 CASES = [(name, beta) for name in list_rules() for beta in ((0.1, 0.25) if "beta" in rule_options(name) else (None,))]
@@ -88,7 +88,7 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
     model, x, y = wide
     options = {} if beta is None else {"beta": beta}
     if name == "cl":  # it follows its routes, of which more over-relaxation lets rounding change some
-        options["second"] = Minimizer(order="backward", sweeps=2, omega=1.2)
+        options["perturbed"] = Minimizer(order="backward", sweeps=2, omega=1.2)
     expected = rule_gradients(model, x.double(), y, name, **options)
     model.float()
     exact, half, brain = (

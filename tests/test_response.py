@@ -1,8 +1,8 @@
-"""The response of a free state to perturbations, against its slow twin and its equilibrium."""
+"""The response of a free state to perturbations, against the slow reference and its equilibrium."""
 
 import pytest
+import responses
 import torch
-import twin
 from oracles import CONVERGED, distance, record_calls, record_products
 
 from timm_ebl import Clamped, Forced, Minimizer, Nudged, create_rule
@@ -25,14 +25,14 @@ def both_signs(make):
     return Nudged(torch.cat([part.target for part in parts]), betas.repeat_interleave(len(TARGET))[:, None])
 
 
-@pytest.mark.parametrize("order", twin.GROUPS)
+@pytest.mark.parametrize("order", responses.GROUPS)
 @pytest.mark.parametrize("omega", [1.0, 1.4])
 @pytest.mark.parametrize("kind", PERTURBATIONS)
-def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, kind):
+def test_every_sweep_ends_where_the_references_does(make_dchn, batch, order, omega, kind):
     model, (x, _) = make_dchn(), batch
-    params, state = twin.parameters(model), twin.feedforward_state(twin.parameters(model), x)
+    params, state = responses.layers_of(model), responses.feedforward_state(responses.layers_of(model), x)
     for free_omega in FREE_OMEGAS:
-        state, potentials, _ = twin.free_sweep(params, x, state, twin.GROUPS["asynchronous"], free_omega)
+        state, potentials, _ = responses.free_sweep(params, x, state, responses.GROUPS["asynchronous"], free_omega)
     free = model.relax(x, minimizer=Minimizer(sweeps=3, omega=FREE_OMEGAS))
     assert distance(free._cache.potentials, potentials) <= 1e-10
     assert max(layer.max() for layer in potentials[:-1]) > 1
@@ -40,11 +40,11 @@ def test_every_sweep_ends_where_the_twins_does(make_dchn, batch, order, omega, k
     pair = free.twice()
     for sweeps in range(1, 8):
         minimizer = Minimizer(order=order, omega=omega, sweeps=sweeps)
-        arguments = params, x, state, potentials, state, twin.GROUPS[order], [omega] * sweeps
+        arguments = params, x, state, potentials, state, responses.GROUPS[order], [omega] * sweeps
         for sign in (-1, 1):
-            (expected,) = twin.responses(*arguments, [equivalent(sign)])
+            (expected,) = responses.respond(*arguments, [equivalent(sign)])
             assert distance(model.respond(free, make(sign), minimizer).state, expected) <= 1e-10
-        expected = twin.responses(*arguments, [equivalent(-1), equivalent(1)])
+        expected = responses.respond(*arguments, [equivalent(-1), equivalent(1)])
         found = model.respond(pair, both_signs(make), minimizer)
         assert distance(found.state, [torch.cat(layers) for layers in zip(*expected, strict=True)]) <= 1e-10
 
@@ -83,7 +83,9 @@ def test_from_an_equilibrium_it_leads_to_the_minimum_of_the_perturbed_energy(mak
         alone = model.respond(free, make(sign), Minimizer(sweeps=300, omega=1.4))
         assert distance(state, alone.state) <= 1e-9
         for layer, value in enumerate(state):
-            expected = twin.minimum(twin.parameters(model), x, state, layer, held=free.state, **equivalent(sign))
+            expected = responses.minimum(
+                responses.layers_of(model), x, state, layer, held=free.state, **equivalent(sign)
+            )
             torch.testing.assert_close(value, expected, atol=1e-9, rtol=0)
         crossed += sum(int(((s == 0) != (f == 0)).sum()) for s, f in zip(state[:-1], free.state, strict=False))
     assert crossed > 0

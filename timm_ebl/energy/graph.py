@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.operator import Operator
 from .interaction import Interaction
 
 __all__ = ["Edge", "Graph", "Layer"]
@@ -125,6 +126,11 @@ class Graph:
     def lowest(self) -> frozenset[int]:
         """The layers that the input alone drives."""
         return frozenset(k for k, edges in enumerate(self.incoming) if all(self.edges[i].lower is None for i in edges))
+
+    def operators(self, x: torch.Size) -> tuple[Operator, ...]:
+        """The operator of each edge for an input of a shape, the batch first."""
+        shapes = self.shapes(x)
+        return tuple(part.operator(x if lower is None else shapes[lower]) for part, lower, _ in self.edges)
 
     def shapes(self, x: torch.Size) -> list[torch.Size]:
         """Shape of every layer for an input of a shape, the batch first in both.

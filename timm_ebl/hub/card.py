@@ -11,17 +11,22 @@ from typing import Any
 
 import timm
 from huggingface_hub import EvalResult, ModelCardData
-from torch import nn
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
+from ..models.dchn import DCHN
 from ..relaxation.minimizer import Minimizer
-from ..rules.contrastive import Rule
+from ..relaxation.model import EnergyModel
+from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule
 from ..training.config import TrainConfig
 from ..training.progress import duration
 from ..training.records import METRIC
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 
 __all__ = ["render_card"]
+
+_TAGS = ("image-classification", "timm", "timm_ebl", "energy-based-learning")
 
 _CITATION = """```bibtex
 @misc{ebl_comparative_study,
@@ -54,7 +59,7 @@ def render_card(
     """
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     sections = [
-        _header(name, summary, config["evaluation"]),
+        _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),
         _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
@@ -64,7 +69,7 @@ def render_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel) -> str:
     spec = DATASETS.get(summary["dataset"])
     hub_id = spec.hub_id if spec else None
     error = evaluation["error"]
@@ -81,7 +86,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         library_name="timm",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        tags=["image-classification", "timm", "timm_ebl", "energy-based-learning", "hopfield-network", summary["algo"]],
+        tags=[*_TAGS, *(["hopfield-network"] if isinstance(network, DCHN) else []), summary["algo"]],
         datasets=[hub_id] if hub_id else None,
         metrics=["accuracy"],
         eval_results=[
@@ -93,7 +98,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
 
 
 def _results(
-    name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: nn.Module, rule: Rule
+    name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel, rule: Rule
 ) -> str:
     error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
@@ -104,7 +109,7 @@ def _results(
         seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
     count = summary.get("training_images")
     trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
-    widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    widths = "-".join(str(info["num_chs"]) for info in getattr(network, "feature_info", []))
     other = replace(rule.free, compiled=False) != network.minimizer
     held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
     rows = {
@@ -114,17 +119,25 @@ def _results(
         else f"{held_out:.2f} %" + " (by the free phase of the training)" * other,
         "seeds": seeds,
         "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
-        "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
+        "model": (f"widths {widths}, " if widths else "")
+        + f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
     paper = paper_error(summary["algo"], summary["dataset"])
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
-    learned = "backpropagation" if summary["algo"] in ("tbp", "rbp") else "an energy-based rule"
+    kind = "A deep convolutional Hopfield network of" if isinstance(network, DCHN) else "An energy model trained by"
     return (
-        f"# {name}\n\nA deep convolutional Hopfield network of [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
-        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {learned}, "
+        f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
+        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {_learned(rule)}, "
         f"`{summary['algo']}`.\n\n{_table(rows)}\n\n![Course of the training](curves.png)"
     )
+
+
+def _learned(rule: Rule) -> str:
+    """What kind of rule it is."""
+    if isinstance(rule, (TruncatedBackprop, RecurrentBackprop)):
+        return "backpropagation"
+    return "an energy-based rule" if isinstance(rule, ContrastiveRule) else "a rule of its own"
 
 
 def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
@@ -164,18 +177,15 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 
 
 def _training(
-    recipe: TrainConfig,
-    rule: Rule,
-    summary: Mapping[str, Any],
-    inference: Minimizer,
-    normalisation: Mapping[str, Any],
+    recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
 ) -> str:
-    held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
+    held = ", pooling routes held" if getattr(rule, "linear_response", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = _origin(recipe, summary) | {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
-        "free phase": _describe(rule.free) + (", from where the last batch ended" if recipe.warm_start else ""),
-        "second phase": _describe(rule.second) + held,
+        "free phase": _describe(rule.free or inference)
+        + (", from where the last batch ended" if recipe.warm_start else ""),
+        "second phase": _describe(rule.second_phase) + held if rule.second_phase else "none",
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",

@@ -21,7 +21,8 @@ from ..arguments import Choice, is_count
 from ..data.catalogue import DATASETS
 from ..energy.interaction import AveragePooled, ConvInteraction
 from ..relaxation.minimizer import Minimizer, Start
-from ..rules.backprop import Backward
+from ..rules.backward import Backward
+from ..rules.catalogue import name_of
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
 from .weights import list_shipped, source_of

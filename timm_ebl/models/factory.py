@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..arguments import is_count
 from ..data.requests import explain, fetch
 from ..errors import ConfigError, WeightsError
-from ..relaxation.network import HopfieldNetwork
+from .network import HopfieldNetwork
 from .weights import CONFIG, WEIGHTS, list_shipped, read_config, read_weights
 
 __all__ = ["build_network", "family_of", "open_network", "register_family"]

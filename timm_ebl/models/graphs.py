@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..energy.graph import Graph
 from ..kernels.autocast import has_autocast
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
+from .network import HopfieldNetwork
 
 __all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
 

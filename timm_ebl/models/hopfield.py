@@ -1,7 +1,7 @@
 """What timm asks of a network, for every family of Hopfield networks in its registry.
 
 The equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input,
-and any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.rules.backprop`).
+and any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.rules.autograd`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from ..energy.interaction import Interaction
 from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backprop import Backward, create_backward
+from ..rules.backward import Backward
+from ..rules.catalogue import create_backward
 from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
+from .network import HopfieldNetwork
 from .readout import ReadOut, as_global_pool, as_size
 
 __all__ = ["TimmHopfieldNetwork"]

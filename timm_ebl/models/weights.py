@@ -17,7 +17,16 @@ from torch import Tensor
 from ..arguments import is_number
 from ..errors import WeightsError
 
-__all__ = ["CONFIG", "SHIPPED", "WEIGHTS", "list_shipped", "read_config", "read_weights", "source_of", "without_defaults"]
+__all__ = [
+    "CONFIG",
+    "SHIPPED",
+    "WEIGHTS",
+    "list_shipped",
+    "read_config",
+    "read_weights",
+    "source_of",
+    "without_defaults",
+]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -20,7 +20,7 @@ from ..energy.perturbation import FREE, Perturbation
 from ..kernels.operator import Drive
 from .minimizer import Start
 from .order import Groups
-from .record import Cache, Relaxation, parameters_of, version_of, versions_of
+from .record import Cache, Relaxation, parameters_of, stamp, versions_of
 
 __all__ = ["EnergyPhase", "Phase"]
 
@@ -34,7 +34,10 @@ class Phase(ABC):
         state: The present layers ``[s_1, .., o]``; a new tensor replaces a layer, none is written to.
         perturbation: What is done to the layers, most often to the output layer alone.
         copies: How many times the batch holds every sample, block after block: once or twice.
+        left_out: The layers that the present sweep leaves as they are.
     """
+
+    left_out: frozenset[int] = frozenset()
 
     def __init__(self, graph: Graph, x: Tensor, state: State, perturbation: Perturbation, copies: int) -> None:
         self.graph, self.x, self.state, self.perturbation, self.copies = graph, x, [*state], perturbation, copies
@@ -44,12 +47,7 @@ class Phase(ABC):
 
     @abstractmethod
     def begin(self, sweep: int, ends: bool) -> None:
-        """Get ready for a sweep.
-
-        Args:
-            sweep: Its number, from 1.
-            ends: Whether the phase may end with it.
-        """
+        """Get ready for a sweep, given its number, from 1, and whether the phase may end with it."""
 
     @abstractmethod
     def field(self, layer: int) -> Tensor:
@@ -59,9 +57,9 @@ class Phase(ABC):
     def replace(self, layer: int, value: Tensor) -> None:
         """Replace a layer of the state."""
 
-    def skips(self, layer: int) -> bool:
-        """Whether this sweep leaves a layer as it is."""
-        return False
+    @abstractmethod
+    def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
+        """The phase so far as a relaxation; nothing is computed for its sake if no residual is given."""
 
     def sweep(self, groups: Groups, omega: float | Tensor = 1.0, frozen: Tensor | None = None) -> None:
         """Update every layer once; the output layer is never over-relaxed.
@@ -72,7 +70,7 @@ class Phase(ABC):
             frozen: The samples that stay as they are, a mask ``(B,)``.
         """
         for group in groups:
-            fields = [(layer, self.field(layer)) for layer in group if not self.skips(layer)]
+            fields = [(layer, self.field(layer)) for layer in group if layer not in self.left_out]
             for layer, value in fields:
                 if layer != self.last:
                     _towards(value, self.state[layer], 1 - omega)
@@ -92,10 +90,6 @@ class Phase(ABC):
         self._potentials[layer] = potential
         return clipped
 
-    @abstractmethod
-    def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
-        """The phase so far as a relaxation; nothing is computed for its sake if no residual is given."""
-
 
 class EnergyPhase(Phase):
     """A phase that follows the energy itself, and every drive that is still that of the present state.
@@ -112,14 +106,7 @@ class EnergyPhase(Phase):
         self, graph: Graph, x: Tensor, state: State, perturbation: Perturbation = FREE, cache: Cache | None = None
     ) -> None:
         super().__init__(graph, x, state, perturbation, cache.copies if cache else 1)
-        if cache:
-            self._singles = cache.operators
-        else:
-            shapes = graph.shapes(x.shape)
-            lowers = (x.shape if edge.lower is None else shapes[edge.lower] for edge in graph.edges)
-            self._singles = tuple(
-                edge.interaction.operator(shape) for edge, shape in zip(graph.edges, lowers, strict=True)
-            )
+        self._singles = cache.operators if cache else graph.operators(x.shape)
         self._operators = self._singles if self.copies == 1 else tuple(part.pair() for part in self._singles)
         self._drives: list[Drive | None] = [*cache.drives] if cache else [None] * len(graph.edges)
 
@@ -139,10 +126,9 @@ class EnergyPhase(Phase):
         self._keeps_potentials = ends and self.perturbation is FREE
 
     def hold(self, routes: Sequence[Tensor | None]) -> None:
-        """Take the drives of the start with these routes, in place of those that pooling would choose."""
+        """Take the drives of the start along these routes, in place of those that pooling would choose."""
         for edge, route in enumerate(routes):
-            lower = self.graph.edges[edge].lower
-            below = self.x if lower is None else self.state[lower]
+            below = self._below(edge)
             if route is not None and route.shape[0] < below.shape[0]:
                 route = torch.cat([route, route])
             self._drives[edge] = self._operators[edge].drive(below, route)
@@ -151,9 +137,7 @@ class EnergyPhase(Phase):
         """The drive of an edge, given the present state of the layer below."""
         drive = self._drives[edge]
         if drive is None or drive.value is None:
-            lower = self.graph.edges[edge].lower
-            drive = self._operators[edge].drive(self.x if lower is None else self.state[lower])
-            self._drives[edge] = drive
+            drive = self._drives[edge] = self._operators[edge].drive(self._below(edge))
         elif drive.value.shape[0] != self.x.shape[0]:  # known once for both copies
             drive = self._drives[edge] = Drive(torch.cat([drive.value] * self.copies), drive.route)
         return drive
@@ -190,15 +174,15 @@ class EnergyPhase(Phase):
             drives = [self.drive_into(layer) for layer in range(len(state))]
             energy = energy_from_drives(state, drives)
             output = self.perturbation.output(drives[-1], state[-1]).clone()
-        cache = Cache(
-            operators=self._singles,
-            drives=tuple(self._drives[edge] or self.drive(edge) for edge in range(len(self.graph.edges))),
-            potentials=(*self._potentials[:-1], state[-1]) if self._keeps_potentials else (),
-            copies=self.copies,
-            made_of=tuple((part, version_of(part)) for part in (self.x, *parameters_of(self.graph))),
-            versions=versions_of(state),
-        )
+        drives = tuple(self._drives[edge] or self.drive(edge) for edge in range(len(self.graph.edges)))
+        potentials = (*self._potentials[:-1], state[-1]) if self._keeps_potentials else ()
+        made_of = stamp([self.x, *parameters_of(self.graph)])
+        cache = Cache(self._singles, drives, potentials, self.copies, made_of, versions_of(state))
         return Relaxation(self.x, state, energy, residual, sweeps, tolerance, output, cache)
+
+    def _below(self, edge: int) -> Tensor:
+        lower = self.graph.edges[edge].lower
+        return self.x if lower is None else self.state[lower]
 
 
 def _each(samples: Tensor, layer: Tensor) -> Tensor:
@@ -209,7 +193,7 @@ def _each(samples: Tensor, layer: Tensor) -> Tensor:
 def _towards(value: Tensor, other: Tensor, weight: float | Tensor) -> Tensor:
     """Move a tensor in place by a part of its way to another one, negative for away from it."""
     if isinstance(weight, Tensor):
-        weight = _each(weight.to(value.dtype), value) if weight.ndim else weight.to(value.dtype)
+        weight = _each(weight.to(value.dtype), value)
     elif weight == 0:
         return value
     return value.lerp_(other.to(value.dtype), weight)

@@ -13,7 +13,7 @@ from ..energy.graph import Graph
 from ..kernels.native import version_of
 from ..kernels.operator import Drive, Operator
 
-__all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "versions_of"]
+__all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "stamp", "versions_of"]
 
 Stamp = tuple[tuple[Tensor, int], ...]
 
@@ -117,14 +117,13 @@ class Relaxation:
         x = torch.cat([self.input, other.input])
         state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
         if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
-            made_of = ((x, version_of(x)), *cache.made_of[1:])
+            made_of = (*stamp([x]), *cache.made_of[1:])
             cache = replace(cache, copies=2, made_of=made_of, versions=versions_of(state))
         else:
             cache = None
-        measured = zip(
-            (self.energy, self.residual, self.output), (other.energy, other.residual, other.output), strict=True
-        )
-        energy, residual, output = (None if a is None or b is None else torch.cat([a, b]) for a, b in measured)
+        own, others = ((r.energy, r.residual, r.output) for r in (self, other))
+        pairs = zip(own, others, strict=True)
+        energy, residual, output = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
         return Relaxation(x, state, energy, residual, max(self.sweeps, other.sweeps), self.tolerance, output, cache)
 
 
@@ -138,6 +137,11 @@ def parameters_of(graph: Graph) -> Iterator[Tensor]:
     return (parameter for interaction in graph.interactions for parameter in interaction.parameters())
 
 
+def stamp(tensors: Iterable[Tensor]) -> Stamp:
+    """Tensors, each with its version (`version_of`)."""
+    return tuple((tensor, version_of(tensor)) for tensor in tensors)
+
+
 def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    """For each tensor a number that grows whenever it is written to in place (but not through ``.data``)."""
+    """The version of each tensor."""
     return tuple(map(version_of, tensors))

@@ -12,6 +12,7 @@ minimises the perturbed energy.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ from ..energy.perturbation import Perturbation
 from ..kernels.operator import Drive
 from ..kernels.pair import apart, copies_of
 from .phase import Phase
-from .record import Cache, Relaxation, version_of, versions_of
+from .record import Cache, Relaxation, versions_of
 
 __all__ = ["ResponsePhase"]
 
@@ -58,14 +59,12 @@ class ResponsePhase(Phase):
         self.state[-1] = perturbation.start(free.state[-1])
         self._moved = [False] * self.last + [self.state[-1] is not free.state[-1]]
         self._mean_changes: list[Tensor | None] = [None] * len(self.state)
-        self._moves_mean = self._is_first = False
+        self._moves_mean = False
+        self._unforced = frozenset(layer for layer in graph.lowest if not perturbation.reaches(layer))
 
     def begin(self, sweep: int, ends: bool) -> None:
         self._moves_mean = self.copies == 2 and sweep % SWEEPS_BETWEEN_MEANS == 0
-        self._is_first = sweep == 1 and not ends
-
-    def skips(self, layer: int) -> bool:
-        return self._is_first and layer in self.graph.lowest and not self.perturbation.reaches(layer)
+        self.left_out = self._unforced if sweep == 1 and not ends else frozenset()
 
     def field(self, layer: int) -> Tensor:
         centre = self.cache.potentials[layer]
@@ -87,14 +86,8 @@ class ResponsePhase(Phase):
 
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         state = tuple(self.state)
-        cache = Cache(
-            operators=self.cache.operators,
-            drives=tuple(Drive(None, drive.route) for drive in self.cache.drives),
-            potentials=(),
-            copies=self.copies,
-            made_of=((self.x, version_of(self.x)), *self.cache.made_of[1:]),
-            versions=versions_of(state),
-        )
+        drives = tuple(Drive(None, drive.route) for drive in self.cache.drives)
+        cache = dataclasses.replace(self.cache, drives=drives, potentials=(), versions=versions_of(state))
         return Relaxation(self.x, state, None, residual, sweeps, tolerance, None, cache)
 
     def _field_change(self, layer: int, of: Callable[[int], Tensor]) -> Tensor | None:

@@ -21,9 +21,9 @@ from ..data.dataset import load_dataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
-from ..rules.contrastive import create_rule, list_rules, rule_options
+from ..rules.rule import create_rule, list_rules, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 
@@ -69,7 +69,7 @@ def true_gradient(
         sweeps: Sweeps to go back through.
     """
     converged = replace(free or model.minimizer, sweeps=1000, tolerance=1e-5, compiled=False)
-    rule = create_rule("tbp", free=converged, second=Minimizer(sweeps=sweeps, omega=1.0))
+    rule = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=sweeps, omega=1.0))
 
     def step() -> None:
         for images, labels in zip(x.split(16), y.split(16), strict=True):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..training.build import build_transform, free_phase
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import bars_in_terminals_alone
@@ -253,24 +253,25 @@ def _read_run(path: Path) -> _Run:
 
 def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
-    config, model = run.config, load_model(run.path)
+    config, model = run.config, load_model(run.path)  # in this order: the configuration imports what the model needs
     data = load_splits(config)
     part = data.held_out or data.train
     shown = part.subset(range(min(images, len(part))))
     model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(config, data.train).eval(shown.images)
     try:
-        model.check_input(x)
-    except ValueError as error:
+        model.answer(x[:1])
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
     names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
     state, label = model.relax(x[:1]).state, int(shown.labels[0])
     figures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
         "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
-        "filters.png": lambda path: plot_filters(path, model.interactions[0].weight),
-        "states.png": lambda path: plot_states(path, shown.images[0], state, names, label),
     }
+    if isinstance(model, HopfieldNetwork):
+        figures["filters.png"] = lambda path: plot_filters(path, model.interactions[0].weight)
+        figures["states.png"] = lambda path: plot_states(path, shown.images[0], state, names, label)
     for name, draw in figures.items():
         draw(run.path / name)
     return [run.path / name for name in figures]

@@ -13,8 +13,8 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER
-from ..relaxation.network import HopfieldNetwork
 from ..relaxation.walk import Walk
 
 __all__ = ["median_seconds", "products", "sweep", "sweep_flops"]
@@ -24,8 +24,9 @@ _LEAST = 0.5  # seconds for which a short call is repeated in a turn
 
 def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
     """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
+    call = products(model, x[:1])
     with FlopCounterMode(display=False) as counter:
-        products(model, x[:1])()
+        call()
     return counter.get_total_flops()
 
 
@@ -36,7 +37,7 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """
     calls: list[Callable[[], Tensor]] = []
     for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
-        below, weight = torch.rand(lower, device=x.device), interaction.weight.detach()
+        below, weight = torch.rand(lower, device=x.device, dtype=x.dtype), interaction.weight.detach()
         if isinstance(interaction, ConvInteraction):
             below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
             bias, padding = interaction.bias.detach(), interaction.padding

@@ -88,9 +88,9 @@ def build_parser() -> Parser:
         if parse is bool:
             options |= {"action": argparse.BooleanOptionalAction}
         else:
-            options |= {"nargs": "+"} if many else {}
+            options |= {"nargs": "+", "action": "extend" if spec.name == "imports" else "store"} if many else {}
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
-        groups[spec.metadata["group"]].add_argument(flag_of(spec.name), **options)
+        groups[spec.metadata["group"]].add_argument(flag_of(spec.name), dest=spec.name, **options)
     return parser
 
 

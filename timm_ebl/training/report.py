@@ -16,8 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import SETTLING_SWEEPS
-from ..rules.contrastive import ContrastiveRule, RecurrentBackprop, Rule, TruncatedBackprop, rule_options
+from ..relaxation.model import SETTLING_SWEEPS
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, rule_options
 from .progress import Progress, duration
 from .run_folder import device_name
 from .splits import Splits, empty_classes
@@ -31,7 +32,8 @@ __all__ = ["Report", "describe_rule"]
 MINUTES = 5
 """Between two lines about the batches, where there is no progress bar."""
 
-_SECOND = {TruncatedBackprop: "sweeps unrolled", RecurrentBackprop: "adjoint steps"}
+_SECOND = {"perturbed": "perturbed sweeps", "unrolled": "sweeps unrolled", "adjoint": "adjoint steps"}
+"""What the sweeps of a second phase are called, by `Rule.second_field`."""
 
 _FIRST = 3  # batches that are no measure: memory is taken, kernels are chosen or compiled
 _MEASURED = (5, 5.0)  # batches and seconds after them that are one
@@ -187,19 +189,20 @@ def describe_rule(algo: str, rule: Rule) -> str:
         algo: Its name.
         rule: The rule.
     """
-    parts, second = [], rule.second.sweeps
+    parts, second = [], rule.second_phase
     if rule.free is not None:
         start = "" if rule.free.start is Minimizer.start else f" from {rule.free.start}"
         parts.append(f"{_count(rule.free.sweeps, 'free sweep')}{start}")
     if not isinstance(rule, ContrastiveRule):
-        parts.append(f"{second} {_SECOND.get(type(rule), 'of what follows')}")
-        return f"{algo}; {', '.join(parts)}"
+        if second is not None:
+            parts.append(f"{second.sweeps} {_SECOND.get(rule.second_field, 'of what follows')}")
+        return "; ".join(filter(None, (algo, ", ".join(parts))))
     if rule.settles:
         parts.append(f"{parts.pop() if parts else 'the free phase'} + {SETTLING_SWEEPS}")
     phases = sum(multiple != 0 for multiple in rule.nudging.value)
-    parts.append(f"perturbed {phases} x {second}" if phases > 1 else f"perturbed {second}")
+    parts.append(f"perturbed {phases} x {second.sweeps}" if phases > 1 else f"perturbed {second.sweeps}")
     parts += ["as many more free ones"] * rule.accompanies
-    parts.append("routes held" if rule.hold_routes else "routes followed")
+    parts.append("routes held" if rule.linear_response else "routes followed")
     parts += ["damped"] * getattr(rule, "damped", False)
     beta = f", beta {rule.beta:g}" if "beta" in rule_options(algo) else ""
     return f"{algo}{beta}; {', '.join(parts)}"

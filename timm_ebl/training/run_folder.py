@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from timm.models import save_for_hf
 from torch import nn
 
+from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
@@ -168,7 +169,7 @@ class RunFolder:
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_results(
-        self, progress: Progress, model: nn.Module, transform: BatchTransform, classes: Sequence[str], better: bool
+        self, progress: Progress, model: nn.Module, transform: BatchTransform, train: ImageDataset, better: bool
     ) -> None:
         """Write the metrics and the best weights of what is done so far.
 
@@ -176,7 +177,7 @@ class RunFolder:
             progress: How far the run is.
             model: The model that the weights belong to; it is left as it is.
             transform: Its normalisation.
-            classes: Names of its outputs.
+            train: The training split, whose classes are its outputs.
             better: Whether the best weights are others than those in the folder.
         """
         if not progress.epochs:
@@ -185,16 +186,31 @@ class RunFolder:
         if better:
             best = deepcopy(model)
             best.load_state_dict(progress.weights)
-            self.write_model(best, transform, classes)
+            self.write_model(best, transform, train.classes, train.images.shape[1:])
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
         """Write ``metrics.jsonl``, a line for each epoch."""
         text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         write_whole(self.path / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
-        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``."""
-        data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
+    def write_model(
+        self,
+        model: nn.Module,
+        transform: BatchTransform,
+        classes: Sequence[str],
+        input_size: Sequence[int] | None = None,
+    ) -> None:
+        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``.
+
+        Args:
+            model: The model; one without `num_features`, which timm notes, gets those of its outputs.
+            transform: Its normalisation.
+            classes: Names of its outputs.
+            input_size: Channels, height and width of its input; by default what the model says.
+        """
+        size = tuple(input_size or (model.in_chans, *model.img_size))
+        data = {"mean": transform.mean, "std": transform.std, "input_size": size}
+        model.num_features = getattr(model, "num_features", model.num_classes)
         with writing(self.path), temporary_folder(self.path) as folder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}

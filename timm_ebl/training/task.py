@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..energy.functional import State
-from ..relaxation.network import require_energy
-from ..rules.contrastive import Rule, RuleOutput
+from ..relaxation.model import require_energy
+from ..rules.rule import Rule, RuleOutput
 
 __all__ = ["RuleTask"]
 

@@ -15,13 +15,13 @@ from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.native import is_func_transform_active
-from .checks import require_finite, require_input, require_state
-from .descent import descend
-from .minimizer import Minimizer, Start, require_minimizer
-from .model import SETTLING_SWEEPS, EnergyModel
-from .phase import EnergyPhase, Phase
-from .record import Cache, Relaxation, as_layers
-from .response import ResponsePhase
+from ..relaxation.checks import require_finite, require_input, require_state
+from ..relaxation.descent import descend
+from ..relaxation.minimizer import Minimizer, Start, require_minimizer
+from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
+from ..relaxation.phase import EnergyPhase, Phase
+from ..relaxation.record import Cache, Relaxation, as_layers
+from ..relaxation.response import ResponsePhase
 
 __all__ = ["HopfieldNetwork"]
 
