@@ -1,9 +1,10 @@
-"""Train a deep convolutional Hopfield network by an energy-based learning rule.
+"""Train a deep convolutional Hopfield network, or any other energy model, by an energy-based learning rule.
 
     accelerate launch train_ebl.py --algo n-ep
     python train_ebl.py --algo c-ep --dataset cifar10 --model dchn_small_cifar10 --epochs 30
     python train_ebl.py --config hub_configs/table2_cifar10.yaml --mixed-precision bf16
     python train_ebl.py --config RUN/args.yaml --output-dir RUN --resume
+    python train_ebl.py --import my_module --algo my-rule --model my_model
 
 With one process the launcher is not needed: without it, nothing but the run speaks, and its exit status is the run's.
 Without --dataset it trains on a sample of Fashion-MNIST that comes with the package: 8 epochs in about a minute
@@ -42,7 +43,7 @@ from timm_ebl.training.build import (
 from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
-from timm_ebl.training.console import survive_output
+from timm_ebl.training.console import bars_in_terminals_alone, survive_output
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.health import Watch
 from timm_ebl.training.launch import start_accelerator
@@ -61,6 +62,7 @@ from timm_ebl.training.tracking import check_trackers, start_trackers
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
+    bars_in_terminals_alone()
     check_trackers(config.log_with)
     config, origin = settle_config(config)
     check_config(config)
@@ -126,7 +128,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if accelerator.is_main_process:
             folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
-            folder.write_results(progress, model, transform, data.train.classes, better=True)
+            folder.write_results(progress, model, transform, data.train, better=True)
 
         def between() -> None:
             report.batch()
@@ -168,7 +170,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                 better = progress.finish_epoch(metrics, model.state_dict())
                 checkpoints.save()
                 if accelerator.is_main_process:
-                    folder.write_results(progress, model, transform, data.train.classes, better)
+                    folder.write_results(progress, model, transform, data.train, better)
                 known = {name: value for name, value in metrics.items() if value is not None}
                 accelerator.log(known, step=progress.epoch - 1)
                 report.epoch(progress.epochs[-1])

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 from dense import DenseHopfield
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, Repo
 from hypothesis import HealthCheck, Phase, settings
 from published_runs import write_images, write_run
 
@@ -134,3 +134,20 @@ def finished(tmp_path_factory, images):
 def run(tmp_path, finished):
     """A copy of that run, for a test to change."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def net(tmp_path, finished):
+    """The two files of a trained network that timm loads, for a test to spoil."""
+    (tmp_path / "net").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "net" / name).write_bytes((finished / name).read_bytes())
+    return tmp_path / "net"
+
+
+@pytest.fixture
+def on_hub(hub, net):
+    """The same two files in a repository."""
+    files = {path.name: path.read_bytes() for path in net.iterdir()}
+    hub.repos["models", "me/net"] = Repo(commits=[files])
+    return hub

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from timm_ebl import FREE, EnergyModel, Relaxation
-from timm_ebl.relaxation.network import as_layers
+from timm_ebl.relaxation.record import as_layers
 
 
 class DenseHopfield(nn.Module, EnergyModel):
@@ -33,7 +33,7 @@ class DenseHopfield(nn.Module, EnergyModel):
         return h, o
 
     @torch.no_grad()
-    def relax(self, x, start=None, perturbation=FREE, minimizer=None, hold_routes=False):
+    def relax(self, x, start=None, perturbation=FREE, minimizer=None):
         if start is None:
             start = x.new_zeros(len(x), len(self.a)), x.new_zeros(len(x), len(self.b))
         state = as_layers(start)

@@ -48,9 +48,8 @@ class Repo:
 
 def entry(path: str, data: bytes) -> dict:
     sha256 = hashlib.sha256(data).hexdigest()
-    found = {"type": "file", "path": path, "rfilename": path, "size": len(data)}
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    found |= {"oid": oid, "blobId": oid}
+    found = {"type": "file", "path": path, "rfilename": path, "size": len(data), "oid": oid, "blobId": oid}
     large = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 128}
     return found | ({"lfs": large} if path.endswith(LARGE) else {})
 
@@ -202,17 +201,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, kind: str, name: str, revision: str | None = None) -> None:
         repo = self.repo(kind, name)
-        files = self.at(repo, revision or "main")
-        self.reply(
-            {
-                "id": name,
-                "modelId": name,
-                "sha": repo.revision(revision or "main"),
-                "private": repo.private,
-                "tags": [],
-                "siblings": [entry(path, data) for path, data in sorted(files.items())],
-            }
-        )
+        files = [entry(path, data) for path, data in sorted(self.at(repo, revision or "main").items())]
+        sha = repo.revision(revision or "main")
+        self.reply({"id": name, "modelId": name, "sha": sha, "private": repo.private, "tags": [], "siblings": files})
 
     def at(self, repo: Repo, revision: str) -> dict[str, bytes]:
         files = repo.files(revision)

@@ -5,6 +5,7 @@ import math
 import torch
 
 from timm_ebl import Minimizer, create_rule
+from timm_ebl.kernels.plain import Plain
 
 BETAS = (0.1, 0.05, 0.025)
 CONVERGED = Minimizer(sweeps=5000, tolerance=1e-13, omega=1.2)
@@ -41,7 +42,7 @@ def slope(errors):
 
 def true_gradient(model, x, y, sweeps=400):
     return gradient(
-        model, create_rule("tbp", free=CONVERGED, second=Minimizer(sweeps=sweeps, omega=1.0))(model, x, y).loss
+        model, create_rule("tbp", free=CONVERGED, unrolled=Minimizer(sweeps=sweeps, omega=1.0))(model, x, y).loss
     )
 
 
@@ -74,6 +75,13 @@ def record_calls(monkeypatch, kind, names, note):
     for name in names:
         monkeypatch.setattr(kind, name, recorded(getattr(kind, name)))
     return calls
+
+
+def record_products(monkeypatch, model, names=("up", "down"), note=None):
+    """What is said of every product of a convolution of a DCHN in float64, by default the number of its layer."""
+    kernels = [tuple(layer.weight.shape) for layer in model.layers]
+    note = note or (lambda engine, _: kernels.index(tuple(engine.kernel.shape)))
+    return record_calls(monkeypatch, Plain, names, note)
 
 
 def distance(first, second):

@@ -3,7 +3,7 @@
 from dense import DenseHopfield
 
 from timm_ebl import FREE
-from timm_ebl.relaxation.network import as_layers
+from timm_ebl.relaxation.record import as_layers
 
 
 class QuarticHopfield(DenseHopfield):

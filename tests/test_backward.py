@@ -1,5 +1,7 @@
 """Any loss has its gradient by equilibrium propagation: against implicit differentiation and finite differences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,8 +19,8 @@ from oracles import (
 )
 from quartic import QuarticHopfield
 
-from timm_ebl import Forced, Minimizer, create_backward, create_rule, equilibrium, list_backwards
-from timm_ebl.rules.contrastive import squared_error
+from timm_ebl import Forced, Minimizer, create_backward, equilibrium, list_backwards
+from timm_ebl.rules.rule import squared_error
 
 TEACHER = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.4, 0.1], [0.3, 0.4, 0.3]]).double()
 LOSSES = {
@@ -29,18 +31,18 @@ LOSSES = {
     "binary cross-entropy": lambda output: F.binary_cross_entropy_with_logits(output, TARGET * 0.9),
 }
 MANY = {
-    "tbp": create_backward("tbp", second=Minimizer(sweeps=400, omega=1.0)),
-    "rbp": create_backward("rbp", second=Minimizer(sweeps=400, omega=1.0, order="synchronous")),
+    "tbp": create_backward("tbp", unrolled=Minimizer(sweeps=400, omega=1.0)),
+    "rbp": create_backward("rbp", adjoint=Minimizer(sweeps=400, omega=1.0, order="synchronous")),
 }
 
 
 def converged_ep(beta):
-    return create_backward("ep", beta=beta, second=CONVERGED)
+    return create_backward("ep", beta=beta, perturbed=CONVERGED)
 
 
 def unheld_ep(beta):
     """For the dense networks, which have no routes to hold."""
-    return create_backward("ep", beta=beta, hold_routes=False)
+    return create_backward("ep", beta=beta, linear_response=False)
 
 
 def converged(model):
@@ -140,7 +142,7 @@ def test_the_input_has_a_gradient(make_live, batch, name):
 def test_for_the_squared_error_the_backward_pass_is_the_rule_of_its_name(make_live, batch, name):
     model, (x, y) = converged(make_live()), batch
     model.backward = MANY[name]
-    expected = gradient(model, create_rule(name, free=CONVERGED, second=MANY[name].second)(model, x, y).loss)
+    expected = gradient(model, replace(MANY[name], free=CONVERGED)(model, x, y).loss)
     assert error(gradient(model, squared_error(model(x), torch.eye(3).double()[y]).mean()), expected) < 1e-9
 
 
@@ -183,7 +185,7 @@ def test_a_layer_used_twice_has_the_sum_of_its_gradients(make_live, batch):
 def test_unknown_settings_are_refused_with_the_known_ones(make_live):
     with pytest.raises(ValueError, match="'bptt': choose one of ep, tbp, rbp"):
         make_live(backward="bptt")
-    with pytest.raises(ValueError, match="'tbp' has no option 'beta': its options are second"):
+    with pytest.raises(ValueError, match="'tbp' has no option 'beta': its options are unrolled"):
         create_backward("tbp", beta=0.1)
     for beta in (0, -1, float("nan"), float("inf"), "0.5", True):
         with pytest.raises(ValueError, match="beta is a positive number"):

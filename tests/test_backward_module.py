@@ -176,7 +176,7 @@ def test_under_autocast_the_backward_pass_runs_in_16_bits_too(make_live, batch, 
 def test_a_step_costs_what_a_step_of_c_ep_costs(make_live, generator):
     model = make_live(dtype=torch.float32, widths=(16, 32, 64, 64), in_chans=3, img_size=32, num_classes=10)
     x, y = torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 10
-    rule = create_rule("c-ep", hold_routes=True)
+    rule = create_rule("c-ep", linear_response=True)
 
     def rule_step():
         rule(model, x, y).loss.backward()
@@ -200,7 +200,7 @@ def test_memory_does_not_grow_with_the_sweeps(make_live, batch):
     peaks = []
     for sweeps in (4, 40):
         model.minimizer = Minimizer(sweeps=sweeps)
-        model.backward = create_backward("ep", second=Minimizer(sweeps=sweeps))
+        model.backward = create_backward("ep", perturbed=Minimizer(sweeps=sweeps))
         peaks.append(peak_memory(lambda: F.cross_entropy(model(x), y).backward(), torch.device("cpu")))
     assert peaks[1] <= 1.01 * peaks[0]
 

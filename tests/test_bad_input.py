@@ -13,18 +13,20 @@ from timm_ebl import (
     Nudged,
     create_backward,
     create_rule,
+    equilibrium,
     list_backwards,
     list_rules,
     register_rule,
 )
 from timm_ebl.rules.contrastive import CoupledLearning
+from timm_ebl.training.task import RuleTask
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: create_rule("ep"), ["'ep'", "cl", "p-ep", "c-cpl", "rbp"]),
-        (lambda: create_rule("c-ep", bta=0.1), ["'bta'", "beta", "second"]),
+        (lambda: create_rule("c-ep", bta=0.1), ["'bta'", "beta", "perturbed"]),
         (lambda: create_rule("cl", beta=0.5), ["'cl'", "'beta'", "free"]),
         (lambda: create_rule("tbp", beta=0.5), ["'tbp'", "'beta'"]),
         (lambda: create_rule("p-ep", beta=0), ["beta", "positive", "0"]),
@@ -33,7 +35,7 @@ from timm_ebl.rules.contrastive import CoupledLearning
         (lambda: create_rule("p-ep", beta="0.1"), ["beta", "'0.1'"]),
         (lambda: create_rule("p-cpl", beta=math.inf), ["beta", "inf"]),
         (lambda: create_rule("p-ep", beta=True), ["beta", "True"]),
-        (lambda: create_rule("rbp", hold_routes=True), ["'rbp'", "'hold_routes'", "free", "second"]),
+        (lambda: create_rule("rbp", linear_response=True), ["'rbp'", "'linear_response'", "free", "adjoint"]),
         (lambda: create_rule("n-ep", beta=1.0), ["beta", "below 1"]),
         (lambda: create_rule("c-ep", beta=1.5), ["beta", "below 1"]),
         (lambda: Minimizer(order="random"), ["'random'", "asynchronous", "synchronous", "forward"]),
@@ -82,10 +84,10 @@ from timm_ebl.rules.contrastive import CoupledLearning
         (lambda: DCHN(gains=True), ["gains", "True"]),
         (lambda: DCHN(bias_gain="x"), ["bias_gain", "'x'"]),
         (lambda: DCHN(backward=None), ["backward", "ep, tbp, rbp"]),
-        (lambda: create_rule("c-ep", hold_routes="False"), ["hold_routes is True or False", "'False'"]),
+        (lambda: create_rule("c-ep", linear_response="False"), ["linear_response is True or False", "'False'"]),
         (lambda: create_rule("p-ep", companion="no"), ["companion is True, False or None", "'no'"]),
         (lambda: create_rule("c-ep", damped=1), ["damped is True or False", "1"]),
-        (lambda: create_backward("ep", hold_routes="no"), ["hold_routes is True or False", "'no'"]),
+        (lambda: create_backward("ep", linear_response="no"), ["linear_response is True or False", "'no'"]),
         (lambda: register_rule("c-ep", CoupledLearning), ["'c-ep'", "own rules", "replace=True"]),
         (lambda: register_rule("mine", CoupledLearning, bta=1), ["'mine'", "'bta'", "beta"]),
     ],
@@ -106,9 +108,11 @@ def test_an_unknown_model_argument_is_refused():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: create_rule("c-ep", second=None), r"second is a timm_ebl.Minimizer, not None"),
+        (lambda: create_rule("c-ep", perturbed=None), r"perturbed is a timm_ebl.Minimizer, not None"),
         (lambda: create_rule("rbp", free=3), r"free is a timm_ebl.Minimizer, not 3"),
-        (lambda: create_backward("tbp", second="x"), r"second is a timm_ebl.Minimizer, not 'x'"),
+        (lambda: create_backward("tbp", unrolled="x"), r"unrolled is a timm_ebl.Minimizer, not 'x'"),
+        (lambda: create_rule("rbp", adjoint=0.5), r"adjoint is a timm_ebl.Minimizer, not 0.5"),
+        (lambda: create_backward("ep", nudging="positive"), r"nudging is a timm_ebl.Nudging, .* not 'positive'"),
         (lambda: register_rule("mine", Minimizer), r"derived from timm_ebl.Rule"),
     ],
 )
@@ -136,33 +140,21 @@ def test_what_is_no_image_is_refused_everywhere(make_dchn, batch, spoil, words):
             call(wrong)
 
 
-def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
-    model, (x, _) = make_dchn(), batch
-    model.backward = "tbp"
-    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
-        model(x)
-    model = make_dchn()
-    model.minimizer = 7
-    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
-        model(x)
+class Bare(torch.nn.Module):
+    """A model without an energy."""
 
 
-def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
-    x, y = batch
-    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
-        model = make_dchn()
-        model.head = head
-        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
-        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
-        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
-        for call in calls:
-            with pytest.raises(TypeError, match=words):
-                call(model)
-        model.reset_classifier(5)
-        assert model(x).shape == (6, 5)
-    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
-    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
-        model(x)
+@pytest.mark.parametrize("name", list_rules())
+@pytest.mark.parametrize("model", [timm.create_model("resnet18", device="meta"), Bare()], ids=["timm", "torch"])
+def test_a_rule_of_a_model_without_energy_is_refused(name, model):
+    words = f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models\\('dchn\\*'\\), or derive"
+    rule, x, y = create_rule(name), torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    for call in (lambda: rule(model, x, y), lambda: RuleTask(model, rule, verbose=False)):
+        with pytest.raises(TypeError, match=words) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(TypeError, match=words):
+        equilibrium(model, x, create_backward("ep"))
 
 
 @pytest.mark.parametrize("beta", [1e-300, 1e-8, 1e-5])

@@ -21,7 +21,8 @@ def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, 
     torch.compiler.reset()
     model, (x, y) = make_dchn(dtype=torch.float32), batch
     rule = create_rule(name)
-    compiled = replace(rule, free=replace(model.minimizer, compiled=True), second=replace(rule.second, compiled=True))
+    phases = {"free": model.minimizer, rule.second_field: rule.second_phase}
+    compiled = replace(rule, **{name: replace(phase, compiled=True) for name, phase in phases.items()})
     for step in range(4):
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             expected, found = (

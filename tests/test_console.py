@@ -4,10 +4,15 @@ import io
 import os
 import sys
 
+import datasets
+import huggingface_hub
 import pytest
+from runs import train
 from tqdm import tqdm
 
-from timm_ebl.training.console import OptionalStream, survive_output
+from timm_ebl.hub import __main__ as hub
+from timm_ebl.tools import benchmark, gradients, overhead, plots, predict
+from timm_ebl.training.console import OptionalStream, bars_in_terminals_alone, survive_output
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
@@ -52,3 +57,40 @@ def test_a_missing_standard_output_is_replaced(monkeypatch):
     print("a line", flush=True)
     assert not sys.stdout.isatty()
     sys.stdout.close()
+
+
+def bars_are_off():
+    return datasets.are_progress_bars_disabled() and huggingface_hub.utils.are_progress_bars_disabled()
+
+
+@pytest.fixture
+def bars():
+    """Bars are on, as libraries have them."""
+    datasets.enable_progress_bars()
+    huggingface_hub.utils.enable_progress_bars()
+    assert not bars_are_off()
+
+
+@pytest.mark.parametrize("command", [benchmark, gradients, hub, overhead, plots, predict])
+@pytest.mark.usefixtures("bars")
+def test_in_a_log_libraries_show_no_bars_of_their_own(command):
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    assert bars_are_off()
+
+
+@pytest.mark.usefixtures("bars")
+def test_in_a_runs_log_libraries_show_no_bars_before_it_looks_for_its_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="--pretrained"):
+        train("--pretrained", tmp_path)
+    assert bars_are_off()
+
+
+@pytest.mark.usefixtures("bars")
+def test_in_a_terminal_the_first_process_alone_shows_bars(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    bars_in_terminals_alone()
+    assert not bars_are_off()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    bars_in_terminals_alone()
+    assert bars_are_off()

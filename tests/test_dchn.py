@@ -8,10 +8,12 @@ import timm
 import torch
 
 import timm_ebl
+from timm_ebl import Minimizer, create_backward, create_rule
 from timm_ebl.data.catalogue import DATASETS, EMBEDDED
 from timm_ebl.models.weights import list_shipped
+from timm_ebl.relaxation import order
 from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 
 NAMES = [
     f"dchn_{size}{dataset}"
@@ -147,6 +149,59 @@ def test_under_the_preset_a_data_set_is_normalised_as_in_the_released_code(datas
 
 def test_trained_networks_have_the_normalisation_that_they_were_trained_with():
     for name in list_shipped():
-        config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, Checkpoint.open(name).recipe
+        config, recipe = timm.create_model(name, pretrained=True).pretrained_cfg, TrainedModel.open(name).recipe
         spec = DATASETS[recipe.dataset or EMBEDDED]
         assert (tuple(config["mean"]), tuple(config["std"])) == (recipe.mean or spec.mean, recipe.std or spec.std)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "pooling='max'|order='asynchronous', sweeps=7, omega=(1.9, |, start='feedforward'|backward='ep'"),
+        ({"pooling": "average", "omega": 1.5, "backward": "tbp"}, "pooling='average'|omega=1.5, |backward='tbp'"),
+        ({"omega": (1.0, 1.9, 1.0), "sweeps": 3, "start": "zero"}, "sweeps=3, omega=(1.0, 1.9, 1.0), start='zero'"),
+        ({"tolerance": 1e-3, "order": "backward"}, "order='backward', sweeps=1000, tolerance=0.001, omega="),
+        ({"compiled": True}, "start='feedforward', compiled=True"),
+        ({"backward": create_backward("ep", beta=0.1)}, "backward=EquilibriumBackward(second=|, beta=0.1, "),
+    ],
+)
+def test_printing_a_network_tells_how_it_relaxes_and_learns(make_dchn, options, words):
+    model = make_dchn(**options)
+    text = str(model)
+    assert all(word in text for word in words.split("|")), text
+    settings = eval(f"dict({model.extra_repr().splitlines()[1]})")
+    assert model.minimizer == Minimizer(**settings)
+
+
+def test_printing_a_network_names_an_order_of_ones_own(make_dchn, monkeypatch):
+    monkeypatch.setitem(order._ORDERS, "upwards", order.forward)
+    assert "order='upwards', sweeps=7" in str(make_dchn(order="upwards"))
+
+
+def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    model.backward = "tbp"
+    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
+        model(x)
+    model = make_dchn()
+    model.minimizer = 7
+    with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
+        model(x)
+
+
+def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch):
+    x, y = batch
+    for head in (torch.nn.Linear(7, 5), torch.nn.Identity(), torch.nn.Sequential(torch.nn.Linear(7, 5))):
+        model = make_dchn()
+        model.head = head
+        words = rf"head is a {type(head).__name__}, .*: model.reset_classifier\(num_classes\) makes one"
+        features = torch.zeros(1, 7, 1, 1, dtype=x.dtype)
+        calls = [lambda m: m(x), lambda m: m.forward_head(features), lambda m: create_rule("c-ep")(m, x, y)]  # noqa: B023
+        for call in calls:
+            with pytest.raises(TypeError, match=words):
+                call(model)
+        model.reset_classifier(5)
+        assert model(x).shape == (6, 5)
+    model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
+    with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
+        model(x)

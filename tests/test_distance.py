@@ -52,7 +52,9 @@ def test_the_minimiser_for_the_equilibrium_comes_near_it(make_dchn, batch, gains
 
 def test_the_distances_and_sweeps_are_printed(make_dchn, batch, capsys, monkeypatch):
     model, (x, _) = make_dchn(gains=0.5), batch
-    monkeypatch.setattr(timm_ebl.tools.distance, "steady_seconds", lambda call, device: (call(), 6e-3)[1])
+    monkeypatch.setattr(
+        timm_ebl.tools.distance, "median_seconds", lambda calls, turns: [(call(), 6e-3)[1] for call in calls]
+    )
     print_distances(model, x, 2, 1)
     title, *lines = capsys.readouterr().out.splitlines()
     assert "of 6 images" in title

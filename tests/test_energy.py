@@ -1,11 +1,12 @@
-"""The energy: definitions, autograd, finite differences, the slow twin."""
+"""The energy: definitions, autograd, finite differences, the slow reference."""
 
 import pytest
+import responses
 import torch
-import twin
 
 from timm_ebl import Minimizer, Nudged
 from timm_ebl.relaxation.order import list_orders
+from timm_ebl.rules import reference
 
 
 def random_state(model, x, generator):
@@ -16,8 +17,8 @@ def test_a_network_without_read_out_has_the_energy_of_its_hidden_layers(make_dch
     model, (x, _) = make_dchn(num_classes=0), batch
     state = random_state(model, x, generator)
     assert state[-1].shape == (6, 0)
-    hidden = [(m.weight.detach(), m.bias.detach()) for m in model.layers]
-    torch.testing.assert_close(model.energy(x, state), twin.energy(hidden, x, state[:-1]), atol=1e-11, rtol=1e-12)
+    hidden = [reference.Layer(m.weight.detach(), m.bias.detach()) for m in model.layers]
+    torch.testing.assert_close(model.energy(x, state), reference.energy(hidden, x, state[:-1]), atol=1e-11, rtol=1e-12)
 
 
 @pytest.fixture(params=[(16, 16), (17, 23)], ids=["even sizes", "odd sizes"])
@@ -26,11 +27,11 @@ def images(request, generator):
     return torch.randn(6, 2, *request.param, generator=generator, dtype=torch.float64)
 
 
-def test_the_energy_is_the_twins(make_dchn, images, generator):
+def test_the_energy_is_the_references(make_dchn, images, generator):
     model, x = make_dchn(img_size=images.shape[2:]), images
     state = random_state(model, x, generator)
     torch.testing.assert_close(
-        model.energy(x, state), twin.energy(twin.parameters(model), x, state), atol=1e-11, rtol=1e-12
+        model.energy(x, state), reference.energy(responses.layers_of(model), x, state), atol=1e-11, rtol=1e-12
     )
 
 

@@ -1,6 +1,7 @@
 """A run that starts from a checkpoint: what it takes from it, what it learns anew, what it says of it."""
 
 import json
+import os
 from dataclasses import replace
 from statistics import fmean
 
@@ -25,7 +26,7 @@ from timm_ebl.training.progress import Progress
 from timm_ebl.training.schedule import Schedule
 from timm_ebl.training.splits import load_splits
 from timm_ebl.training.task import RuleTask
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 
 GREY, COLOUR = "dchn_tiny_mnist.c_ep", "dchn_tiny_cifar10.c_ep"
 
@@ -119,6 +120,20 @@ def test_a_short_name_is_recorded_whole():
     assert settle_config(config)[0] == config
 
 
+def test_folders_are_recorded_by_their_whole_paths(trained, tmp_path, monkeypatch):
+    """So that a run is resumed and published from any folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("garments", "mnist", "copies"):
+        (tmp_path / name).mkdir()
+    near = os.path.relpath(trained)
+    config, _ = settle_config(TrainConfig(dataset="garments", data_root="copies", pretrained=f"local-dir:{near}"))
+    assert (config.dataset, config.data_root) == (str(tmp_path / "garments"), str(tmp_path / "copies"))
+    assert config.pretrained == f"local-dir:{trained}"
+    assert settle_config(TrainConfig(pretrained=near))[0].pretrained == str(trained)
+    for name in ("mnist", "owner/name", None):
+        assert settle_config(TrainConfig(dataset=name))[0].dataset == name
+
+
 def test_without_a_checkpoint_nothing_but_the_size_is_settled():
     assert settle_config(TrainConfig()) == (TrainConfig(img_size=32), None)
 
@@ -160,7 +175,7 @@ def test_a_finetuned_model_is_packaged_with_where_it_comes_from(folder, trained,
     digest = Origin.open(str(trained)).sha256
     assert json.loads((out / "summary.json").read_text())["pretrained_sha256"] == digest
     (tmp_path / "records").mkdir()
-    name = package(Checkpoint.open(out), weights=tmp_path / "weights", records=tmp_path / "records")
+    name = package(TrainedModel.open(out), weights=tmp_path / "weights", records=tmp_path / "records")
     records = tmp_path / "records" / name
     card, recipe = ((records / file).read_text() for file in ("README.md", "args.yaml"))
     assert (

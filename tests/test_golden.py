@@ -239,7 +239,7 @@ def test_every_recipe_of_table_1_takes_the_golden_steps_at_the_golden_rates(mode
 
 def test_a_named_model_has_the_golden_sums_of_states_and_norms_of_gradients():
     layers, x, y = make.tiny()
-    model = filled(timm.create_model("dchn_tiny_mnist").double(), [p for layer in layers for p in layer])
+    model = filled(timm.create_model("dchn_tiny_mnist").double(), make.flat(layers))
     loss, _, free, *_ = paper_rule("preset", "c-ep")(model, x, y)
     loss.backward()
     sums = [torch.stack([layer.flatten(1).sum(1), (layer**2).flatten(1).sum(1)], dim=1) for layer in free.state]

@@ -20,10 +20,10 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.data.requests import is_transient, retry
 from timm_ebl.errors import CheckpointError, HubError
 from timm_ebl.hub.__main__ import build_parser, check_access, main, publish, verify
-from timm_ebl.hub.card import card_error
 from timm_ebl.hub.package import package
 from timm_ebl.training.config import TrainConfig
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.records import card_error
+from timm_ebl.training.trained import TrainedModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +71,7 @@ STEPS = {
     "batch": "POST .*/objects/batch",
     "upload": "PUT /storage/",
     "commit": "POST .*/commit/",
-    "check": "GET /api/models/me/net/revision/",
+    "check": "GET /api/models/me/net/tree/",
 }
 
 
@@ -105,7 +105,7 @@ def test_what_arrives_damaged_is_noticed(hub, run, test_images):
 
 def test_a_packaged_checkpoint_is_published_only_if_its_figure_holds(hub, tmp_path, run, images, test_images):
     (tmp_path / "records").mkdir()
-    name = package(Checkpoint.open(run), weights=tmp_path / "all", records=tmp_path / "records")
+    name = package(TrainedModel.open(run), weights=tmp_path / "all", records=tmp_path / "records")
     folder = tmp_path / "all" / name
     for path in (tmp_path / "records" / name).iterdir():
         path.rename(folder / path.name)

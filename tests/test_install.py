@@ -72,7 +72,7 @@ def test_a_timm_that_lacks_what_is_needed_is_named_in_one_sentence(monkeypatch, 
 
 def test_what_is_used_of_timms_inside_is_looked_for_on_importing():
     used = set()
-    for path in (ROOT / "timm_ebl").glob("*.py"):
+    for path in (ROOT / "timm_ebl").rglob("*.py"):
         if path.name != "requirements.py":
             for module, names in re.findall(r"from (timm\.[\w.]*\._\w+) import ([\w, ]+)", path.read_text()):
                 used |= {(module, name.strip()) for name in names.split(",")}

@@ -13,7 +13,7 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
 from timm_ebl.hub.__main__ import publish
 from timm_ebl.tools.predict import build_parser, classify, find_images, main
-from timm_ebl.training.trained import Checkpoint, load_model, predict, prepare
+from timm_ebl.training.trained import TrainedModel, load_model, predict, prepare
 
 SAMPLE = "dchn_tiny_fashion_mnist.c_ep_sample"
 
@@ -28,7 +28,7 @@ def pictures(tmp_path_factory):
 
 
 def test_files_are_prepared_as_the_data_that_the_error_was_measured_on(pictures):
-    checkpoint, test = Checkpoint.open(SAMPLE), load_dataset(None, "test").subset(range(7))
+    checkpoint, test = TrainedModel.open(SAMPLE), load_dataset(None, "test").subset(range(7))
     outputs = predict(checkpoint.weights, test)
     for batch_size in (250, 3):
         found = list(classify(checkpoint, find_images([pictures]), batch_size))
@@ -39,7 +39,7 @@ def test_files_are_prepared_as_the_data_that_the_error_was_measured_on(pictures)
 
 
 def test_the_energy_is_that_of_the_relaxed_state(pictures):
-    checkpoint, images = Checkpoint.open(SAMPLE), load_dataset(None, "test").images[:7]
+    checkpoint, images = TrainedModel.open(SAMPLE), load_dataset(None, "test").images[:7]
     model, normalise = prepare(checkpoint.weights, images)
     x = normalise(images)
     expected = model.energy(x, model.relax(x).state)
@@ -51,7 +51,7 @@ def test_json_has_a_line_for_each_image_with_the_best_classes(pictures, capsys):
     main([SAMPLE, str(pictures / "2.png"), str(pictures / "0.png"), "--json", "--top-k", "2"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["image"] for line in lines] == [str(pictures / "2.png"), str(pictures / "0.png")]
-    expected = list(classify(Checkpoint.open(SAMPLE), [line["image"] for line in lines]))
+    expected = list(classify(TrainedModel.open(SAMPLE), [line["image"] for line in lines]))
     for line, prediction in zip(lines, expected, strict=True):
         best = zip(prediction.classes[:2], prediction.outputs[:2], strict=True)
         assert line["classes"] == [{"name": name, "output": output} for name, output in best]
@@ -62,7 +62,7 @@ def test_json_has_a_line_for_each_image_with_the_best_classes(pictures, capsys):
 def test_the_table_shows_the_image_its_energy_and_the_best_classes(pictures, capsys):
     main([SAMPLE, str(pictures / "2.png")])
     head, first, *others = capsys.readouterr().out.splitlines()
-    (prediction,) = classify(Checkpoint.open(SAMPLE), [str(pictures / "2.png")])
+    (prediction,) = classify(TrainedModel.open(SAMPLE), [str(pictures / "2.png")])
     assert head.split() == ["image", "energy", "class", "output"]
     image, energy, name, output = re.split(r" {2,}", first)
     assert (image, name) == (prediction.image, prediction.classes[0])
@@ -93,7 +93,7 @@ def test_classes_without_names_have_numbers(run, images, names):
     if names is None:
         del config["label_names"]
     (run / "config.json").write_text(json.dumps(config))
-    (prediction,) = classify(Checkpoint.open(run), [str(images / "test" / "a" / "0.png")])
+    (prediction,) = classify(TrainedModel.open(run), [str(images / "test" / "a" / "0.png")])
     assert sorted(prediction.classes) == ["0", "1", "2"]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,21 +15,20 @@ from safetensors.torch import load_file, save_file
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main, verify
-from timm_ebl.hub.card import card_error, render_card
 from timm_ebl.hub.package import _default_tag, package
-from timm_ebl.hub.paper import TABLE_1, paper_error
-from timm_ebl.hub.recipes import write_overview
-from timm_ebl.training.build import build_transform
+from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
-from timm_ebl.training.trained import RECIPES, Checkpoint, same_error
+from timm_ebl.training.records import card_error
+from timm_ebl.training.run_folder import RunFolder
+from timm_ebl.training.trained import TrainedModel, same_error
 
 
 def packaged(tmp_path, run, *others, **options):
     (tmp_path / "records").mkdir(exist_ok=True)
     name = package(
-        Checkpoint.open(run),
-        others=[Checkpoint.open(other) for other in others],
+        TrainedModel.open(run),
+        others=[TrainedModel.open(other) for other in others],
         weights=tmp_path / "weights",
         records=tmp_path / "records",
         **options,
@@ -61,6 +59,28 @@ def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformer
     stored = json.loads((weights / "config.json").read_text())
     assert stored["num_classes"] == 3
     assert "num_classes" not in stored["model_args"]
+
+
+@pytest.mark.parametrize(("sweeps", "kept"), [(7, {}), (9, {"sweeps": 9})])
+def test_a_run_keeps_its_minimiser_where_that_is_another_than_the_names(tmp_path, images, sweeps, kept):
+    train = load_dataset(str(images), "train")
+    config = TrainConfig(dataset=str(images), model_kwargs={"widths": [4] * 4}, free_sweeps=sweeps)
+    model = build_model(config, train)
+    RunFolder.create(tmp_path / "run", "").write_model(model, build_transform(config, train), train.classes)
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["model_args"]
+    assert {key: settings[key] for key in ("order", "sweeps", "omega", "start") if key in settings} == kept
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+    assert loaded.minimizer == model.minimizer
+
+
+def test_what_is_packaged_names_no_minimiser_that_is_the_names(tmp_path, run):
+    config = json.loads((run / "config.json").read_text())
+    config["model_args"] |= {"order": "asynchronous", "start": "feedforward"}
+    (run / "config.json").write_text(json.dumps(config))
+    _, weights, _ = packaged(tmp_path, run)
+    stored = json.loads((weights / "config.json").read_text())["model_args"]
+    assert {key: stored[key] for key in ("order", "sweeps", "omega", "start") if key in stored} == {"sweeps": 4}
+    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer.sweeps == 4
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -119,7 +139,7 @@ def test_a_name_that_is_taken_is_replaced_only_when_that_is_asked_for(tmp_path, 
     packaged(tmp_path, other, tag="first", force=True)
     assert capsys.readouterr().out == f"replacing {there}\n"
     assert contents(*folders) != before
-    assert Checkpoint(name, *folders).summary["seed"] == 1
+    assert TrainedModel(name, *folders).summary["seed"] == 1
 
 
 @pytest.mark.parametrize("lost", ["config.json", "summary.json"])
@@ -144,13 +164,13 @@ def test_a_name_with_part_of_a_checkpoint_is_taken(tmp_path, run, lost):
     ],
 )
 def test_the_tag_tells_the_data_where_the_name_does_not(model, dataset, tag):
-    run = Checkpoint("a run", Path(), Path())
+    run = TrainedModel("a run", Path(), Path())
     run.__dict__.update(config={"architecture": model}, recipe=TrainConfig(algo="n-ep", dataset=dataset))
     assert _default_tag(run) == tag
 
 
 def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
-    checkpoint = Checkpoint.open(run)
+    checkpoint = TrainedModel.open(run)
     checkpoint.__dict__["recipe"] = replace(checkpoint.recipe, dataset=None)
     (tmp_path / "records").mkdir()
     with pytest.raises(CheckpointError, match="tag of a run on the embedded sample ends in 'sample', unlike 'c_ep'"):
@@ -164,10 +184,7 @@ def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, 
     monkeypatch.setattr("timm_ebl.training.trained.SHIPPED", weights.parent)
     monkeypatch.setattr("timm_ebl.training.trained.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
-    assert Checkpoint.open(name) == Checkpoint.open("dchn_tiny_cifar10") == Checkpoint(name, weights, records)
-    for recipe in RECIPES.glob("*.yaml"):
-        shutil.copy(recipe, records.parent)
-    assert f"[`{name}`]({name})" in write_overview(records.parent).read_text()
+    assert TrainedModel.open(name) == TrainedModel.open("dchn_tiny_cifar10") == TrainedModel(name, weights, records)
 
 
 def test_other_seeds_give_the_spread(tmp_path, run, images):
@@ -255,88 +272,23 @@ def test_verify_from_the_command_line(tmp_path, run, images, capsys):
     assert "neither a folder nor an id" in capsys.readouterr().err
 
 
+def test_data_that_have_moved_are_asked_for_and_then_found(tmp_path, run, images, capsys):
+    settings = yaml.safe_load((run / "args.yaml").read_text()) | {"dataset": "/old/home/noise"}
+    (run / "args.yaml").write_text(yaml.safe_dump(settings))
+    for command in (["verify", run], ["package", run], ["publish", run, "--repo-id", "me/net", "--dry-run"]):
+        with pytest.raises(SystemExit, match="1"):
+            main([*map(str, command)])
+        said = capsys.readouterr().err
+        assert re.fullmatch(r"error: '/old/home/noise' .* --dataset FOLDER says where it is\.\n", said)
+    main(["verify", str(run), "--dataset", str(images)])
+    name, _, records = packaged(tmp_path, run, dataset=str(images))
+    assert name == "dchn_tiny_cifar10.c_ep_noise"
+    assert "\ndataset: noise\n" in (records / "args.yaml").read_text()
+    assert not any("/old/home" in path.read_text() for path in records.glob("*.[jmy]*"))
+
+
 def test_errors_may_differ_by_rounding_alone():
     assert same_error(10.0, 10.05, 10_000)
     assert not same_error(10.0, 10.06, 10_000)
     assert same_error(10.0, 10.2, 1000)
     assert not same_error(10.0, 10.3, 1000)
-
-
-SUMMARY = {
-    "algo": "c-ep",
-    "dataset": "cifar10",
-    "epochs": 30,
-    "training_images": 45_000,
-    "best_epoch": 29,
-    "seed": 4,
-    "held_out_error": 24.0,
-    "seconds": 7380.0,
-    "versions": {"torch": "2"},
-}
-CONFIG = {
-    "architecture": "dchn_small_cifar10",
-    "num_classes": 10,
-    "model_args": {"sweeps": 8, "order": "asynchronous", "omega": 1.5, "start": "feedforward"},
-    "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-    "evaluation": {"config": None, "revision": "abc", "images": 5000, "error": 25.0},
-}
-
-
-def test_a_card_says_what_a_stranger_needs():
-    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4)
-    summary = SUMMARY | {"note": "Its images were stored as JPEG."}
-    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, summary, CONFIG)
-    for words in (
-        "**25.00 %** (standard error 0.61 over 5,000 images)",
-        "| held-out error | 24.00 % |",
-        "| seeds | 4, the only one run |",
-        "| trained for | 30 epochs of 45,000 images; epoch 29 ",
-        "widths 32-64-128-128, 245,962 parameters",
-        "10.4 % (widths 128-256-512-512, 100 epochs)",
-        "`c-ep`, beta 0.25",
-        "8 sweeps, asynchronous, omega 1.5",
-        "2 h 3 min",
-        'timm.create_model("hf-hub:me/net", pretrained=True)',
-        'load_dataset("cifar10", "test")',
-        "10% of the training split was held out",
-        "the published one has 10,000",
-        "Its images were stored as JPEG.",
-        "Apache License 2.0",
-        "@article{laborieux2021scaling",
-        "type: uoft-cs/cifar10",
-        "config: plain_text",
-        "revision: abc",
-        "license: apache-2.0",
-        "library_name: timm",
-    ):
-        assert words in card, words
-
-
-def test_a_card_loads_the_images_that_were_measured():
-    chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
-    config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
-    config["pretrained_cfg"] = {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]}
-    card = render_card("name", "name", TrainConfig(dataset="owner/set", **chosen), SUMMARY, config)
-    assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
-    assert "split: hard" in card
-
-
-def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
-    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
-    card = render_card("name", "name", recipe, SUMMARY | {"held_out_error": None, "best_epoch": 30}, CONFIG)
-    for words in (
-        "| normalisation | mean 0.5, 0.5, 0.5; deviation 0.25, 0.25, 0.25 (the paper's: 0.6069, 0.5982, 0.603) |",
-        "| held-out error | nothing was held out |",
-        "| trained for | 30 epochs of 45,000 images; the last one's weights |",
-        "The whole training split was trained on, and the last epoch's weights were kept.",
-    ):
-        assert words in card, words
-
-
-def test_the_papers_figures():
-    assert paper_error("c-ep", "cifar10") == 10.40
-    assert paper_error("c-ep", "svhn") == 3.51
-    assert paper_error("n-ep", "cifar10") == 11.9
-    assert paper_error("c-ep", "fashion-mnist-sample") is None
-    assert all(len(row) == 5 for row in TABLE_1.values())
-    assert set(TABLE_1) == {"tbp", "rbp", "cl", "p-ep", "n-ep", "c-ep", "p-cpl", "n-cpl", "c-cpl"}

@@ -46,8 +46,8 @@ def test_the_new_rule_descends_the_cross_entropy(make_dchn, batch):
         next(block for block in blocks("python") if "ContrastiveRule" in block).split("timm_ebl.register_rule")[0],
         readme,
     )
-    model.minimizer, model.backward = CONVERGED, timm_ebl.create_backward("ep", beta=0.1, second=CONVERGED)
-    rule = readme["CrossEntropyPropagation"](beta=0.1, second=CONVERGED)
+    model.minimizer, model.backward = CONVERGED, timm_ebl.create_backward("ep", beta=0.1, perturbed=CONVERGED)
+    rule = readme["CrossEntropyPropagation"](beta=0.1, perturbed=CONVERGED)
     found = torch.autograd.grad(rule(model, x, y).loss, list(model.parameters()))
     expected = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.parameters()))
     for a, b in zip(found, expected, strict=True):

@@ -11,7 +11,7 @@ from timm_ebl.errors import CheckpointError, EBLError
 from timm_ebl.hub import __main__ as hub
 from timm_ebl.hub.package import package
 from timm_ebl.tools import plots
-from timm_ebl.training.trained import Checkpoint, load_model
+from timm_ebl.training.trained import TrainedModel, load_model
 
 VALUES = [None, "text", "", -1, 0, 10**30, float("nan"), float("inf"), [], ["x", 1], {}, {"x": [None]}, True, 0.5]
 DROP = object()
@@ -54,16 +54,16 @@ def told(call):
 
 
 def test_verify_and_package_of_any_configuration_or_summary_end_by_a_sentence(tmp_path, run, images):
-    test = Checkpoint.open(run).test_split(dataset=str(images))
+    test = TrainedModel.open(run).test_split(dataset=str(images))
     target = {"weights": tmp_path, "records": tmp_path}
-    packaged = tmp_path / package(Checkpoint.open(run), **target)
+    packaged = tmp_path / package(TrainedModel.open(run), **target)
     for folder, file in itertools.product((run, packaged), ("config.json", "summary.json")):
         whole = (folder / file).read_text()
         for fault in faults(json.loads(whole), 25):
             (folder / file).write_text(json.dumps(fault))
             told(lambda folder=folder: hub.verify(folder, test=test))
             if folder == run:
-                told(lambda: package(Checkpoint.open(run), "tag", **target))
+                told(lambda: package(TrainedModel.open(run), "tag", **target))
         (folder / file).write_text(whole)
         assert not told(lambda folder=folder: hub.verify(folder, test=test))
 
@@ -131,5 +131,5 @@ def test_a_tag_that_is_no_part_of_a_name_writes_nothing(tmp_path, run, tag):
     inside.mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match="A --tag has letters, digits, - and _, and no more"):
-        package(Checkpoint.open(run), tag, weights=inside, records=inside)
+        package(TrainedModel.open(run), tag, weights=inside, records=inside)
     assert sorted(tmp_path.rglob("*")) == before

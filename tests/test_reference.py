@@ -20,19 +20,21 @@ def drawn():
 def test_the_energy_is_that_of_numpy_loops(drawn):
     layers, x, _, state = drawn
     found = reference.energy(layers, x, state)
-    arrays = [tuple(parameter.numpy() for parameter in layer) for layer in layers]
+    arrays = [(layer.weight.numpy(), layer.bias.numpy()) for layer in layers]
     expected = loops.energy(arrays, x.numpy(), [layer.numpy() for layer in state])
     torch.testing.assert_close(found, torch.as_tensor(expected), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("side", [16, 17, 19])
-def test_a_sweep_follows_the_gradient_of_the_energy(side):
+@pytest.mark.parametrize("average", [False, True])
+def test_a_sweep_follows_the_gradient_of_the_energy(side, average):
     """With the others fixed, a layer's block minimum is ``s - dE/ds``, in images that no pooling divides too."""
     layers, x, _ = make.network((4, 5, 6, 7), 2, side, 3, 3, 1.5, 0.5)
+    layers = [layer._replace(average=average) for layer in layers]
     numbers = make.closed_form()
     state = [make.draw(numbers, *layer.shape).abs().requires_grad_() for layer in reference.zero_state(layers, x)]
     slopes = torch.autograd.grad(reference.energy(layers, x, tuple(state)).sum(), state)
-    found = reference.sweep(layers, x, tuple(state), reference.synchronous(5))
+    found = reference.relax(layers, x, tuple(state), 1, reference.synchronous(5))
     for k, (layer, slope) in enumerate(zip(state, slopes, strict=True)):
         minimum = layer - slope
         torch.testing.assert_close(found[k], minimum if k == 4 else minimum.clamp(0, 1), atol=1e-12, rtol=1e-12)

@@ -6,7 +6,6 @@ import re
 import sys
 from functools import partial
 
-import datasets
 import pytest
 from accelerate import Accelerator
 from runs import arguments, train, write_images
@@ -16,9 +15,8 @@ from timm_ebl.training import engine as loop
 from timm_ebl.training import report
 from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.progress import Progress
+from timm_ebl.training.progress import Progress, duration
 from timm_ebl.training.report import Report, describe_rule
-from timm_ebl.training.timing import duration
 
 
 class Terminal(io.StringIO):
@@ -124,16 +122,6 @@ def test_a_run_that_is_over_at_once_gives_no_estimate(monkeypatch, capsys):
     for progress.step in range(1, 101):
         run.batch()
     assert capsys.readouterr().out == ""
-
-
-def test_in_a_log_libraries_show_no_bars_of_their_own(monkeypatch):
-    datasets.enable_progress_bars()
-    Report(Accelerator(cpu=True), Progress(), 1)
-    assert datasets.are_progress_bars_disabled()
-    datasets.enable_progress_bars()
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    Report(Accelerator(cpu=True), Progress(), 1)
-    assert not datasets.are_progress_bars_disabled()
 
 
 def test_timm_has_nothing_to_warn_of_in_a_run_of_one_epoch(folder, tmp_path, caplog):

@@ -23,7 +23,7 @@ from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.splits import Splits, load_splits, load_test
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 
 TEN = {"cat": 10, "dog": 10}
 
@@ -209,14 +209,14 @@ class TestRuns:
         assert list(model.pretrained_cfg["label_names"]) == ["cat", "dog"]
 
     def test_the_test_split_of_a_run_is_found_again(self, finished: Path) -> None:
-        run = Checkpoint.open(finished)
+        run = TrainedModel.open(finished)
         assert run.test_split().images.shape == (4, 1, 48, 48)
         assert run.measure(run.test_split()).error == run.summary["test_error"]
 
     def test_what_is_published_of_a_run_keeps_the_names_and_finds_the_test_split(
         self, finished: Path, pets: Path, tmp_path: Path
     ) -> None:
-        run = Checkpoint.open(finished)
+        run = TrainedModel.open(finished)
         stage(run, tmp_path, "pets", "pets", run.test_split())
         assert json.loads((tmp_path / "config.json").read_text())["label_names"] == ["cat", "dog"]
         assert verify(tmp_path, dataset=str(pets)).error == run.summary["test_error"]

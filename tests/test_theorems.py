@@ -6,7 +6,7 @@ from dense import DenseHopfield
 from oracles import BETAS, LABELS, TARGET, finite_difference, gradient, slope
 
 from timm_ebl import FREE, Clamped, Nudged, create_rule
-from timm_ebl.rules.contrastive import squared_error
+from timm_ebl.rules.rule import squared_error
 
 
 def minimum(model, x, perturbation):

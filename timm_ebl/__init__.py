@@ -21,15 +21,17 @@ from ._version import __version__
 from .energy.functional import State
 from .energy.interaction import ConvInteraction, DenseInteraction, Interaction
 from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
-from .models import dchn  # noqa: F401  (registers the models)
-from .models.convolutional import DCHN
+from .models.dchn import DCHN
+from .models.network import HopfieldNetwork
 from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
-from .relaxation.network import EnergyModel, HopfieldNetwork
+from .relaxation.model import EnergyModel
 from .relaxation.order import list_orders, register_order
 from .relaxation.record import Relaxation
 from .rules.autograd import equilibrium
-from .rules.backprop import Backward, create_backward, list_backwards
-from .rules.contrastive import Nudging, Rule, RuleOutput, create_rule, list_rules, register_rule
+from .rules.backward import Backward
+from .rules.catalogue import create_backward, list_backwards
+from .rules.contrastive import Nudging
+from .rules.rule import Rule, RuleOutput, create_rule, list_rules, register_rule
 
 __all__ = [
     "DCHN",

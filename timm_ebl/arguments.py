@@ -1,12 +1,14 @@
-"""Values that users give: names to choose from, and numbers."""
+"""What users give: names to choose from, numbers, and command lines, in which what goes wrong is said in one line."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+import difflib
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Mapping
 from enum import Enum
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["Choice", "is_count", "is_number", "positive_count", "require_flag"]
+__all__ = ["Choice", "Parser", "is_count", "is_number", "positive_count", "require_flag"]
 
 
 class Choice(str, Enum):
@@ -54,3 +56,42 @@ def positive_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"a whole number of at least 1 is asked for, not {text!r}")
     return int(text)
+
+
+class Parser(ArgumentParser):
+    """A parser that takes no shortened options, shows its description as it is, and ends in one line.
+
+    An unknown option is answered by what is meant: of another script (``elsewhere``), else one of a similar name.
+
+    Args:
+        elsewhere: Answers to options of other scripts: an option and its value, or a reason.
+        **kwargs: Arguments of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        self.elsewhere = elsewhere or {}
+        super().__init__(**{"allow_abbrev": False, "formatter_class": RawDescriptionHelpFormatter} | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2; argparse itself would print the usage first.
+
+        Raises:
+            SystemExit: Always.
+        """
+        if message.startswith("unrecognized arguments"):
+            message = self._answer(message)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def _answer(self, message: str) -> str:
+        """What may be said in place of an unknown option."""
+        choices = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        commands = [each for several in choices for each in several.values() if isinstance(each, Parser)]
+        known = sorted({name for parser in (self, *commands) for name in parser._option_string_actions})
+        unknown = next((word.partition("=")[0] for word in message.split()[2:] if word.startswith("-")), "")
+        short = unknown if unknown.startswith("--") else unknown[:2]  # -b64
+        meant = self.elsewhere.get(unknown, self.elsewhere.get(short))
+        if meant is None:
+            meant = next(iter(difflib.get_close_matches(unknown, known, 1, 0.75)), None)
+        if meant is None:
+            return f"{message}; the options are {', '.join(known)}"
+        return f"unknown option {unknown}: " + (f"did you mean {meant}?" if meant.startswith("-") else meant)

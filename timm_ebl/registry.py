@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Generic, TypeVar
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "Variant"]
 
 T = TypeVar("T")
 
@@ -50,3 +52,52 @@ class Registry(Generic[T]):
         if not isinstance(name, str) or name not in self._entries:
             raise ValueError(f"Unknown {self.kind} {name!r}: choose one of {', '.join(self._entries)}.")
         return self._entries[name]
+
+
+@dataclass(frozen=True)
+class Variant(Generic[T]):
+    """A dataclass under a name of its own.
+
+    Attributes:
+        kind: The dataclass.
+        fixed: Values of fields that belong to the name and are no options of it.
+        defaults: Values of options where the name has others than the class.
+
+    Raises:
+        ValueError: A value is no field of the class.
+    """
+
+    kind: type[T]
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._require_known(f"{self.kind.__name__} has no field", "its fields are", self._fields, self.fixed)
+
+    @property
+    def _fields(self) -> list[str]:
+        return [each.name for each in fields(self.kind) if each.init]
+
+    @property
+    def options(self) -> list[str]:
+        """Names of the fields that may be given."""
+        return [name for name in self._fields if name not in self.fixed]
+
+    def create(self, title: str, given: Mapping[str, object]) -> T:
+        """An object of the class.
+
+        Args:
+            title: What it is called in messages, such as ``"Rule 'c-ep'"``.
+            given: Values of some of the options.
+
+        Raises:
+            ValueError: An option is unknown.
+        """
+        self._require_known(f"{title} has no option", "its options are", self.options, given)
+        return self.kind(**{**self.fixed, **self.defaults, **given})
+
+    @staticmethod
+    def _require_known(lacks: str, are: str, known: list[str], given: Mapping[str, object]) -> None:
+        unknown = next((name for name in given if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"{lacks} {unknown!r}: {are} {', '.join(known)}.")

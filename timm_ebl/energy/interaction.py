@@ -48,6 +48,15 @@ class Interaction(ABC):
         """
         return AutogradOperator(self.drive, self.tensors())
 
+    def forward(self, lower: Tensor, state: Tensor | None = None) -> Tensor:
+        """The upper layer's state, for hooks to see; without one the drive into it, unbounded.
+
+        Args:
+            lower: State of the lower layer, ``(B, *lower_shape)``.
+            state: State of the upper layer, ``(B, *upper_shape)``.
+        """
+        return self.drive(lower) if state is None else state
+
     def tensors(self) -> tuple[Tensor, ...]:
         """What the drive is computed from: the parameters, or what pruning, a norm or the like makes of them now."""
         return tuple(self.parameters())
@@ -88,7 +97,7 @@ class _Uniform(Interaction):
                     parameter.uniform_(-bound, bound, generator=generator)
 
 
-class ConvInteraction(nn.Conv2d, _Uniform):
+class ConvInteraction(_Uniform, nn.Conv2d):
     """Convolution followed by max pooling: ``drive(s) = P(w * s) + b`` (paper, Section 3).
 
     Where an image is uniform, the values of a window are equal (on MNIST, at the feed-forward start, in almost half of
@@ -159,7 +168,7 @@ class AveragePooled(ConvInteraction):
         return AveragePooling(self.pool)
 
 
-class DenseInteraction(nn.Linear, _Uniform):
+class DenseInteraction(_Uniform, nn.Linear):
     """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
 
     def shape(self, lower: torch.Size) -> torch.Size:
@@ -174,7 +183,7 @@ class DenseInteraction(nn.Linear, _Uniform):
         return dense(weight, bias[0] if bias else None, lower_shape)
 
 
-class EmptyInteraction(nn.Identity, Interaction):
+class EmptyInteraction(Interaction, nn.Identity):
     """Joins a layer to an output layer of no units, for a network without a read-out."""
 
     def shape(self, lower: torch.Size) -> torch.Size:

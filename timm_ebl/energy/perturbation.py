@@ -42,10 +42,6 @@ class Perturbation(ABC):
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         """What the perturbation adds to the energy, ``(B,)``, at a state ``(s_1, .., o)``."""
 
-    @abstractmethod
-    def select(self, samples: Tensor) -> Perturbation:
-        """The same for some samples of the batch, given by their indices or a mask."""
-
     def start(self, output: Tensor) -> Tensor:
         """The output layer at the start of the phase, given the one that the last phase left."""
         return output
@@ -60,9 +56,6 @@ class Free(Perturbation):
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         return state[-1].new_zeros(len(state[-1]))
-
-    def select(self, samples: Tensor) -> Free:
-        return self
 
 
 FREE = Free()
@@ -104,10 +97,6 @@ class Nudged(Perturbation):
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         return (self.beta * (state[-1] - self.target) ** 2).sum(1) / 2
 
-    def select(self, samples: Tensor) -> Nudged:
-        beta = self.beta[samples] if isinstance(self.beta, Tensor) else self.beta
-        return Nudged(self.target[samples], beta, self.damped)
-
 
 @dataclass(frozen=True)
 class Clamped(Perturbation):
@@ -125,9 +114,6 @@ class Clamped(Perturbation):
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         output = state[-1]
         return torch.where((output == self.target.to(output.dtype)).all(1), 0.0, float("inf"))
-
-    def select(self, samples: Tensor) -> Clamped:
-        return Clamped(self.target[samples])
 
     def start(self, output: Tensor) -> Tensor:
         return self.target.to(output.dtype)
@@ -159,6 +145,3 @@ class Forced(Perturbation):
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         works = [(f * s).flatten(1).sum(1) for f, s in zip(self.forces, state, strict=True) if f is not None]
         return torch.stack(works).sum(0) if works else FREE.cost(state)
-
-    def select(self, samples: Tensor) -> Forced:
-        return Forced(tuple(None if force is None else force[samples] for force in self.forces))

@@ -7,55 +7,35 @@ python -m timm_ebl.hub verify dchn_small_cifar10.c_ep
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
+from ..arguments import Parser
 from ..data.dataset import ImageDataset
 from ..data.requests import explain, is_transient, retry
 from ..errors import CheckpointError, HubError, WeightsError, one_sentence
 from ..models.weights import CONFIG, WEIGHTS, read_config
-from ..training.command_line import Parser
-from ..training.run_folder import temporary_folder, writing
+from ..training.build import build_rule
+from ..training.console import bars_in_terminals_alone
+from ..training.files import temporary_folder, writing
+from ..training.records import CARD
 from ..training.threads import add_threads_option, set_threads
-from ..training.trained import CARD, RECORDS, Checkpoint, Evaluation, same_error
+from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel, same_error
 from .card import render_card
 from .package import package, stage
-from .recipes import write_overview
 
 __all__ = ["check_access", "main", "publish", "verify"]
 
+_SAME = "unchanged"
+
 Result = TypeVar("Result")
-
-
-class State(str, Enum):
-    """How a file stands to the one of its name on the Hub."""
-
-    NEW = "new"
-    CHANGED = "changed"
-    SAME = "unchanged"
-
-
-@dataclass(frozen=True)
-class Change:
-    """A file to publish.
-
-    Attributes:
-        path: The file.
-        state: How it stands to the Hub's.
-    """
-
-    path: Path
-    state: State
 
 
 def publish(
@@ -91,7 +71,7 @@ def publish(
         HubError: No token, no permission, a name that is taken, no network.
     """
     api = HfApi()
-    checkpoint = Checkpoint.open(source)
+    checkpoint = TrainedModel.open(source)
     if not dry_run:
         check_access(repo_id, checkpoint.config["architecture"])
     test = test or checkpoint.test_split(data_root, dataset)
@@ -99,19 +79,19 @@ def publish(
         with writing(folder):
             _prepare(checkpoint, folder, repo_id, test)
         remote = _remote(api, repo_id)
-        changes = _compare(folder, remote)
-        for change in changes:
-            print(f"{change.state.value:>9}  {change.path.name}  {change.path.stat().st_size:,} bytes")
-        if dry_run or all(change.state is State.SAME for change in changes):
+        changes = _compare(api, folder, repo_id, remote and remote.sha)
+        for name, change in changes.items():
+            print(f"{change:>9}  {name}  {(folder / name).stat().st_size:,} bytes")
+        if dry_run or {*changes.values()} == {_SAME}:
             print("nothing was sent" + (" (--dry-run)" if dry_run else ""))
             return f"{api.endpoint}/{repo_id}"
         if remote is None:
             _ask(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
-        commit = _ask(lambda: _commit(api, repo_id, folder), repo_id)
-        arrived = _ask(lambda: api.model_info(repo_id, revision=commit.oid, files_metadata=True), repo_id)
-        for change in _compare(folder, arrived):
-            if change.state is not State.SAME:
-                raise HubError(f"{change.path.name} arrived damaged at {repo_id}: publish again.")
+        said = "Checkpoint, card and records of timm_ebl"
+        commit = _ask(lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=said), repo_id)
+        for name, change in _compare(api, folder, repo_id, commit.oid).items():
+            if change != _SAME:
+                raise HubError(f"{name} arrived damaged at {repo_id}: publish again.")
     print(f"published, checksums compared: {commit.commit_url}")
     return commit.commit_url
 
@@ -165,7 +145,7 @@ def verify(
         CheckpointError: The figures differ, or the data are not those that the checkpoint was measured on.
         DataError: The test split cannot be loaded.
     """
-    checkpoint = Checkpoint.open(source)
+    checkpoint = TrainedModel.open(source)
     measured = checkpoint.measure(test or checkpoint.test_split(data_root, dataset))
     claimed = checkpoint.evaluation
     found = f"{checkpoint.name} has {measured.error:.2f} % test error on {measured.images:,} images"
@@ -180,7 +160,7 @@ def verify(
     return measured
 
 
-def _prepare(checkpoint: Checkpoint, folder: Path, repo_id: str, test: ImageDataset) -> None:
+def _prepare(checkpoint: TrainedModel, folder: Path, repo_id: str, test: ImageDataset) -> None:
     """Fill a folder with what is to be published, after measuring it."""
     if not checkpoint.is_packaged:
         stage(checkpoint, folder, repo_id.partition("/")[2], f"hf-hub:{repo_id}", test)
@@ -191,14 +171,15 @@ def _prepare(checkpoint: Checkpoint, folder: Path, repo_id: str, test: ImageData
     for file in RECORDS:
         shutil.copyfile(checkpoint.record(file), folder / file)
     name = checkpoint.name.rpartition("/")[2]
-    card = render_card(name, f"hf-hub:{repo_id}", checkpoint.recipe, checkpoint.summary, checkpoint.config)
+    recipe = checkpoint.recipe
+    card = render_card(name, f"hf-hub:{repo_id}", recipe, build_rule(recipe), checkpoint.summary, checkpoint.config)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def _remote(api: HfApi, repo_id: str) -> ModelInfo | None:
     """What the Hub has under a name; ``None`` if nothing."""
     try:
-        return retry(lambda: api.model_info(repo_id, files_metadata=True))
+        return retry(lambda: api.model_info(repo_id))
     except RepositoryNotFoundError:
         return None
     except Exception as error:  # the client's errors and those of the HTTP library below have no common type
@@ -223,26 +204,14 @@ def _check_free(repo_id: str, remote: ModelInfo | None, architecture: str | None
     raise HubError(f"The name {repo_id} is taken, by {holds}: choose another one.")
 
 
-def _compare(folder: Path, remote: ModelInfo | None) -> list[Change]:
-    known = {sibling.rfilename: sibling for sibling in (remote.siblings or [])} if remote else {}
-    changes = []
-    for path in sorted(folder.iterdir()):
-        content, sibling = path.read_bytes(), known.get(path.name)
-        if sibling is None:
-            state = State.NEW
-        elif sibling.lfs is not None:
-            state = State.SAME if sibling.lfs.sha256 == hashlib.sha256(content).hexdigest() else State.CHANGED
-        else:
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            state = State.SAME if sibling.blob_id == blob else State.CHANGED
-        changes.append(Change(path, state))
-    return changes
-
-
-def _commit(api: HfApi, repo_id: str, folder: Path):
-    """One commit of all files; the client leaves out those that the Hub has."""
-    operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
-    return api.create_commit(repo_id, operations, commit_message="Checkpoint, card and records of timm_ebl")
+def _compare(api: HfApi, folder: Path, repo_id: str, revision: str | None) -> dict[str, str]:
+    """How each file of a folder stands to the one of its name on the Hub: new, changed or unchanged."""
+    names = sorted(path.name for path in folder.iterdir())
+    if revision is None:
+        return dict.fromkeys(names, "new")
+    found = _ask(lambda: api.verify_repo_checksums(repo_id, revision=revision, local_dir=folder), repo_id)
+    known = dict.fromkeys(found.extra_paths, "new") | {file["path"]: "changed" for file in found.mismatches}
+    return {name: known.get(name, _SAME) for name in names}
 
 
 def _ask(call: Callable[[], Result], repo_id: str) -> Result:
@@ -271,22 +240,22 @@ def build_parser() -> Parser:
     verifying.add_argument("source", help="name of a shipped model, folder, or OWNER/NAME on the Hub")
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
-        add_threads_option(command)
-    for command in (publishing, verifying):
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
+        add_threads_option(command)
     return parser
 
 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)
     if options.command == "package":
-        run, *others = map(Checkpoint.open, options.runs)
-        name = package(run, options.tag, others, options.note, options.data_root, options.force)
-        print(f"packaged {name}; overview in {write_overview()}")
+        run, *others = map(TrainedModel.open, options.runs)
+        name = package(run, options.tag, others, options.note, options.data_root, options.dataset, options.force)
+        print(f"packaged {name}; {RECIPES / 'README.md'} has a row for each checkpoint: add one for it")
     elif options.command == "publish":
         access = {"private": options.private, "dry_run": options.dry_run}
         publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)

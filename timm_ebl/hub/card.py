@@ -6,23 +6,27 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import timm
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
-from ..models.convolutional import DCHN
+from ..models.dchn import DCHN
 from ..relaxation.minimizer import Minimizer
-from ..training.build import build_rule
+from ..relaxation.model import EnergyModel
+from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule
 from ..training.config import TrainConfig
-from ..training.timing import duration
+from ..training.progress import duration
+from ..training.records import METRIC
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 
-__all__ = ["card_error", "render_card"]
+__all__ = ["render_card"]
 
-_METRIC = "error_rate"
+_TAGS = ("image-classification", "timm", "timm_ebl", "energy-based-learning")
 
 _CITATION = """```bibtex
 @misc{ebl_comparative_study,
@@ -40,21 +44,8 @@ _CITATION = """```bibtex
 ```"""
 
 
-def card_error(path: Path) -> float:
-    """The test error (%) that a model card reports in its ``model-index``.
-
-    Raises:
-        ValueError: The card cannot be read, or reports none.
-    """
-    try:
-        results = ModelCard.load(path).data.eval_results or []
-        return next(float(result.metric_value) for result in results if result.metric_type == _METRIC)
-    except Exception as error:  # YAML, encoding and schema errors have no common type
-        raise ValueError(f"The card {path} reports no test error ({type(error).__name__}).") from None
-
-
 def render_card(
-    name: str, model: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
+    name: str, model: str, recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], config: Mapping[str, Any]
 ) -> str:
     """The card's text: YAML metadata, then Markdown.
 
@@ -62,22 +53,23 @@ def render_card(
         name: Name of the checkpoint.
         model: What ``timm.create_model`` loads it by: its name, or ``hf-hub:owner/name``.
         recipe: Resolved settings of the run.
+        rule: Their rule.
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
     """
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     sections = [
-        _header(name, summary, config["evaluation"]),
-        _results(name, summary, config["evaluation"], network),
-        _use(model, recipe, config["pretrained_cfg"]["input_size"][1]),
-        _training(recipe, summary, network.minimizer, config["pretrained_cfg"]),
+        _header(name, summary, config["evaluation"], network),
+        _results(name, summary, config["evaluation"], network, rule),
+        _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
+        _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"]),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel) -> str:
     spec = DATASETS.get(summary["dataset"])
     hub_id = spec.hub_id if spec else None
     error = evaluation["error"]
@@ -94,18 +86,20 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         library_name="timm",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        tags=["image-classification", "timm", "timm_ebl", "energy-based-learning", "hopfield-network", summary["algo"]],
+        tags=[*_TAGS, *(["hopfield-network"] if isinstance(network, DCHN) else []), summary["algo"]],
         datasets=[hub_id] if hub_id else None,
         metrics=["accuracy"],
         eval_results=[
-            EvalResult(metric_type=_METRIC, metric_name="Test error (%)", metric_value=round(error, 4), **where),
+            EvalResult(metric_type=METRIC, metric_name="Test error (%)", metric_value=round(error, 4), **where),
             EvalResult(metric_type="accuracy", metric_name="Accuracy (%)", metric_value=round(100 - error, 4), **where),
         ],
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: DCHN) -> str:
+def _results(
+    name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel, rule: Rule
+) -> str:
     error, images = evaluation["error"], evaluation["images"]
     found = f"**{error:.2f} %** (standard error {math.sqrt(error * (100 - error) / images):.2f} over {images:,} images)"
     seeds = f"{summary['seed']}, the only one run"
@@ -115,27 +109,38 @@ def _results(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any
         seeds = f"{summary['seed']} (these weights), {', '.join(map(str, others))}"
     count = summary.get("training_images")
     trained = f"{summary['epochs']} epochs" + (f" of {count:,} images" if count else "")
-    widths = "-".join(str(info["num_chs"]) for info in network.feature_info)
+    widths = "-".join(str(info["num_chs"]) for info in getattr(network, "feature_info", []))
+    other = replace(rule.free, compiled=False) != network.minimizer
     held_out, chosen = summary["held_out_error"], f"epoch {summary['best_epoch']} was best on the held-out part"
     rows = {
         "test error": found,
-        "held-out error": "nothing was held out" if held_out is None else f"{held_out:.2f} %",
+        "held-out error": "nothing was held out"
+        if held_out is None
+        else f"{held_out:.2f} %" + " (by the free phase of the training)" * other,
         "seeds": seeds,
         "trained for": f"{trained}; " + ("the last one's weights" if held_out is None else chosen),
-        "model": f"widths {widths}, {sum(parameter.numel() for parameter in network.parameters()):,} parameters",
+        "model": (f"widths {widths}, " if widths else "")
+        + f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
     paper = paper_error(summary["algo"], summary["dataset"])
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
-    learned = "backpropagation" if summary["algo"] in ("tbp", "rbp") else "an energy-based rule"
+    kind = "A deep convolutional Hopfield network of" if isinstance(network, DCHN) else "An energy model trained by"
     return (
-        f"# {name}\n\nA deep convolutional Hopfield network of [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
-        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {learned}, "
+        f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
+        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {_learned(rule)}, "
         f"`{summary['algo']}`.\n\n{_table(rows)}\n\n![Course of the training](curves.png)"
     )
 
 
-def _use(model: str, recipe: TrainConfig, size: int) -> str:
+def _learned(rule: Rule) -> str:
+    """What kind of rule it is."""
+    if isinstance(rule, (TruncatedBackprop, RecurrentBackprop)):
+        return "backpropagation"
+    return "an energy-based rule" if isinstance(rule, ContrastiveRule) else "a rule of its own"
+
+
+def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
     options = {
         "config": recipe.dataset_config,
         "image_column": recipe.image_column,
@@ -147,6 +152,7 @@ def _use(model: str, recipe: TrainConfig, size: int) -> str:
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
     loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
     return f"""## Use
 
 ```python
@@ -167,19 +173,19 @@ normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pret
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```
 
-`python -m timm_ebl.hub verify {model}` measures the test error again."""
+`python -m timm_ebl.hub verify {model}{where}` measures the test error again."""
 
 
 def _training(
-    recipe: TrainConfig, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
+    recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
 ) -> str:
-    rule = build_rule(recipe)
-    held = ", pooling routes held" if getattr(rule, "hold_routes", False) else ""
+    held = ", pooling routes held" if getattr(rule, "linear_response", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = _origin(recipe, summary) | {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
-        "free phase": _describe(rule.free) + (", from where the last batch ended" if recipe.warm_start else ""),
-        "second phase": _describe(rule.second) + held,
+        "free phase": _describe(rule.free or inference)
+        + (", from where the last batch ended" if recipe.warm_start else ""),
+        "second phase": _describe(rule.second_phase) + held if rule.second_phase else "none",
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",
@@ -192,7 +198,7 @@ def _training(
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
         f"args.yaml` runs it again. `metrics.jsonl` has a line for each epoch. {_selection(recipe.holdout)} "
-        "The test split was measured once, at the end, and selected nothing."
+        "The test split was measured after the last epoch, and selected nothing."
     )
 
 

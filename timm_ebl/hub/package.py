@@ -19,11 +19,12 @@ from torch import Tensor
 from ..data.catalogue import EMBEDDED
 from ..data.dataset import ImageDataset
 from ..errors import CheckpointError
-from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
+from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
+from ..training.build import build_rule
 from ..training.config import TrainConfig
-from ..training.records import read_metrics
-from ..training.run_folder import temporary_folder, write_whole, writing
-from ..training.trained import CARD, RECIPES, RECORDS, Checkpoint, Evaluation, predict, same_error
+from ..training.files import temporary_folder, write_whole, writing
+from ..training.records import CARD, read_metrics
+from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel, predict, same_error
 from ..training.yaml12 import dump_yaml
 from .card import render_card
 
@@ -37,11 +38,12 @@ _SAMPLE = "sample"
 
 
 def package(
-    run: Checkpoint,
+    run: TrainedModel,
     tag: str | None = None,
-    others: Sequence[Checkpoint] = (),
+    others: Sequence[TrainedModel] = (),
     note: str | None = None,
     data_root: str | Path | None = None,
+    dataset: str | None = None,
     force: bool = False,
     weights: Path = SHIPPED,
     records: Path = RECIPES,
@@ -55,6 +57,7 @@ def package(
         others: Runs of the same recipe with other seeds, whose errors the card reports as well.
         note: A sentence for the card's limits.
         data_root: Folder with copies of Hub data sets.
+        dataset: Folder with the data set, if it is not where the recipe says.
         force: Replace what has that name.
         weights: Folder of the package's weights.
         records: Folder of the records.
@@ -75,12 +78,12 @@ def package(
     if _is_of_sample(run) and not tag.endswith(_SAMPLE):
         raise CheckpointError(f"The tag of a run on the embedded sample ends in {_SAMPLE!r}, unlike {tag!r}.")
     name = f"{run.config['architecture']}.{tag}"
-    there = _describe(Checkpoint(name, weights / name, records / name))
+    there = _describe(TrainedModel(name, weights / name, records / name))
     if there and not force:
         raise CheckpointError(f"{there} is there already: --force replaces it, --tag gives this run another name.")
     if there:
         print(f"replacing {there}")
-    test = run.test_split(data_root)
+    test = run.test_split(data_root, dataset)
     with temporary_folder() as folder:
         with writing(folder):
             stage(run, folder, name, name, test, others, note, compact=True)
@@ -91,18 +94,18 @@ def package(
     return name
 
 
-def _is_of_sample(run: Checkpoint) -> bool:
+def _is_of_sample(run: TrainedModel) -> bool:
     return run.recipe.dataset in (None, EMBEDDED)
 
 
-def _default_tag(run: Checkpoint) -> str:
+def _default_tag(run: TrainedModel) -> str:
     """The rule, and the data where the model's name does not tell them."""
     rule = run.recipe.algo.replace("-", "_")
     data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(run.recipe.dataset).name)
     return rule if re.fullmatch(f"dchn_(small_|tiny_)?{data}", run.config["architecture"]) else f"{rule}_{data}"
 
 
-def _describe(checkpoint: Checkpoint) -> str | None:
+def _describe(checkpoint: TrainedModel) -> str | None:
     """What the folders of a checkpoint hold, in words; ``None`` if there is nothing."""
     if not any(folder and folder.exists() for folder in (checkpoint.weights, checkpoint.records)):
         return None
@@ -115,12 +118,12 @@ def _describe(checkpoint: Checkpoint) -> str | None:
 
 
 def stage(
-    run: Checkpoint,
+    run: TrainedModel,
     target: Path,
     name: str,
     model: str,
     test: ImageDataset,
-    others: Sequence[Checkpoint] = (),
+    others: Sequence[TrainedModel] = (),
     note: str | None = None,
     compact: bool = False,
 ) -> Evaluation:
@@ -166,14 +169,14 @@ def stage(
         summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
     if note:
         summary["note"] = note
-    config = {**run.config, "evaluation": asdict(measured)}
+    config = {**without_defaults(run.config), "evaluation": asdict(measured)}
     config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
     recipe = replace(run.recipe, **_portable_settings(run))
     texts = {
         CONFIG: json.dumps(config, indent=2) + "\n",
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "args.yaml": dump_yaml(recipe.to_dict()),
-        CARD: render_card(name, model, recipe, summary, config),
+        CARD: render_card(name, model, recipe, build_rule(recipe), summary, config),
     }
     for file, text in texts.items():
         (target / file).write_text(text, encoding="utf-8")
@@ -199,15 +202,16 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
 
 def _portable(name: str | None) -> str | None:
     """The name of a data set or checkpoint without the folders of this machine."""
-    return Path(name).name if name and os.path.isdir(os.path.expanduser(name)) else name
+    is_folder = name and (os.path.isabs(name) or os.path.isdir(os.path.expanduser(name)))
+    return Path(name).name if is_folder else name
 
 
-def _portable_settings(run: Checkpoint) -> dict[str, Any]:
+def _portable_settings(run: TrainedModel) -> dict[str, Any]:
     source = run.recipe.pretrained and run.recipe.pretrained.removeprefix("local-dir:")
     return {**dict.fromkeys(_MACHINE), "dataset": _portable(run.recipe.dataset), "pretrained": _portable(source)}
 
 
-def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
+def _check_summary(run: TrainedModel, measured: Evaluation) -> None:
     """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
     claimed = run.summary["test_error"]
     precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
@@ -219,8 +223,8 @@ def _check_summary(run: Checkpoint, measured: Evaluation) -> None:
         )
 
 
-def _check_others(run: Checkpoint, others: Sequence[Checkpoint]) -> None:
-    def recipe(checkpoint: Checkpoint) -> TrainConfig:
+def _check_others(run: TrainedModel, others: Sequence[TrainedModel]) -> None:
+    def recipe(checkpoint: TrainedModel) -> TrainConfig:
         return replace(checkpoint.recipe, **_portable_settings(checkpoint), seed=0)
 
     seeds = [run.summary["seed"]]

@@ -18,6 +18,7 @@ __all__ = [
     "has_bfloat16_units",
     "is_batched",
     "is_func_transform_active",
+    "is_watched",
     "max_pool",
     "pack_convolution",
     "packed_convolution",
@@ -185,11 +186,25 @@ def is_func_transform_active() -> bool:
     return False
 
 
-def renew_weight(module: nn.Conv2d | nn.Linear) -> None:
-    """Let the hooks of `torch.nn.utils` (pruning, weight_norm) set a module's weight, as before each call."""
+def renew_weight(module: nn.Module) -> None:
+    """Let the hooks of `torch.nn.utils` (pruning, weight_norm) set an interaction's weight, as before each call."""
     if not _HAS_HOOKS:
-        module(module.weight.new_empty(0, *module.weight.shape[1:]))
+        nothing = module.weight.new_empty(0)
+        module(nothing, nothing)  # a call with a state computes nothing beside the hooks
         return
     for hook in module._forward_pre_hooks.values():
-        if type(hook).__module__.startswith("torch.nn.utils."):
+        if _makes_weight(hook):
             hook(module, ())
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks that a call of it should reach; always where PyTorch's lists of them are missing."""
+    if not _HAS_HOOKS:
+        return True
+    hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or not all(map(_makes_weight, module._forward_pre_hooks.values()))
+
+
+def _makes_weight(hook: object) -> bool:
+    """Whether a hook is one of pruning, `weight_norm` or the like, which set a weight anew before every call."""
+    return type(hook).__module__.startswith("torch.nn.utils.")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kernels.native import is_batched
+
 __all__ = ["NO_MAP", "require_finite", "require_input", "require_state"]
 
 NO_MAP = "A relaxation cannot be mapped by torch.func.vmap: give the network the whole batch."
@@ -22,7 +24,7 @@ def require_input(x: object) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"The input is a tensor of images, not {type(x).__name__}.")
-    if torch._C._functorch.is_batchedtensor(x):
+    if is_batched(x):
         raise RuntimeError(NO_MAP)
     if not x.is_floating_point():
         raise TypeError(f"The input is a tensor of real numbers, not of {x.dtype}: scale and normalise the images.")

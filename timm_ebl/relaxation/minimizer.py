@@ -1,32 +1,25 @@
-"""Minimising the energy over the state: how, and until when (paper, Section 3)."""
+"""How an energy is minimised over the state, and until when (paper, Section 3)."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
-from torch import Tensor
 
 from ..arguments import Choice, is_number, require_flag
-from ..energy.functional import State, norm
-from .order import Groups, checked, get_order, leading_to
-from .record import Relaxation
-from .walk import Walk
+from .order import Groups, Neighbours, groups_of
 
 __all__ = [
     "EQUILIBRIUM",
+    "LEAST_TOLERANCE",
+    "MOST_SWEEPS",
     "PAPER",
     "Minimizer",
     "Start",
-    "answer",
-    "minimize",
-    "relative_change",
+    "check_tolerance",
     "require_minimizer",
-    "settle",
 ]
 
 SWEEPS = 7
@@ -34,9 +27,6 @@ SWEEPS = 7
 
 MOST_SWEEPS = 1000
 """The most sweeps of a relaxation with a tolerance, by default."""
-
-SWEEPS_BETWEEN_LOOKS = 4
-"""With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
 
 _LEAST_OMEGA = torch.finfo(torch.float32).tiny
 """What is below it is 0 in 32 bits: nothing would move."""
@@ -61,17 +51,15 @@ class Minimizer:
     The defaults are ours and meant to be fast; the paper's procedure is `PAPER`.
 
     Attributes:
-        order: Name of a registered order of update (`timm_ebl.relaxation.order.list_orders`).
+        order: Name of a registered order of update (`timm_ebl.list_orders`).
         sweeps: Number of sweeps, by default 7; with a tolerance the most of them, by default 1000.
         tolerance: Stop a sample once its residual is at most this; ``None`` makes all sweeps, as the paper does. The
-            residual is looked at every fourth sweep, and a sample that is done leaves the batch and stays as it is:
-            where it ends does not depend on the others. A warning tells of samples that do not get there
-            (`Relaxation.converged`).
-        omega: Over-relaxation ``s <- clip(s + omega (h - s), 0, 1)`` of the hidden layers with drive and feedback
-            ``h``, ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are
-            for whoever goes on (`further`). The paper has 1; the energy never rises for any of them under the
-            asynchronous order. With a tolerance, a sample goes on with 1 once its residual is above that of its first
-            look.
+            residual is looked at every fourth sweep, and a sample that is done stays as it is: where it ends does not
+            depend on the others. A warning tells of samples that do not get there (`Relaxation.converged`).
+        omega: Over-relaxation ``s <- clip(s + omega (h - s))`` of the hidden layers in the field ``h``,
+            ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are for
+            whoever goes on (`further`). The paper has 1; the energy never rises for any of them under the asynchronous
+            order. With a tolerance, a sample goes on with 1 once its residual is above that of its first look.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
@@ -88,7 +76,7 @@ class Minimizer:
     compiled: bool = False
 
     def __post_init__(self) -> None:
-        get_order(self.order)
+        groups_of(self.order)
         if self.sweeps is None:
             object.__setattr__(self, "sweeps", SWEEPS if self.tolerance is None else MOST_SWEEPS)
         if type(self.sweeps) is not int or self.sweeps < 1:
@@ -106,9 +94,8 @@ class Minimizer:
 
     @property
     def _omegas(self) -> tuple[float, ...]:
-        return (
-            tuple(self.omega) if isinstance(self.omega, Sequence) and not isinstance(self.omega, str) else (self.omega,)
-        )
+        several = isinstance(self.omega, Sequence) and not isinstance(self.omega, str)
+        return tuple(self.omega) if several else (self.omega,)
 
     def omega_of(self, sweep: int) -> float:
         """Over-relaxation of a sweep, counted from 1."""
@@ -124,23 +111,13 @@ class Minimizer:
         omega = tuple(self.omega_of(self.sweeps + sweep) for sweep in range(1, sweeps + 1))
         return replace(self, sweeps=sweeps, tolerance=None, omega=omega)
 
-    def groups(self, layers: int) -> Groups:
-        """The groups of one sweep over ``layers`` free layers.
+    def groups(self, neighbours: Neighbours) -> Groups:
+        """The groups of one sweep over layers with these neighbours (`Graph.neighbours`).
 
         Raises:
             ValueError: The order leaves out a layer, or names one that there is not.
         """
-        return checked(self.order, get_order(self.order)(layers), layers)
-
-
-def require_minimizer(name: str, value: object, optional: bool = False) -> None:
-    """Refuse what is no `Minimizer`.
-
-    Raises:
-        TypeError: It is none; ``None`` may be allowed.
-    """
-    if not (isinstance(value, Minimizer) or (optional and value is None)):
-        raise TypeError(f"{name} is a timm_ebl.Minimizer, not {value!r}.")
+        return groups_of(self.order, neighbours)
 
 
 PAPER = Minimizer(sweeps=60, omega=1.0, start=Start.ZERO)
@@ -151,80 +128,6 @@ EQUILIBRIUM = Minimizer(order="backward", omega=(1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1
 
 One layer after the other and with over-relaxation to the end, slow samples need fewer sweeps than by default.
 """
-
-
-@torch.no_grad()
-def minimize(walk: Walk, minimizer: Minimizer) -> Relaxation:
-    """Walk downhill until the minimiser says stop.
-
-    Args:
-        walk: Where to start.
-        minimizer: Order, over-relaxation and end of the walk.
-
-    Raises:
-        ValueError: The tolerance is below what the type of the state can tell apart.
-        RuntimeError: There is a tolerance, and the walk is only recorded (a trace, an export, a meta device).
-    """
-    if minimizer.tolerance is not None:
-        return _minimize_to(minimizer.tolerance, walk, minimizer)
-    before = _make_sweeps(walk, minimizer)
-    return walk.record(relative_change(before, walk.state), minimizer.sweeps, None)
-
-
-def _make_sweeps(walk: Walk, minimizer: Minimizer) -> State:
-    """All sweeps of a minimiser; returns the state before the last of them."""
-    step, groups, last = _step(walk, minimizer), minimizer.groups(len(walk.state)), minimizer.sweeps
-    for sweep in range(1, last + 1):
-        before = tuple(walk.state) if sweep == last else ()
-        walk.begin(sweep, sweep == last)
-        step(walk, groups, minimizer.omega_of(sweep))
-    return before
-
-
-def _minimize_to(tolerance: float, walk: Walk, minimizer: Minimizer) -> Relaxation:
-    """Sweeps until every sample has this residual, or the minimiser has no more of them."""
-    if torch.jit.is_tracing() or torch.compiler.is_exporting() or walk.x.is_meta:
-        raise RuntimeError(
-            f"With a tolerance ({tolerance:g}), the values decide how many sweeps are made, which no recording can: "
-            "relax for a fixed number of sweeps."
-        )
-    whole, step, groups = walk, _step(walk, minimizer), minimizer.groups(len(walk.state))
-    parts: list[tuple[Tensor, Tensor, Walk]] = []
-    places, first = torch.arange(len(walk.x), device=walk.x.device), None
-    slow = torch.zeros_like(places, dtype=torch.bool)
-    for sweep in range(1, minimizer.sweeps + 1):
-        last = sweep == minimizer.sweeps
-        looks = last or sweep % SWEEPS_BETWEEN_LOOKS == 0
-        before = tuple(walk.state) if looks else ()
-        walk.begin(sweep, looks)
-        step(walk, groups, walk.x.new_full(places.shape, minimizer.omega_of(sweep)).masked_fill_(slow, 1))
-        if sweep == 1:
-            check_tolerance(tolerance, walk.state[0].dtype)
-        if not looks:
-            continue
-        residual = relative_change(before, walk.state)
-        first = residual if first is None else first
-        slow |= residual > first
-        done = (residual <= tolerance).view(walk.copies, len(residual) // walk.copies).all(0)
-        count = int(done.sum())
-        if last or count == len(done):
-            break
-        if count:
-            rows = done.repeat(walk.copies)
-            parts.append((places[rows], residual[rows], walk.select(done)))
-            walk, places, first, slow = walk.select(~done), places[~rows], first[~rows], slow[~rows]
-    if count < len(done):
-        warnings.warn(
-            f"Some samples have not come to the tolerance of {tolerance:g} in {sweep} sweeps (`Relaxation.converged` "
-            "tells which): allow more sweeps or a larger tolerance.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    if parts:
-        parts.append((places, residual, walk))
-        whole.join([(places, part) for places, _, part in parts])
-        residual = torch.cat([part[1] for part in parts])[torch.cat([part[0] for part in parts]).argsort()]
-    return whole.record(residual, sweep, tolerance)
 
 
 def check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
@@ -241,64 +144,11 @@ def check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
         )
 
 
-@torch.no_grad()
-def answer(walk: Walk, minimizer: Minimizer) -> Tensor:
-    """The drive into the output layer, ``(B, M)``, where a walk ends, without a record of it.
+def require_minimizer(name: str, value: object, optional: bool = False) -> None:
+    """Refuse what is no `Minimizer`.
 
-    Where no tolerance asks for the whole state, updates that no longer reach the output are left out.
-
-    Args:
-        walk: Where to start.
-        minimizer: Order, over-relaxation and end of the walk.
+    Raises:
+        TypeError: It is none; ``None`` may be allowed.
     """
-    last = len(walk.state) - 1
-    if minimizer.tolerance is not None:
-        return minimize(walk, minimizer).drives[last].value
-    step = _step(walk, minimizer)
-    for sweep, groups in enumerate(leading_to({last - 1}, minimizer.groups(last + 1), minimizer.sweeps), 1):
-        step(walk, groups, minimizer.omega_of(sweep))
-    return walk.drive(last).value
-
-
-@torch.no_grad()
-def settle(walk: Walk, minimizer: Minimizer) -> Relaxation:
-    """All sweeps of a minimiser, whatever its tolerance, and what a perturbed phase starts from.
-
-    There is neither energy nor residual, and the routes are those of the last updates, as the potentials are.
-
-    Args:
-        walk: Where to start.
-        minimizer: Order and over-relaxation of the walk.
-    """
-    _make_sweeps(walk, minimizer)
-    return walk.record(None, minimizer.sweeps, None)
-
-
-@cache
-def compiled_sweep(walk: type[Walk]) -> Callable[[Walk, Groups, float | Tensor], None]:
-    """The sweep of a kind of walk, compiled."""
-    return torch.compile(walk.sweep, dynamic=False)
-
-
-def _step(walk: Walk, minimizer: Minimizer) -> Callable[[Walk, Groups, float | Tensor], None]:
-    """The sweep of a walk, compiled where asked; compiled code takes every other number for another programme."""
-    if not minimizer.compiled:
-        return type(walk).sweep
-    sweep, device = compiled_sweep(type(walk)), walk.x.device
-
-    def step(walk: Walk, groups: Groups, omega: float | Tensor) -> None:
-        known = isinstance(omega, Tensor) or omega == 1
-        sweep(walk, groups, omega if known else _as_tensor(omega, device))
-
-    return step
-
-
-@cache
-def _as_tensor(omega: float, device: torch.device) -> Tensor:
-    return torch.tensor(omega, device=device)
-
-
-def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """``|after - before| / |after|`` over all layers, ``(B,)``; 0 where nothing changed."""
-    change = norm([a - b for b, a in zip(before, after, strict=True)])
-    return torch.where(change > 0, change / norm(after), change)
+    if not (isinstance(value, Minimizer) or (optional and value is None)):
+        raise TypeError(f"{name} is a timm_ebl.Minimizer, not {value!r}.")

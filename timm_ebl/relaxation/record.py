@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..energy.functional import State
-from ..energy.interaction import Drive, cat_known, of_samples
-from ..kernels.prepared import Prepared
+from ..energy.graph import Graph
+from ..kernels.native import version_of
+from ..kernels.operator import Drive, Operator
 
-__all__ = ["Relaxation", "Stamp", "stamp"]
+__all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "stamp", "versions_of"]
 
 Stamp = tuple[tuple[Tensor, int], ...]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a relaxation has computed, for whoever goes on from where it ended.
+
+    Attributes:
+        operators: The operator of each edge, for single states.
+        drives: The drive of each edge, without a value where nothing needed it. Those of two copies of one state are
+            there once; so may be their routes. After settling, the routes are those of the last updates.
+        potentials: The last free update of each layer without its bounds, ``state = clip(potentials)``, once for all
+            copies; beyond the bounds they are the field's, whatever the over-relaxation. Empty if they are not known.
+        copies: How many times the batch holds every sample, block after block: once or twice.
+        made_of: The input and the parameters that it was computed from, each with its version.
+        versions: How often each layer was written to in place when the relaxation ended.
+    """
+
+    operators: tuple[Operator, ...]
+    drives: tuple[Drive, ...]
+    potentials: tuple[Tensor, ...]
+    copies: int
+    made_of: Stamp
+    versions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -25,26 +48,16 @@ class Relaxation:
     Attributes:
         input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after a `Response` and
-            after `EnergyModel.settle`, which do not need it (`EnergyModel.energy` tells).
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after
+            `EnergyModel.settle` and `EnergyModel.respond`, which do not need it (`EnergyModel.energy` tells).
         residual: Relative size of each sample's last update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``;
             ``None`` after `EnergyModel.settle`.
-        sweeps: Sweeps used; the most that any sample did, where a tolerance let some end earlier.
+        sweeps: Sweeps made; where a tolerance let some samples end earlier, those of the last one.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         output: The answer, ``(B, M)``: the output layer at its minimum given the layers below as they ended, whose last
-            updates the output layer of `state` may not have seen. That layer itself after a `Response` and after
-            `EnergyModel.settle`.
-        drives: The drive into each layer at `state`, for whoever goes on from here, without a value where nothing
-            needed it; empty if they are not known. After `EnergyModel.settle` the routes are those of the last updates.
-        potentials: The last update of each layer without its bounds, ``state = clip(potentials)``, once for all copies.
-            Beyond the bounds they are the field's, whatever the over-relaxation. Empty if a `Response` cannot start
-            here.
-        copies: How many times the batch holds every sample, block after block.
-        stamp: What the drives were computed from: input and parameters, each with its version (`stamp`).
-        prepared: What the interactions prepared for the relaxation (`Interaction.prepare`), for the same use.
-        versions: How often each layer was written to in place when the relaxation ended (`intact`).
+            updates the output layer of `state` may not have seen. That layer itself where the energy is ``None``.
 
-    A copy or a pickle has what was found, without what only serves to go on from here.
+    A copy or a pickle has these alone.
     """
 
     input: Tensor
@@ -54,27 +67,15 @@ class Relaxation:
     sweeps: int
     tolerance: float | None = None
     output: Tensor | None = None
-    drives: tuple[Drive, ...] = field(default=(), repr=False)
-    potentials: tuple[Tensor, ...] = field(default=(), repr=False)
-    copies: int = 1
-    stamp: Stamp = field(default=(), repr=False)
-    prepared: tuple[Prepared | None, ...] = field(default=(), repr=False)
-    versions: tuple[int, ...] = field(default=(), repr=False)
+    _cache: Cache | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.output is None:
             object.__setattr__(self, "output", self.state[-1])
-        if not self.versions:
-            object.__setattr__(self, "versions", versions(self.state))
 
     def __reduce__(self) -> tuple[object, ...]:
         found = (self.input, self.state, self.energy, self.residual, self.sweeps, self.tolerance, self.output)
-        return partial(Relaxation, copies=self.copies), found
-
-    @property
-    def intact(self) -> bool:
-        """Whether the layers are as the relaxation left them: written to in place, they have other drives."""
-        return self.versions == versions(self.state)
+        return Relaxation, found
 
     @property
     def converged(self) -> Tensor:
@@ -90,57 +91,57 @@ class Relaxation:
             )
         return self.residual <= (1e-3 if self.tolerance is None else self.tolerance)
 
-    def repeat(self, times: int) -> Relaxation:
-        """The same relaxation of a batch that holds every sample ``times`` times, block after block."""
-        if times == 1:
-            return self
-        bare = replace(self, potentials=())
-        return replace(Relaxation.of_copies([bare] * times), potentials=self.potentials)
+    def known(self, graph: Graph, x: Tensor) -> Cache | None:
+        """What it has computed, if that still holds for this input under the present parameters of a graph."""
+        cache, present = self._cache, (x, *parameters_of(graph))
+        if cache is None or len(cache.made_of) != len(present) or cache.versions != versions_of(self.state):
+            return None
+        same = (now is then and version_of(now) == old for now, (then, old) in zip(present, cache.made_of, strict=True))
+        return cache if all(same) else None
+
+    def twice(self) -> Relaxation:
+        """The same relaxation of a batch that holds every sample twice, block after block."""
+        return self._beside(self, self._cache)
 
     @classmethod
-    def of_copies(cls, relaxations: Sequence[Relaxation]) -> Relaxation:
-        """Several relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
-        first, inputs = relaxations[0], torch.cat([r.input for r in relaxations])
-        copies = sum(r.copies for r in relaxations)
-        known = [r.drives if r.intact else () for r in relaxations]
-        return cls(
-            input=inputs,
-            state=tuple(torch.cat(layers) for layers in zip(*(r.state for r in relaxations), strict=True)),
-            energy=cat_known([r.energy for r in relaxations]),
-            residual=cat_known([r.residual for r in relaxations]),
-            sweeps=max(r.sweeps for r in relaxations),
-            tolerance=first.tolerance,
-            output=torch.cat([r.output for r in relaxations]),
-            drives=tuple(Drive.cat(drives) for drives in zip(*known, strict=True)),
-            copies=copies,
-            stamp=stamp([inputs]) + first.stamp[1:],
-            prepared=tuple(part and part.of_copies(copies) for part in first.prepared),
-        )
+    def pair(cls, first: Relaxation, second: Relaxation) -> Relaxation:
+        """Two relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
+        cache = first._cache
+        if cache is not None and second._cache is not None:
+            routes = [(a.route, b.route) for a, b in zip(cache.drives, second._cache.drives, strict=True)]
+            drives = tuple(Drive(None, a if a is b else torch.cat([a, b])) for a, b in routes)
+            cache = replace(cache, drives=drives, potentials=())
+        return first._beside(second, cache)
 
-    def select(self, samples: Tensor) -> Relaxation:
-        """The relaxation of some samples of the batch, by a mask ``(B / copies,)``: copies stay together."""
-        rows = samples.repeat(self.copies)
-        x = self.input[rows]
-        return replace(
-            self,
-            input=x,
-            state=tuple(layer[rows] for layer in self.state),
-            energy=None if self.energy is None else self.energy[rows],
-            residual=None if self.residual is None else self.residual[rows],
-            output=self.output[rows],
-            drives=tuple(drive.select(samples) for drive in self.drives) if self.intact else (),
-            versions=(),
-            potentials=tuple(of_samples(layer, samples) for layer in self.potentials),
-            stamp=stamp([x]) + self.stamp[1:],
-        )
+    def _beside(self, other: Relaxation, cache: Cache | None) -> Relaxation:
+        x = torch.cat([self.input, other.input])
+        state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
+        if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
+            made_of = (*stamp([x]), *cache.made_of[1:])
+            cache = replace(cache, copies=2, made_of=made_of, versions=versions_of(state))
+        else:
+            cache = None
+        own, others = ((r.energy, r.residual, r.output) for r in (self, other))
+        pairs = zip(own, others, strict=True)
+        energy, residual, output = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
+        return Relaxation(x, state, energy, residual, max(self.sweeps, other.sweeps), self.tolerance, output, cache)
+
+
+def as_layers(state: State | Relaxation) -> State:
+    """The layers of a state that may be given as a relaxation."""
+    return state.state if isinstance(state, Relaxation) else state
+
+
+def parameters_of(graph: Graph) -> Iterator[Tensor]:
+    """The parameters of a graph's interactions, edge by edge."""
+    return (parameter for interaction in graph.interactions for parameter in interaction.parameters())
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """The tensors, each with a number that grows whenever it is written to in place (but not through ``.data``)."""
-    tensors = tuple(tensors)
-    return tuple(zip(tensors, versions(tensors), strict=True))
+    """Tensors, each with its version (`version_of`)."""
+    return tuple((tensor, version_of(tensor)) for tensor in tensors)
 
 
-def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """For each tensor a number that grows whenever it is written to in place."""
-    return tuple(0 if tensor.is_inference() else tensor._version for tensor in tensors)
+def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
+    """The version of each tensor."""
+    return tuple(map(version_of, tensors))

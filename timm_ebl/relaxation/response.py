@@ -1,78 +1,73 @@
-"""The response of a free state to a perturbation, its pooling routes held. Ours, not the paper's.
+"""The linear response of a free state to a perturbation, its pooling routes held. Ours, not the paper's.
 
 With the routes held, drives and feedbacks are linear. With ``u`` the potential that the last free update gave to each
 layer, ``s = clip(u)``, a perturbed state relaxes to
 
     s' = clip(u + W (s' - s) + W^T (s' - s)),
 
-``W`` and ``W^T`` standing for the drive from the layer below and the feedback from the one above. The free state is at
-rest: what its own relaxation left undone is no effect of the perturbation. At an equilibrium, ``u`` is the field, and
-``s'`` minimises the perturbed energy.
+``W`` and ``W^T`` standing for the drives from the layers below and the feedbacks from those above. The free state
+counts as at rest: how far it is from it has no part in the response. At an equilibrium, ``u`` is the field, and ``s'``
+minimises the perturbed energy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..energy.interaction import Drive, Interaction, of_samples
+from ..energy.graph import Graph
 from ..energy.perturbation import Perturbation
-from ..kernels.products import apart, copies_of
-from .order import Groups
-from .record import Relaxation
-from .walk import Walk
+from ..kernels.operator import Drive
+from ..kernels.pair import apart, copies_of
+from .phase import Phase
+from .record import Cache, Relaxation, versions_of
 
-__all__ = ["Response"]
+__all__ = ["ResponsePhase"]
 
 SWEEPS_BETWEEN_MEANS = 4
-"""How often the products of the mean of two opposite responses are computed anew."""
+"""How often the field of the mean of two opposite responses is computed anew."""
 
 
-class Response(Walk):
+class ResponsePhase(Phase):
     """A perturbed state, or two under opposite perturbations, on their way from a free state.
 
-    Two responses are relaxed by their difference: the products of their mean's change, which is of second order in the
-    strength of the perturbations, are taken in every fourth sweep alone, for the first time in the fourth. The first of
-    several sweeps leaves out the first layer, the dearest and the furthest from the output, unless a force acts on it.
+    Two responses are relaxed by their difference: the change of their mean is of second order in the strength of the
+    perturbations, and the field that it makes is computed in every fourth sweep alone, for the first time in the
+    fourth. The first of several sweeps leaves out the layers that the input alone drives, unless a force acts on them:
+    they are the widest, and the furthest from the output.
 
     Args:
-        interactions: The interactions, from the input upwards.
-        free: The free state, or two copies of it (`Relaxation.repeat`).
+        graph: The layers and their interactions.
+        free: The free relaxation, or two copies of it (`Relaxation.twice`).
         perturbation: What is done, to each copy.
+        cache: What that relaxation has computed.
 
     Raises:
-        ValueError: The free state has no potentials, or is there more than twice.
+        ValueError: The free state has no potentials.
     """
 
-    def __init__(self, interactions: Sequence[Interaction], free: Relaxation, perturbation: Perturbation) -> None:
-        if not free.potentials or free.copies > 2:
-            raise ValueError("A response starts from a free state or from two copies of one: pass that as start.")
-        changes = [part and part.for_changes() for part in free.prepared]
-        super().__init__(interactions, free.input, free.state, perturbation, prepared=changes)
-        self.free = free
-        self.samples = len(free.input) // free.copies
+    def __init__(self, graph: Graph, free: Relaxation, perturbation: Perturbation, cache: Cache) -> None:
+        if not cache.potentials:
+            raise ValueError("A response starts from a free relaxation or from two copies of one: pass that.")
+        super().__init__(graph, free.input, free.state, perturbation, cache.copies)
+        self.free, self.cache = free, cache
+        self.samples = free.input.shape[0] // self.copies
+        self._operators = tuple(operator.changes() for operator in cache.operators)
         self.state[-1] = perturbation.start(free.state[-1])
-        self._moved = [False] * (len(self.state) - 1) + [self.state[-1] is not free.state[-1]]
+        self._moved = [False] * self.last + [self.state[-1] is not free.state[-1]]
         self._mean_changes: list[Tensor | None] = [None] * len(self.state)
-        self._moves_mean = self._spares_first = False
+        self._moves_mean = False
+        self._unforced = frozenset(layer for layer in graph.lowest if not perturbation.reaches(layer))
 
-    @property
-    def copies(self) -> int:
-        return self.free.copies
-
-    def begin(self, sweep: int, measured: bool) -> None:
+    def begin(self, sweep: int, ends: bool) -> None:
         self._moves_mean = self.copies == 2 and sweep % SWEEPS_BETWEEN_MEANS == 0
-        self._spares_first = sweep == 1 and not measured and not self.perturbation.reaches(0)
-
-    def sweep(self, groups: Groups, omega: float | Tensor = 1.0) -> None:
-        if self._spares_first:
-            groups = tuple(tuple(layer for layer in group if layer > 0) for group in groups)
-        super().sweep(groups, omega)
+        self.left_out = self._unforced if sweep == 1 and not ends else frozenset()
 
     def field(self, layer: int) -> Tensor:
-        centre = self.free.potentials[layer]
+        centre = self.cache.potentials[layer]
         if self._moves_mean:
             self._mean_changes[layer] = self._field_change(layer, self._mean_change)
         if self._mean_changes[layer] is not None:
@@ -82,42 +77,32 @@ class Response(Walk):
             field = torch.cat([centre, centre]) if change is None else apart(centre, change)
         else:
             field = centre.clone() if change is None else change.add_(centre)
-        last = layer == len(self.state) - 1
-        return self.perturbation.output(field, self.state[layer]) if last else self.perturbation.hidden(layer, field)
+        if layer == self.last:
+            return self.perturbation.output(field, self.state[layer])
+        return self.perturbation.hidden(layer, field)
 
-    def set(self, layer: int, value: Tensor) -> None:
+    def replace(self, layer: int, value: Tensor) -> None:
         self.state[layer], self._moved[layer] = value, True
 
-    def select(self, samples: Tensor) -> Response:
-        walk = super().select(samples)
-        walk.free, walk.samples = self.free.select(samples), len(walk.x) // self.copies
-        walk._mean_changes = [of_samples(change, samples) for change in self._mean_changes]
-        return walk
-
-    def record(self, residual: Tensor, sweeps: int, tolerance: float | None) -> Relaxation:
-        return Relaxation(
-            input=self.x,
-            state=tuple(self.state),
-            energy=None,
-            residual=residual,
-            sweeps=sweeps,
-            tolerance=tolerance,
-            drives=tuple(Drive(None, drive.route) for drive in self.free.drives),
-            copies=self.copies,
-            stamp=self.free.stamp,
-            prepared=self.free.prepared,
-        )
+    def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
+        state = tuple(self.state)
+        drives = tuple(Drive(None, drive.route) for drive in self.cache.drives)
+        cache = dataclasses.replace(self.cache, drives=drives, potentials=(), versions=versions_of(state))
+        return Relaxation(self.x, state, None, residual, sweeps, tolerance, None, cache)
 
     def _field_change(self, layer: int, of: Callable[[int], Tensor]) -> Tensor | None:
-        """What a change of the neighbours makes of the field on a layer; ``None`` if neither has moved."""
-        below, above, change = layer - 1, layer + 1, None
-        if above < len(self.state) and self._moved[above]:
-            lower = torch.Size((self.samples, *self.state[layer].shape[1:]))
-            route, prepared = self.free.drives[above].route, self.prepared[above]
-            change = self.interactions[above].feedback(of(above), route, lower, prepared)
-        if layer and self._moved[below]:
-            drive = self.interactions[layer].change(of(below), self.free.drives[layer].route, self.prepared[layer])
-            change = drive if change is None else change.add_(drive)
+        """What a change of the neighbours makes of the field on a layer; ``None`` if none of them has moved."""
+        change = None
+        for edge in self.graph.outgoing[layer]:
+            upper = self.graph.edges[edge].upper
+            if self._moved[upper]:
+                part = self._operators[edge].feedback(of(upper), self.cache.drives[edge].route)
+                change = part if change is None else change.add_(part)
+        for edge in self.graph.incoming[layer]:
+            lower = self.graph.edges[edge].lower
+            if lower is not None and self._moved[lower]:
+                part = self._operators[edge].drive(of(lower), self.cache.drives[edge].route).value
+                change = part if change is None else change.add_(part)
         return change
 
     def _change(self, layer: int) -> Tensor:

@@ -1,8 +1,8 @@
-"""An equilibrium as a function that autograd differentiates, by whatever `timm_ebl.rules.backprop` offers.
+"""An equilibrium as a function that autograd differentiates, by a `Backward`.
 
 `equilibrium` relaxes a network as its forward pass. Its backward pass receives ``f = dC/ds``, the gradient of whatever
-loss was put on the layers, and a `Backward` turns it into the gradient of the parameters and of the input. Nothing of
-the relaxation is recorded for it, but for the free state.
+loss was put on the layers, and a `Backward` turns it into the gradient of the parameters and of the input. Of the
+relaxation, the free state alone is kept for it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..energy.functional import NO_SECOND
+from ..energy.gradient import NO_SECOND
 from ..kernels.autocast import present_autocast
 from ..relaxation.checks import NO_MAP, require_input
-from ..relaxation.network import EnergyModel
-from ..relaxation.record import Relaxation
-from .backprop import Backward, force_norm
+from ..relaxation.model import EnergyModel, require_energy
+from .backward import Backward, force_norm
+
+if TYPE_CHECKING:
+    from ..relaxation.record import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]
 
@@ -44,8 +46,9 @@ def equilibrium(
         for a backward pass.
 
     Raises:
-        TypeError: The input is no tensor of real numbers, or the way to differentiate none.
+        TypeError: The model has no energy, the input is no tensor of real numbers, or the way to differentiate none.
     """
+    require_energy(model)
     require_input(x)
     if not isinstance(backward, Backward):
         raise TypeError(f"backward is a timm_ebl.Backward, as create_backward makes it, not {backward!r}.")
@@ -65,7 +68,7 @@ def relaxed_layers(model: EnergyModel, x: Tensor, layers: tuple[int, ...]) -> tu
 
 
 class _Holder(nn.Module):
-    """A module around another one that calls what it is given."""
+    """A module around another one that calls what it is given: `torch.func.functional_call` calls modules alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class _Call:
             free, self.free = self.free or self.model.relax(x.detach()), None
             leaves = [free.input.requires_grad_(needed[0]), *parameters]
             forces, scale = _as_forces(self.layers, gradients, len(free.state))
-            scalar = self.method(self.model, free, forces)
+            scalar = self.method.pullback(self.model, free, forces)
             del free
         wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
         found = iter(torch.autograd.grad(scalar, wanted, materialize_grads=True))
@@ -150,9 +153,8 @@ class _Equilibrium(torch.autograd.Function):
         if all(gradient is None for gradient in gradients):
             return tuple(None for _ in ctx.needs_input_grad)
         x, *_ = ctx.saved_tensors  # they are as they were, or this fails
-        return None, *_Gradient.apply(
-            ctx.call, ctx.needs_input_grad[1:], len(gradients), *gradients, x, *ctx.parameters
-        )
+        needed = ctx.needs_input_grad[1:]
+        return None, *_Gradient.apply(ctx.call, needed, len(gradients), *gradients, x, *ctx.parameters)
 
     @staticmethod
     def vmap(*_: object) -> NoReturn:

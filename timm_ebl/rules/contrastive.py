@@ -1,133 +1,34 @@
-"""The learning rules of the paper (Section 2) and its two baselines, for any `timm_ebl.relaxation.network.EnergyModel`.
+"""The seven learning rules of the paper (Section 2): each contrasts the energies of two states.
 
-A rule called on ``(model, x, y)`` returns a scalar whose gradient in the parameters is the rule's update direction
-(descend it), so that mixed precision, gradient accumulation and data parallelism work as for any loss.
+`ContrastiveRule.contrast` is the one place where the two states are relaxed and contrasted, for a rule and for the
+backward pass of a loss alike.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..arguments import is_number, require_flag
 from ..energy.functional import State
-from ..energy.perturbation import Clamped, Nudged, Perturbation
-from ..relaxation.minimizer import Minimizer, require_minimizer
-from ..relaxation.network import EnergyModel
+from ..energy.perturbation import Clamped, Forced, Nudged, Perturbation
+from ..relaxation.minimizer import Minimizer
+from ..relaxation.model import SETTLING_SWEEPS, EnergyModel, require_energy
 from ..relaxation.record import Relaxation
-from .backprop import Backward, RecurrentBackward, TruncatedBackward, adjoint, inner, unroll
-from .strength import require_strength
+from .backward import Backward, force_norm
+from .rule import Rule, RuleOutput, as_target
 
-__all__ = [
-    "ContrastiveRule",
-    "CoupledLearning",
-    "EquilibriumPropagation",
-    "Nudging",
-    "RecurrentBackprop",
-    "Rule",
-    "RuleOutput",
-    "TruncatedBackprop",
-    "as_target",
-    "create_rule",
-    "list_rules",
-    "register_rule",
-    "rule_options",
-    "squared_error",
-]
+__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging", "require_strength"]
 
-
-class RuleOutput(NamedTuple):
-    """What a rule returns.
-
-    Attributes:
-        loss: Scalar whose backward is the rule's update: a contrast of energies, or the cost for the baselines.
-        output: Answer of the free phase, ``(B, M)`` (`Relaxation.output`).
-        free: The free phase.
-        last: The state that the second phase left: ``state_2`` of a contrast, the last of the sweeps that truncated
-            backpropagation unrolls, the one sweep that recurrent backpropagation differentiates. The paper's released
-            code starts the next batch's free phase from it.
-    """
-
-    loss: Tensor
-    output: Tensor
-    free: Relaxation
-    last: State
-
-
-def as_target(y: Tensor, output: Tensor) -> Tensor:
-    """Desired output ``(B, M)``: class indices ``(B,)`` become one-hot rows, rows are taken as they are.
-
-    Raises:
-        TypeError: The labels are no tensor of whole or real numbers.
-        ValueError: There are none, they are on another device, their shape does not fit, a label is out of range or a
-            target not finite (both looked at on the CPU only, for the sake of speed).
-    """
-    if not isinstance(y, Tensor):
-        raise TypeError(f"Labels are a tensor, not {type(y).__name__}: torch.as_tensor makes one of a list.")
-    if y.dtype == torch.bool or y.is_complex():
-        raise TypeError(f"Labels are whole numbers and targets real ones, not {y.dtype}.")
-    if y.device != output.device:
-        raise ValueError(f"The labels are on {y.device} and the model's output on {output.device}: move them there.")
-    if not len(output):
-        raise ValueError("The batch is empty: a rule learns from at least one sample.")
-    if y.shape == output.shape:
-        if not (y.is_cuda or y.is_meta or bool(y.isfinite().all())):
-            raise ValueError("The targets hold NaN or infinite values.")
-        return y.to(output.dtype)
-    if y.ndim != 1 or y.shape[0] != output.shape[0] or y.is_floating_point():
-        raise ValueError(
-            f"Labels are {output.shape[0]} whole numbers or a target of shape {tuple(output.shape)}, "
-            f"not {y.dtype} of shape {tuple(y.shape)}."
-        )
-    classes = output.shape[1]
-    if not (y.is_cuda or y.is_meta) and not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise ValueError(f"Labels lie in 0 .. {classes - 1}; this batch has {int(y.min())} .. {int(y.max())}.")
-    return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
-
-
-def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """The cost ``C(o, y) = 1/2 |o - y|^2``, ``(B,)``."""
-    return ((output - target) ** 2).sum(1) / 2
-
-
-@dataclass(frozen=True)
-class Rule(ABC):
-    """A learning rule.
-
-    Attributes:
-        free: Minimiser of the free phase; ``None`` takes the model's own.
-        second: Minimiser of what follows: the perturbed phases of a contrastive rule, the sweeps that truncated
-            backpropagation unrolls, or the adjoint steps of recurrent backpropagation.
-    """
-
-    free: Minimizer | None = None
-    second: Minimizer = Backward.second
-
-    def __post_init__(self) -> None:
-        require_minimizer("free", self.free, optional=True)
-        require_minimizer("second", self.second)
-
-    @abstractmethod
-    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        """The rule's scalar for a batch.
-
-        Args:
-            model: An energy model.
-            x: Inputs ``(B, C, H, W)``.
-            y: Class indices ``(B,)``, or desired outputs ``(B, M)``.
-            start: State from which the free phase starts; by default the minimiser's start.
-
-        Raises:
-            ValueError: The input or the labels do not fit the model.
-        """
+ROUNDINGS = 1024
+"""How many times rounding a perturbation is to be at least: three digits of what it does are left."""
 
 
 class Nudging(Enum):
@@ -144,32 +45,42 @@ class ContrastiveRule(Rule):
 
     Where the free phase has not converged, a perturbed phase also does what was left of it, and that is no effect of
     the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one:
-    there the unperturbed state needs a companion, or routes that are held.
+    there the unperturbed state needs a companion, or the linear response.
 
     Attributes:
+        perturbed: Minimiser of the perturbed phases.
         beta: Strength of the perturbation, positive; the nudging carries the sign.
         nudging: Which two equilibria.
-        hold_routes: Keep the free state's pooling routes in the perturbed phases, so that the energy is smooth in the
-            strength of the perturbation, which is to be small, and take the free state to be at rest
-            (`timm_ebl.relaxation.response`). Ours, not the paper's.
+        linear_response: Relax the perturbed states by `EnergyModel.respond`: the free state's pooling routes are held,
+            so that the energy is smooth in the strength of the perturbation, which is to be small, and the free state
+            counts as at rest. Ours, not the paper's.
         settle: Give the free state two more free sweeps before the perturbed phases start from it. Ours, not the
             paper's; by default not where there is a companion.
         companion: In a one-sided rule, relax the unperturbed state as long as the perturbed one, from the same free
-            state and under a perturbation of strength 0, as the paper's released code does. By default where routes
-            are followed: with held routes the free state counts as at rest and is its own companion.
+            state and under a perturbation of strength 0, as the paper's released code does. By default where pooling
+            routes are followed: in the linear response the free state counts as at rest and is its own companion.
+
+    Raises:
+        TypeError: A minimiser or the nudging is none.
+        ValueError: beta is not a positive number, or a flag is neither true nor false.
     """
 
+    perturbed: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))  # noqa: RUF009 (frozen)
     beta: float = 0.25
     nudging: Nudging = Nudging.CENTERED
-    hold_routes: bool = True
+    linear_response: bool = True
     settle: bool | None = None
     companion: bool | None = None
+
+    second_field: ClassVar[str | None] = "perturbed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
-        require_flag("hold_routes", self.hold_routes)
+        if not isinstance(self.nudging, Nudging):
+            raise TypeError(f"nudging is a timm_ebl.Nudging, such as Nudging.CENTERED, not {self.nudging!r}.")
+        require_flag("linear_response", self.linear_response)
         for name in ("settle", "companion"):
             require_flag(name, getattr(self, name), optional=True)
 
@@ -180,7 +91,7 @@ class ContrastiveRule(Rule):
     @property
     def accompanies(self) -> bool:
         """Whether the unperturbed state goes on beside the perturbed one."""
-        return self.companion is not False and not self.hold_routes and 0 in self.nudging.value
+        return self.companion is not False and not self.linear_response and 0 in self.nudging.value
 
     @property
     def settles(self) -> bool:
@@ -188,34 +99,87 @@ class ContrastiveRule(Rule):
         return not self.accompanies if self.settle is None else self.settle
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        free = model.relax(x, start, minimizer=self.free)
+        require_energy(model)
+        free = model.relax(x, start, minimizer=self.free)  # Equation 1
         target = as_target(y, free.output)
-        require_strength(self.beta, free.output.dtype)
-        rest = model.settle(free, self.free, self.hold_routes) if self.settles else free
-        first, second = self.nudging.value
-        multiples = [multiple for multiple in (first, second) if multiple or self.accompanies]
-        both = rest.repeat(len(multiples))
-        perturbation = self.perturbation(
-            both.state[-1],
-            torch.cat([target] * len(multiples)),
-            torch.cat([target.new_full((len(target), 1), multiple * self.beta) for multiple in multiples]),
-        )
-        pair = model.relax(both.input, both, perturbation, self.second, self.hold_routes)
-        if len(multiples) == 1:
-            pair = Relaxation.of_copies([pair, rest] if first else [rest, pair])
-        weights = target.new_full((len(target),), 1 / (len(target) * (second - first) * self.beta))
-        loss = model.contrast(pair, torch.cat([-weights, weights]))
+
+        def perturb(output: Tensor, signs: Tensor) -> Perturbation:
+            return self.perturbation(output, target.repeat(len(signs) // len(target), 1), signs * self.beta)
+
+        loss, pair = self.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)))
         return RuleOutput(loss, free.output, free, tuple(layer[len(target) :] for layer in pair.state))
+
+    def contrast(
+        self,
+        model: EnergyModel,
+        free: Relaxation,
+        perturb: Callable[[Tensor, Tensor], Perturbation],
+        weights: Tensor,
+    ) -> tuple[Tensor, Relaxation]:
+        """Relax the two states and contrast their energies.
+
+        Args:
+            model: The network.
+            free: Its free phase.
+            perturb: ``perturb(output, signs)`` makes the perturbation of a batch that holds every sample once for each
+                state to be relaxed, block after block, of the outputs that the states start from, ``(nB, M)``, and the
+                signs of their perturbations, -1, 0 or 1, ``(nB, 1)``.
+            weights: ``w``, ``(B,)``.
+
+        Returns:
+            ``sum_b w_b (E(theta, x_b, s_2) - E(theta, x_b, s_1)) / (beta_2 - beta_1)``, differentiable in the
+            parameters and in the input of the free phase; and both states as one relaxation, ``s_1`` before ``s_2``.
+
+        Raises:
+            ValueError: Rounding leaves nothing of beta.
+        """
+        require_strength(self.beta, free.output.dtype)
+        first, second = self.nudging.value
+        rest = self._at_rest(model, free)
+        relaxed = [sign for sign in (first, second) if sign or self.accompanies]
+        begin = rest.twice() if len(relaxed) == 2 else rest
+        signs = torch.cat([free.output.new_full((len(free.output), 1), sign) for sign in relaxed])
+        perturbation = perturb(begin.state[-1], signs)
+        if self.linear_response:
+            pair = model.respond(begin, perturbation, self.perturbed)
+        else:
+            pair = model.relax(begin.input, begin, perturbation, self.perturbed)
+        if len(relaxed) == 1:
+            pair = Relaxation.pair(pair, rest) if first else Relaxation.pair(rest, pair)
+        # Equation 3 (cl), Equation 5 (p-ep, n-ep), Equation 6 (c-ep), Equation 8 (p-cpl, n-cpl), Equation 9 (c-cpl)
+        weights = weights / ((second - first) * self.beta)
+        return model.contrast(pair, torch.cat([-weights, weights])), pair
+
+    def _at_rest(self, model: EnergyModel, free: Relaxation) -> Relaxation:
+        """The free state that the perturbed phases start from."""
+        if not self.settles:
+            return free
+        if self.linear_response:
+            return model.settle(free, self.free)
+        return model.relax(free.input, free, minimizer=(self.free or model.minimizer).further(SETTLING_SWEEPS))
 
 
 @dataclass(frozen=True)
-class EquilibriumPropagation(ContrastiveRule):
-    """Equilibrium propagation: every layer relaxes under ``E + beta C`` (Equations 4 to 6; Theorems 2 and 3).
+class EquilibriumPropagation(ContrastiveRule, Backward):
+    """Equilibrium propagation: every layer relaxes under ``E + beta C`` (Equation 4; Theorems 2 and 3).
+
+    As a `Backward` it propagates the gradient ``f`` of any loss in the layers. With ``f`` scaled to ``|f| = 1`` for
+    each sample, and ``s_b`` the minimum of ``E(theta, x, s) + b <f, s>``:
+
+        gradient = |f| (dE(s_2) - dE(s_1)) / (beta_2 - beta_1)
+
+    in the parameters and the input alike, whatever the loss and its scale. Centred, it differs from the true gradient
+    by ``O(beta^2)`` (Theorem 3). A Hopfield network's energy is quadratic between the bounds of its units, given the
+    pooling routes: with the linear response and converged phases it is the true gradient, for any beta that moves no
+    unit across a bound. A sample without a gradient contributes nothing.
 
     Attributes:
         damped: Update a nudged output by ``o <- u - beta (o - y)``, ``u`` the drive into it, as the paper's released
             code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
-            point, but the short nudged phases get nearer to it.
+            point, but the short nudged phases get nearer to it. A force needs no such choice.
+
+    Raises:
+        ValueError: As for `ContrastiveRule`, or beta is 1 or more where the nudge is negative or damped.
     """
 
     damped: bool = False
@@ -230,132 +194,51 @@ class EquilibriumPropagation(ContrastiveRule):
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         require_strength(self.beta, output.dtype, below_1=self.nudging is not Nudging.POSITIVE)
-        return Nudged(target, beta, self.damped)
+        return Nudged(target, beta, self.damped)  # Equation 4
+
+    def pullback(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
+        norm = force_norm(forces)
+        step = self.beta / norm.where(norm != 0, 1)
+
+        def perturb(output: Tensor, signs: Tensor) -> Perturbation:
+            copies = len(signs) // len(norm)
+            steps = signs[:, 0].to(step.dtype) * step.repeat(copies)
+            return Forced([None if f is None else _weighed(torch.cat([f] * copies), steps) for f in forces])
+
+        return self.contrast(model, free, perturb, norm)[0]
 
 
 @dataclass(frozen=True)
 class CoupledLearning(ContrastiveRule):
-    """Coupled learning: the output is clamped to ``(1 - beta) o_* + beta y`` (Equations 7 to 9).
+    """Coupled learning: the output is clamped a step of its way to the target (Equation 7).
 
-    With ``beta = 1`` and positive nudging it is contrastive learning (Equations 2 and 3; Theorem 1).
+    With ``beta = 1`` and positive nudging it is contrastive learning (Equation 2; Theorem 1).
     """
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
-        return Clamped((1 - beta) * output + beta * target)
+        return Clamped((1 - beta) * output + beta * target)  # Equation 7, and Equation 2 where beta is 1
 
 
-@dataclass(frozen=True)
-class TruncatedBackprop(Rule):
-    """Baseline TBP: backpropagation of the cost through the last sweeps from the free state (paper, Table 1)."""
-
-    second: Minimizer = TruncatedBackward.second
-
-    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        free = model.relax(x, start, minimizer=self.free)
-        target = as_target(y, free.output)
-        state = unroll(model, x, free.state, self.second)
-        last = tuple(layer.detach() for layer in state)
-        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free, last)
-
-
-@dataclass(frozen=True)
-class RecurrentBackprop(Rule):
-    """Baseline RBP: implicit differentiation at the free state (Almeida, 1987; Pineda, 1987).
-
-    With ``F`` one sweep and ``v`` the adjoint state (`timm_ebl.rules.backprop.adjoint`), the gradient is
-    ``(dF/dtheta)^T v``.
-    """
-
-    second: Minimizer = RecurrentBackward.second
-
-    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        free = model.relax(x, start, minimizer=self.free)
-        target = as_target(y, free.output)
-        forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]
-        swept, adjoints = adjoint(model, x, free.state, forces, self.second)
-        projection = inner(adjoints, swept)
-        cost = squared_error(free.state[-1], target).mean()
-        last = tuple(layer.detach() for layer in swept)
-        return RuleOutput(cost + projection - projection.detach(), free.output, free, last)
-
-
-class _Entry(NamedTuple):
-    rule: type[Rule]
-    fixed: Mapping[str, object] = MappingProxyType({})
-
-
-_RULES: dict[str, _Entry] = {
-    "cl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE, "beta": 1.0, "hold_routes": False}),
-    "p-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.POSITIVE}),
-    "n-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.NEGATIVE}),
-    "c-ep": _Entry(EquilibriumPropagation, {"nudging": Nudging.CENTERED, "companion": False}),
-    "p-cpl": _Entry(CoupledLearning, {"nudging": Nudging.POSITIVE}),
-    "n-cpl": _Entry(CoupledLearning, {"nudging": Nudging.NEGATIVE}),
-    "c-cpl": _Entry(CoupledLearning, {"nudging": Nudging.CENTERED, "companion": False}),
-    "tbp": _Entry(TruncatedBackprop),
-    "rbp": _Entry(RecurrentBackprop),
-}
-
-
-_BUILT_IN = frozenset(_RULES)
-
-
-def register_rule(name: str, rule: type[Rule], *, replace: bool = False, **fixed: object) -> None:
-    """Offer a rule by name.
+def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
+    """Refuse a strength of a perturbation of which rounding leaves nothing.
 
     Args:
-        name: The name for `create_rule`.
-        rule: A dataclass derived from `Rule`.
-        replace: Whether it may take the name of one of the package's own.
-        **fixed: Values of fields that belong to the name and are no options of it.
+        beta: The strength, a positive number.
+        dtype: Type of the states; contrasted ones are kept in at least 32 bits.
+        below_1: Whether ``1 - beta`` is divided by.
 
     Raises:
-        TypeError: The rule is no such class.
-        ValueError: The name is that of one of the package's own rules, or a value is no field of the rule.
+        ValueError: It, its inverse or ``1 - beta`` is too near to 0.
     """
-    if not (isinstance(rule, type) and issubclass(rule, Rule)):
-        raise TypeError(f"A rule is a dataclass derived from timm_ebl.Rule, not {rule!r}.")
-    if name in _BUILT_IN and not replace:
-        raise ValueError(f"{name!r} is one of the package's own rules: choose another name, or pass replace=True.")
-    known = [f.name for f in fields(rule)]
-    unknown = [field for field in fixed if field not in known]
-    if unknown:
-        raise ValueError(f"Rule {name!r} has no field {unknown[0]!r}: its fields are {', '.join(known)}.")
-    _RULES[name] = _Entry(rule, fixed)
+    wide = torch.promote_types(dtype, torch.float32)
+    least = ROUNDINGS * torch.finfo(wide).eps
+    here = f"In {str(wide).removeprefix('torch.')}"
+    if not least <= beta <= 1 / least:
+        raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
+    if below_1 and 1 - beta < least:
+        raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")
 
 
-def list_rules() -> list[str]:
-    """Names of the rules, in the order of the paper's Section 2."""
-    return list(_RULES)
-
-
-def rule_options(name: str) -> list[str]:
-    """Names of the options that `create_rule` takes for a rule.
-
-    Raises:
-        ValueError: The rule is unknown.
-    """
-    if name not in _RULES:
-        raise ValueError(f"Unknown rule {name!r}: choose one of {', '.join(_RULES)}.")
-    return [f.name for f in fields(_RULES[name].rule) if f.name not in _RULES[name].fixed]
-
-
-def create_rule(name: str, **options: object) -> Rule:
-    """Create a rule by name.
-
-    Args:
-        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
-            ``rbp``.
-        **options: Fields of the rule: ``free`` and ``second`` (`Minimizer`) for all; ``beta``, ``hold_routes``
-            and ``settle`` for the contrastive ones (``cl`` has the last alone: it clamps to the target, and follows
-            the routes that far); ``companion`` for the one-sided ones; ``damped`` for equilibrium propagation.
-
-    Raises:
-        ValueError: The rule or an option is unknown, or a value is out of range.
-    """
-    allowed = rule_options(name)
-    unknown = [option for option in options if option not in allowed]
-    if unknown:
-        raise ValueError(f"Rule {name!r} has no option {unknown[0]!r}: its options are {', '.join(allowed)}.")
-    entry = _RULES[name]
-    return entry.rule(**entry.fixed, **options)
+def _weighed(layer: Tensor, weights: Tensor) -> Tensor:
+    """Each sample of a layer ``(B, ..)`` times its weight, ``(B,)``."""
+    return layer * weights.view(-1, *[1] * (layer.ndim - 1))

@@ -20,18 +20,22 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
+from ..energy.functional import State
 from ..errors import one_sentence
-from ..relaxation.minimizer import PAPER, Minimizer, Start
-from ..relaxation.network import SETTLING_SWEEPS, HopfieldNetwork
-from ..rules.contrastive import ContrastiveRule, Rule, create_rule
-from ..training.command_line import Parser
+from ..models.network import HopfieldNetwork
+from ..relaxation.minimizer import PAPER, Minimizer
+from ..relaxation.model import SETTLING_SWEEPS
+from ..rules import reference
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, create_rule
+from ..training.console import bars_in_terminals_alone
 from ..training.memory import keep_freed_memory, peak_memory
 from ..training.threads import set_threads
-from ..training.timing import by_turns, seconds, steady_seconds
-from .distance import print_distances
+from .distance import plain_layers, plain_relax, print_distances
 from .gradients import (
     PRECISIONS,
     add_network_options,
@@ -41,8 +45,7 @@ from .gradients import (
     load_network,
     true_gradient,
 )
-from .plain import PlainProcedure
-from .throughput import products, sweep, sweep_flops
+from .throughput import median_seconds, products, sweep, sweep_flops
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 
@@ -66,30 +69,48 @@ class Procedure(NamedTuple):
 
 
 def procedures(model: HopfieldNetwork, beta: float, laborieux: bool) -> list[Procedure]:
-    """The rows of the table."""
-    synchronous = Minimizer(order="synchronous", sweeps=250, omega=1.0, start=Start.ZERO)
-    plain = {"paper": PlainProcedure(model, PAPER, 20, beta)}
+    """The rows of the table.
+
+    Raises:
+        ConfigError: The paper's procedure is none for the network (`plain_layers`).
+    """
+    rows = [plain_procedure(model, "paper", PAPER, 20, beta)]
     if laborieux:
-        plain["Laborieux 2021"] = PlainProcedure(model, synchronous, 30, beta)
-    rows = [
-        Procedure(
-            f"c-ep, {name}",
-            f"{procedure.free.sweeps} + 2 x {procedure.nudged_sweeps}",
-            procedure.free,
-            procedure.infer,
-            procedure.step,
-        )
-        for name, procedure in plain.items()
-    ]
-    rules = [("c-ep", {"beta": beta}), ("c-ep", {"beta": beta, "hold_routes": False}), ("tbp", {}), ("rbp", {})]
+        rows.append(plain_procedure(model, "Laborieux 2021", replace(PAPER, order="synchronous", sweeps=250), 30, beta))
+    rules = [("c-ep", {"beta": beta}), ("c-ep", {"beta": beta, "linear_response": False}), ("tbp", {}), ("rbp", {})]
     return rows + [
         rule_procedure(model, name, create_rule(name, free=Minimizer(), **options)) for name, options in rules
     ]
 
 
+def plain_procedure(model: HopfieldNetwork, name: str, free: Minimizer, nudged_sweeps: int, beta: float) -> Procedure:
+    """Centred equilibrium propagation as the paper simulates it (`timm_ebl.rules.reference`).
+
+    Args:
+        model: The network.
+        name: What it is called.
+        free: The free phase, asynchronous or synchronous, from zero and without over-relaxation.
+        nudged_sweeps: Sweeps of each of the two nudged phases.
+        beta: Strength of the nudge.
+    """
+    order = {"asynchronous": reference.asynchronous, "synchronous": reference.synchronous}[free.order]
+
+    def predict(x: Tensor) -> State:
+        return plain_relax(plain_layers(model), x, free.sweeps, order)
+
+    def step(x: Tensor, y: Tensor) -> None:
+        layers, target = plain_layers(model), F.one_hot(y, model.num_classes).to(x.dtype)
+        found = reference.gradients("c-ep", layers, x, target, predict(x), beta, nudged_sweeps, order)
+        for parameter, gradient in zip((p for layer in layers for p in layer[:2]), found, strict=True):
+            parameter.grad = gradient
+
+    plain_layers(model)
+    return Procedure(f"c-ep, {name}", f"{free.sweeps} + 2 x {nudged_sweeps}", free, predict, step)
+
+
 def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     """Settings of our own procedure, from the paper's to fewer and fewer sweeps."""
-    second = ContrastiveRule.second
+    second = ContrastiveRule.perturbed
     settings = [(PAPER, Minimizer(sweeps=20, omega=1.0)), (Minimizer(sweeps=20), replace(second, sweeps=8))]
     settings += [(Minimizer(sweeps=10), replace(second, sweeps=4))]
     settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 7, 6, 4)]
@@ -97,7 +118,7 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     settings += [(Minimizer(), replace(second, omega=omega)) for omega in (1.2, 1.4, (1.6, 1.4, 1.0))]
     settings += [(Minimizer(omega=1.7), second)]
     return [
-        rule_procedure(model, "c-ep", create_rule("c-ep", free=free, second=second, beta=beta, hold_routes=held))
+        rule_procedure(model, "c-ep", create_rule("c-ep", free=free, perturbed=second, beta=beta, linear_response=held))
         for free, second in settings
         for held in (True, False)
     ]
@@ -105,11 +126,11 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
 
 def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str | None = None) -> Procedure:
     """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
-    free, second = rule.free, rule.second
+    free, second = rule.free, rule.second_phase
     contrastive = isinstance(rule, ContrastiveRule)
     settles = contrastive and rule.settles
     notes = [
-        *(["unheld"] if contrastive and not rule.hold_routes else []),
+        *(["unheld"] if contrastive and not rule.linear_response else []),
         *(["compiled"] if free.compiled else []),
         *([precision] if precision else []),
     ]
@@ -140,8 +161,8 @@ def variants(model: HopfieldNetwork, beta: float, precisions: Sequence[str], com
     plain = create_rule("c-ep", free=Minimizer(), beta=beta)
     rows = [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
     if compiled:
-        free, second = (replace(phase, compiled=True) for phase in (plain.free, plain.second))
-        rule = replace(plain, free=free, second=second)
+        free, perturbed = (replace(phase, compiled=True) for phase in (plain.free, plain.perturbed))
+        rule = replace(plain, free=free, perturbed=perturbed)
         rows += [rule_procedure(model, "c-ep", rule, precision) for precision in (None, *precisions)]
     return rows
 
@@ -154,17 +175,14 @@ def measure(
     Beside the mean cosine stands its standard error over the batches.
     """
     x, y = batches[0]
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in rows]
     for row in rows:
         row.step(x, y)
-    for _ in range(repeats):
-        for (predict, step), row in zip(times, rows, strict=True):
-            predict.append(steady_seconds(partial(row.predict, x), x.device))
-            step.append(steady_seconds(partial(row.step, x, y), x.device))
+    calls = [call for row in rows for call in (partial(row.predict, x), partial(row.step, x, y))]
+    times = iter([seconds / len(x) * 1e3 for seconds in median_seconds(calls, repeats)])
+    medians = list(zip(times, times, strict=True))
     true: dict[Minimizer, list[list[Tensor]]] = {}
     columns = f"{'procedure':<34} {'sweeps':>16} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
-    medians = [[statistics.median(t) / len(x) * 1e3 for t in both] for both in times]
     for (predict, step), row in zip(medians, rows, strict=True):
         memory = peak_memory(partial(row.step, x, y), x.device)
         equilibrium = replace(row.free, sweeps=1, compiled=False)
@@ -182,7 +200,7 @@ def measure(
             + f"  mean {statistics.mean(cosines):.3f}{error}"
         )
     with torch.no_grad():
-        engine, alone = by_turns((sweep(model, x), products(model, x)), x.device, repeats)
+        engine, alone = median_seconds((sweep(model, x), products(model, x)), repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9
     print(
         f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "
@@ -203,6 +221,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
@@ -246,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(name, options, device, options.batches) for name in options.models]
     matrix = torch.randn(2048, 2048, device=device)
-    peak = 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(5)) / 1e9
+    peak = 2 * 2048**3 / median_seconds([lambda: matrix @ matrix], 1)[0] / 1e9
     print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
     for name, (model, x, y) in zip(options.models, networks, strict=True):
         if options.equilibrium:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,13 +11,16 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import State, norm
+from ..energy.interaction import AveragePooled, ConvInteraction, DenseInteraction
+from ..errors import ConfigError
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
-from ..relaxation.network import EnergyModel, HopfieldNetwork
+from ..relaxation.model import EnergyModel
 from ..relaxation.record import Relaxation
-from ..training.timing import steady_seconds
-from .plain import PlainProcedure
+from ..rules import reference
+from .throughput import median_seconds
 
-__all__ = ["Approach", "approach", "distance", "print_distances"]
+__all__ = ["Approach", "approach", "distance", "plain_layers", "plain_relax", "print_distances"]
 
 NEAR = 0.01
 """A state is near its limit within this distance."""
@@ -28,6 +30,29 @@ AT_REST = 4 * LEAST_TOLERANCE
 
 SHARE = 0.95
 """The part of the samples that is to be near."""
+
+
+def plain_layers(model: HopfieldNetwork) -> list[reference.Layer]:
+    """A network's layers for the paper's procedure (`timm_ebl.rules.reference`).
+
+    Raises:
+        ConfigError: The network is no chain of pooled convolutions and a dense read-out.
+    """
+    *convolutions, read_out = model.interactions
+    pooled = all(isinstance(c, ConvInteraction) and c.stride == (1, 1) for c in convolutions)
+    if not (pooled and isinstance(read_out, DenseInteraction)):
+        raise ConfigError(
+            "The paper's procedure is for networks of convolutions, each pooled, and a dense read-out, which this one "
+            "is not: there is nothing to compare it with (--study compares our settings)."
+        )
+    layers = [reference.Layer(c.weight, c.bias, c.pool, isinstance(c, AveragePooled)) for c in convolutions]
+    return [*layers, reference.Layer(read_out.weight, read_out.bias)]
+
+
+@torch.no_grad()
+def plain_relax(layers: list[reference.Layer], x: Tensor, sweeps: int, order: reference.Order) -> State:
+    """The paper's free phase: so many sweeps from zero."""
+    return reference.relax(layers, x, reference.zero_state(layers, x), sweeps, order(len(layers)))
 
 
 class Approach(NamedTuple):
@@ -88,9 +113,9 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
         repeats: Turns of the times.
 
     Raises:
-        ConfigError: The network is none of the paper's.
+        ConfigError: The paper's procedure is none for the network (`plain_layers`).
     """
-    plain, ours = PlainProcedure(model, PAPER, nudged_sweeps=20, beta=0.25), Minimizer()
+    layers, ours = plain_layers(model), Minimizer()
     schedules = {"the paper's": PAPER, "our default's": ours, "EQUILIBRIUM's": EQUILIBRIUM}
     ways = {name: approach(model, x, free) for name, free in schedules.items()}
     print(f"|s - s_inf| / |s_inf| of {len(x)} images, s_inf where the same sweeps go on until rounding: median, 95 %")
@@ -101,9 +126,10 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
         print(f"  after {name} {end}: {away.median():.1e}, {away.quantile(0.95):.1e}")
     enough = {name: replace(free, sweeps=ways[name].sweeps, tolerance=None) for name, free in schedules.items()}
     batch, calls = x[:batch_size], {name: partial(model.relax, minimizer=free) for name, free in enough.items()}
-    calls["the paper's"] = replace(plain, free=enough["the paper's"]).infer
-    turns = [[steady_seconds(partial(call, batch), x.device) for call in calls.values()] for _ in range(repeats)]
-    times = [statistics.median(column) / len(batch) * 1e3 for column in zip(*turns, strict=True)]
+    papers = enough["the paper's"].sweeps
+    calls["the paper's"] = partial(plain_relax, layers, sweeps=papers, order=reference.asynchronous)
+    seconds = median_seconds([partial(call, batch) for call in calls.values()], repeats)
+    times = [time / len(batch) * 1e3 for time in seconds]
     print(f"{SHARE:.0%} of these images are within {NEAR:.0%} of it")
     for (name, way), time in zip(ways.items(), times, strict=True):
         unsettled = f"; {way.unsettled} images are not at rest" if way.unsettled else ""

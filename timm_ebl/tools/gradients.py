@@ -12,27 +12,24 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import timm_ebl  # noqa: F401 (registers the models)
-
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
 from ..data.dataset import load_dataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
+from ..models.factory import open_network
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
-from ..rules.contrastive import create_rule, list_rules, rule_options
-from ..training.command_line import Parser
+from ..rules.rule import create_rule, list_rules, rule_options
+from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 
 __all__ = [
     "PRECISIONS",
     "add_network_options",
-    "create_network",
     "gradients",
     "layer_cosines",
     "load_images",
@@ -72,7 +69,7 @@ def true_gradient(
         sweeps: Sweeps to go back through.
     """
     converged = replace(free or model.minimizer, sweeps=1000, tolerance=1e-5, compiled=False)
-    rule = create_rule("tbp", free=converged, second=Minimizer(sweeps=sweeps, omega=1.0))
+    rule = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=sweeps, omega=1.0))
 
     def step() -> None:
         for images, labels in zip(x.split(16), y.split(16), strict=True):
@@ -124,7 +121,7 @@ def load_network(
         ConfigError: The model cannot be loaded, or the images do not fit it.
     """
     torch.manual_seed(0)
-    model = create_network(name, device)
+    model = open_network(name).to(device).eval()
     try:
         x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
         y = torch.randint(model.num_classes, (len(x),))
@@ -133,24 +130,6 @@ def load_network(
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     return model, x.to(device), y.to(device)
-
-
-def create_network(name: str, device: torch.device) -> HopfieldNetwork:
-    """A Hopfield network by the name of a model, of a checkpoint (``NAME.TAG``), of a folder or of a Hub repository.
-
-    Raises:
-        ConfigError: There is no such network, or it cannot be loaded.
-    """
-    architecture, tag = name.partition(".")[::2]
-    stored, model = ":" in name, None
-    if stored or timm.is_model(architecture):
-        try:
-            model = timm.create_model(name, pretrained=stored or bool(tag))
-        except (ValueError, RuntimeError, OSError, TypeError) as error:
-            raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(model, HopfieldNetwork):
-        raise ConfigError(f"{name!r} is no Hopfield network: choose one of {', '.join(timm.list_models('dchn*'))}.")
-    return model.to(device).eval()
 
 
 def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
@@ -165,6 +144,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")

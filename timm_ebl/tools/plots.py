@@ -22,16 +22,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-import timm_ebl  # noqa: F401 (registers the models)
-
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
-from ..relaxation.network import HopfieldNetwork
+from ..models.network import HopfieldNetwork
 from ..training.build import build_transform, free_phase
-from ..training.command_line import Parser
 from ..training.config import TrainConfig, read_recipe, resolve
+from ..training.console import bars_in_terminals_alone
+from ..training.files import write_whole
 from ..training.records import read_metrics, read_summary
-from ..training.run_folder import write_whole
 from ..training.splits import load_splits
 from ..training.trained import load_model
 
@@ -255,24 +253,25 @@ def _read_run(path: Path) -> _Run:
 
 def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
-    config, model = run.config, load_model(run.path)
+    config, model = run.config, load_model(run.path)  # in this order: the configuration imports what the model needs
     data = load_splits(config)
     part = data.held_out or data.train
     shown = part.subset(range(min(images, len(part))))
     model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(config, data.train).eval(shown.images)
     try:
-        model.check_input(x)
-    except ValueError as error:
+        model.answer(x[:1])
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
     names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
     state, label = model.relax(x[:1]).state, int(shown.labels[0])
     figures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
         "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
-        "filters.png": lambda path: plot_filters(path, model.interactions[0].weight),
-        "states.png": lambda path: plot_states(path, shown.images[0], state, names, label),
     }
+    if isinstance(model, HopfieldNetwork):
+        figures["filters.png"] = lambda path: plot_filters(path, model.interactions[0].weight)
+        figures["states.png"] = lambda path: plot_states(path, shown.images[0], state, names, label)
     for name, draw in figures.items():
         draw(run.path / name)
     return [run.path / name for name in figures]
@@ -281,6 +280,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
+    bars_in_terminals_alone()
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")

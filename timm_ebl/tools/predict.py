@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 
-from ..arguments import positive_count
+from ..arguments import Parser, positive_count
 from ..data.catalogue import CHANNELS
 from ..data.decode import decode_images
 from ..data.folder import walk
 from ..data.image_folder import is_image
 from ..errors import DataError, one_sentence
-from ..training.command_line import Parser
+from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
-from ..training.trained import Checkpoint, prepare
+from ..training.trained import TrainedModel, prepare
 
 __all__ = ["Prediction", "build_parser", "classify", "find_images", "main"]
 
@@ -77,7 +77,7 @@ def find_images(paths: Iterable[str | Path]) -> list[str]:
 
 
 @torch.no_grad()
-def classify(checkpoint: Checkpoint, images: Sequence[str], batch_size: int = 250) -> Iterator[Prediction]:
+def classify(checkpoint: TrainedModel, images: Sequence[str], batch_size: int = 250) -> Iterator[Prediction]:
     """Relax a checkpoint's network for images, prepared as its data were.
 
     Args:
@@ -132,11 +132,12 @@ def build_parser() -> Parser:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict from the command line."""
+    bars_in_terminals_alone()
     options = build_parser().parse_args(arguments)
     if options.threads:
         set_threads(options.threads)
     images = find_images(options.images)
-    predictions = classify(Checkpoint.open(options.checkpoint), images)
+    predictions = classify(TrainedModel.open(options.checkpoint), images)
     if options.json:
         for prediction in predictions:
             print(json.dumps(prediction.to_dict(options.top_k)))

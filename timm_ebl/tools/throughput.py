@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
+from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER
-from ..relaxation.network import HopfieldNetwork
 from ..relaxation.walk import Walk
 
-__all__ = ["layer_products", "products", "sweep", "sweep_flops"]
+__all__ = ["median_seconds", "products", "sweep", "sweep_flops"]
+
+_LEAST = 0.5  # seconds for which a short call is repeated in a turn
 
 
 def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
     """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
-    return 4 * sum(layer_products(model, x)[1:])
-
-
-def layer_products(model: HopfieldNetwork, x: Tensor) -> list[int]:
-    """Multiplications of each interaction's drive, for one image."""
-    sample, found = x.shape[1:], []
-    for interaction in model.interactions:
-        positions = sample[1:].numel() if isinstance(interaction, ConvInteraction) else 1
-        found.append(interaction.weight.numel() * positions)
-        sample = interaction.shape(sample)
-    return found
+    call = products(model, x[:1])
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
@@ -39,7 +37,7 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """
     calls: list[Callable[[], Tensor]] = []
     for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
-        below, weight = torch.rand(lower, device=x.device), interaction.weight.detach()
+        below, weight = torch.rand(lower, device=x.device, dtype=x.dtype), interaction.weight.detach()
         if isinstance(interaction, ConvInteraction):
             below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
             bias, padding = interaction.bias.detach(), interaction.padding
@@ -65,3 +63,10 @@ def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     relaxation = model.relax(x)
     walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
     return partial(walk.sweep, PAPER.groups(len(walk.state)))
+
+
+def median_seconds(calls: Sequence[Callable[[], object]], turns: int) -> list[float]:
+    """Seconds of each of several calls, made by turns, a short one many times in a turn: the median over the turns."""
+    timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
+    found = [[timer.blocked_autorange(min_run_time=_LEAST).median for timer in timers] for _ in range(turns)]
+    return [statistics.median(column) for column in zip(*found, strict=True)]

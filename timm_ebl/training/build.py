@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from timm.optim import create_optimizer_v2
+from torch import nn
 from torch.optim import Optimizer
 
 from ..data.catalogue import EMBEDDED, IMG_SIZE
 from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
-from ..models.convolutional import DCHN
+from ..models.factory import family_of
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
-from ..rules.contrastive import ContrastiveRule, Rule, create_rule, rule_options
-from ..rules.strength import require_strength
+from ..relaxation.model import EnergyModel
+from ..rules.contrastive import ContrastiveRule, require_strength
+from ..rules.rule import Rule, create_rule, rule_class, rule_options
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ __all__ = [
     "free_phase",
 ]
 
-_NO_ENERGY = "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*')."
+_NO_ENERGY = (
+    "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*'), or a timm_ebl.EnergyModel that is "
+    "registered with timm."
+)
 
 _NO_MODEL_KWARGS = {
     "order": "it is set by --order",
@@ -92,7 +96,7 @@ def check_config(config: TrainConfig) -> None:
         ConfigError: The rule, the model or the optimiser cannot be built, or the data options contradict each other.
     """
     build_rule(config)
-    build_optimizer(config, _create_network(config, config.model or "dchn_tiny_cifar10"))
+    build_optimizer(config, _create_model(config, config.model or "dchn_tiny_cifar10"))
     dataset = config.dataset or EMBEDDED
     if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
         raise ConfigError(
@@ -100,8 +104,11 @@ def check_config(config: TrainConfig) -> None:
         )
 
 
-def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None = None) -> HopfieldNetwork:
+def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None = None) -> EnergyModel:
     """The configured model, fitted to the channels and classes of the data; its lowest interactions may be frozen.
+
+    A model that takes the settings of a free phase as arguments, as a DCHN does, relaxes by those of the run; any other
+    one by its own `EnergyModel.minimizer` in evaluation, and by those of the run in the rule's free phase.
 
     Args:
         config: The configuration, which agrees with the checkpoint (`Origin.settle`).
@@ -112,23 +119,29 @@ def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None 
         ConfigError: timm does not know the model, it is no energy model, or the data do not fit it.
     """
     name = config.model or default_model(train)
-    model = _create_network(config, name, origin, in_chans=train.images.shape[1], num_classes=len(train.classes))
+    model = _create_model(config, name, origin, in_chans=train.images.shape[1], num_classes=len(train.classes))
     if model.num_classes < len(train.classes):
         raise ConfigError(f"{train.name} has {len(train.classes)} classes, the model {model.num_classes} outputs.")
     try:
-        model.check_input(train.images[:1].float())
-    except ValueError as error:
+        with torch.no_grad():
+            model.answer(train.images[:1].float())
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(f"The images of {train.name} do not fit the model: {error}") from None
     if origin and not origin.has_classes(train.classes):
+        if not hasattr(model, "reset_classifier"):
+            raise ConfigError(f"{origin.name} has other classes than {train.name}, and no reset_classifier.")
         model.reset_classifier(model.num_classes)
-    for interaction in model.interactions[: config.freeze]:
-        interaction.requires_grad_(False)
-    # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
-    model.minimizer = Minimizer(**free_phase(config), compiled=config.compiled)
+    for part in _parts(model)[: config.freeze]:
+        part.requires_grad_(False)
     return model
 
 
-def _create_network(config: TrainConfig, name: str, origin: Origin | None = None, **fitted: int) -> HopfieldNetwork:
+def _parts(model: EnergyModel) -> list[nn.Module]:
+    """The parts that have a learning rate each, from the input upwards: the interactions, else the whole model."""
+    return list(getattr(model, "interactions", [model]))
+
+
+def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, **fitted: int) -> EnergyModel:
     """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -149,17 +162,36 @@ def _create_network(config: TrainConfig, name: str, origin: Origin | None = None
     if config.img_size not in (None, IMG_SIZE) or origin:
         fitted["img_size"] = config.img_size
     source = {"model_name": f"local-dir:{origin.folder}" if origin else name, "pretrained": origin is not None}
+    phase = free_phase(config)
     try:
-        model = timm.create_model(**source, **(fitted | free_phase(config) | given))
+        try:
+            model = timm.create_model(**source, **(fitted | phase | given))
+            # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
+            model.minimizer = Minimizer(**phase, compiled=config.compiled)
+        except TypeError as error:  # it has a minimiser of its own, and perhaps no choice of its input's size
+            if not any(f"argument {key!r}" in str(error) for key in (*phase, "img_size")):
+                raise
+            if origin:
+                fitted.pop("img_size")
+            model = timm.create_model(**source, **(fitted | given))
     except TypeError as error:
         if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
             raise ConfigError(_NO_ENERGY.format(name)) from None
-        known = ", ".join(key for key in signature(DCHN).parameters if key not in _NO_MODEL_KWARGS)
-        raise ConfigError(f"The model {name!r} cannot be built ({error}); a DCHN takes {known}.") from None
+        family = family_of(name)
+        known = ", ".join(key for key in signature(family).parameters if key not in _NO_MODEL_KWARGS) if family else ""
+        takes = f"; a {family.__name__} takes {known}" if family else ""
+        raise ConfigError(f"The model {name!r} cannot be built ({error}){takes}.") from None
     except (MemoryError, RuntimeError, ValueError) as error:
         raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
-    if not isinstance(model, HopfieldNetwork):
+    if not (isinstance(model, EnergyModel) and isinstance(model, nn.Module)):
         raise ConfigError(_NO_ENERGY.format(name))
+    lacking = next(
+        (attribute for attribute in ("pretrained_cfg", "num_classes") if not hasattr(model, attribute)), None
+    )
+    if lacking:
+        raise ConfigError(
+            f"The model {name!r} has no {lacking}: build it by timm.models.build_model_with_cfg, and set num_classes."
+        )
     return model
 
 
@@ -172,26 +204,29 @@ def default_model(train: ImageDataset) -> str:
 
 
 def build_rule(config: TrainConfig) -> Rule:
-    """The configured rule; the baselines take their second phase's order and over-relaxation from the paper.
+    """The configured rule; the baselines have their own order and over-relaxation in the second phase, the paper's.
 
     Raises:
-        ConfigError: beta does not go with the rule, or rounding leaves nothing of it.
+        ConfigError: The rule cannot be built, beta does not go with it, or rounding leaves nothing of beta.
     """
-    default = create_rule(config.algo)
-    second = {"sweeps": config.nudged_sweeps, "compiled": config.compiled}
-    if isinstance(default, ContrastiveRule):
-        second |= {"order": config.nudged_order, "omega": config.nudged_omega}
     options = {
         "free": Minimizer(**free_phase(config), compiled=config.compiled),
-        "second": replace(default.second, **_given(second)),
         "beta": config.beta,
-        "hold_routes": config.hold_routes,
+        "linear_response": config.linear_response,
         "settle": config.settle,
         "companion": config.companion,
         "damped": config.damped,
     }
-    allowed = rule_options(config.algo)
+    second = {
+        "sweeps": config.nudged_sweeps,
+        "order": config.nudged_order,
+        "omega": config.nudged_omega,
+        "compiled": config.compiled,
+    }
+    allowed, field = rule_options(config.algo), rule_class(config.algo).second_field
     try:
+        if field in allowed:
+            options[field] = replace(create_rule(config.algo).second_phase, **_given(second))
         rule = create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
         if isinstance(rule, ContrastiveRule):
             require_strength(rule.beta, torch.float32)
@@ -205,25 +240,24 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def build_optimizer(config: TrainConfig, model: HopfieldNetwork) -> Optimizer:
+def build_optimizer(config: TrainConfig, model: EnergyModel) -> Optimizer:
     """The configured optimiser from timm.optim, with a learning rate for each interaction (weight and bias alike).
 
-    Interactions that are frozen are left out.
+    Interactions that are frozen are left out. A model without `interactions` has one learning rate.
 
     Raises:
         ConfigError: The optimiser is unknown or has other options, it needs second derivatives, which a rule's update
             has not, the number of learning rates is neither one nor that of interactions, or all of those are frozen.
     """
-    interactions = list(model.interactions)
-    if config.freeze >= len(interactions):
-        raise ConfigError(
-            f"--freeze is at most {len(interactions) - 1}, not {config.freeze}: the model has {len(interactions)} "
-            "interactions, and one at least must learn."
-        )
-    rates = config.lr * len(interactions) if len(config.lr) == 1 else config.lr
-    if len(rates) != len(interactions):
-        raise ConfigError(f"--lr is one rate or {len(interactions)}, one for each interaction; got {len(rates)}.")
-    groups = [{"params": list(i.parameters()), "lr": rate} for i, rate in zip(interactions, rates, strict=True)]
+    parts, whole = _parts(model), not hasattr(model, "interactions")
+    if config.freeze >= len(parts):
+        has = "no interactions" if whole else f"{len(parts)} interactions, and one at least must learn"
+        raise ConfigError(f"--freeze is at most {len(parts) - 1}, not {config.freeze}: the model has {has}.")
+    rates = config.lr * len(parts) if len(config.lr) == 1 else config.lr
+    if len(rates) != len(parts):
+        each = ": the model has no interactions" if whole else f" or {len(parts)}, one for each interaction"
+        raise ConfigError(f"--lr is one rate{each}; got {len(rates)}.")
+    groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in zip(parts, rates, strict=True)]
     groups = groups[config.freeze :]
     betas = {} if config.opt_betas is None else {"betas": config.opt_betas}
     try:

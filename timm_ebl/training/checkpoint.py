@@ -29,10 +29,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError, EBLError, Interrupted
+from .files import LEFTOVER, writing
 from .health import require_finite
 from .manifest import MANIFEST, find_damage, read_settings, render_manifest
 from .progress import Progress
-from .run_folder import LEFTOVER, list_checkpoints, writing
+from .run_folder import list_checkpoints
 from .signals import StopSignals, stop_message
 
 __all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]

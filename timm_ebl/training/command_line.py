@@ -1,4 +1,4 @@
-"""Command lines: what goes wrong is said in one line.
+"""The command line of a run.
 
     python -m timm_ebl.training.command_line > timm_ebl/training/options.txt
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
+from ..arguments import Parser
 from ..errors import ConfigError
-from .config import COMMAND_LINE, GROUPS, PRESETS, TrainConfig, flag_of, read_recipe, read_setting, resolve
+from .config import PRESETS, TrainConfig, read_recipe, resolve
+from .options import COMMAND_LINE, GROUPS, flag_of, read_setting
 
-__all__ = ["Parser", "build_parser", "parse_config"]
+__all__ = ["build_parser", "parse_config"]
 
 NAMES_ELSEWHERE = {
     "--data-dir": "--dataset",
@@ -67,45 +68,6 @@ NAMES_ELSEWHERE = {
 """What timm's scripts and others call an option: its name here, or why there is none."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that takes no shortened options, shows its description as it is, and ends in one line.
-
-    An unknown option is answered by what is meant: of another script (``elsewhere``), else one of a similar name.
-
-    Args:
-        elsewhere: Answers to options of other scripts: an option and its value, or a reason.
-        **kwargs: Arguments of `argparse.ArgumentParser`.
-    """
-
-    def __init__(self, elsewhere: Mapping[str, str] | None = None, **kwargs: Any) -> None:
-        self.elsewhere = elsewhere or {}
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """End the process with status 2; argparse itself would print the usage first.
-
-        Raises:
-            SystemExit: Always.
-        """
-        if message.startswith("unrecognized arguments"):
-            message = self._answer(message)
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-    def _answer(self, message: str) -> str:
-        """What may be said in place of an unknown option."""
-        choices = [action.choices for action in self._actions if isinstance(action.choices, dict)]
-        commands = [each for several in choices for each in several.values() if isinstance(each, Parser)]
-        known = sorted({name for parser in (self, *commands) for name in parser._option_string_actions})
-        unknown = next((word.partition("=")[0] for word in message.split()[2:] if word.startswith("-")), "")
-        short = unknown if unknown.startswith("--") else unknown[:2]  # -b64
-        meant = self.elsewhere.get(unknown, self.elsewhere.get(short))
-        if meant is None:
-            meant = next(iter(difflib.get_close_matches(unknown, known, 1, 0.75)), None)
-        if meant is None:
-            return f"{message}; the options are {', '.join(known)}"
-        return f"unknown option {unknown}: " + (f"did you mean {meant}?" if meant.startswith("-") else meant)
-
-
 def build_parser() -> Parser:
     """The parser of a run's command line; it leaves values as texts."""
     parser = Parser(NAMES_ELSEWHERE, usage="%(prog)s [options]")
@@ -126,9 +88,9 @@ def build_parser() -> Parser:
         if parse is bool:
             options |= {"action": argparse.BooleanOptionalAction}
         else:
-            options |= {"nargs": "+"} if many else {}
+            options |= {"nargs": "+", "action": "extend" if spec.name == "imports" else "store"} if many else {}
             options |= {"metavar": {int: "N", float: "X", dict: "KEY=VALUE"}.get(parse, "NAME")}
-        groups[spec.metadata["group"]].add_argument(flag_of(spec.name), **options)
+        groups[spec.metadata["group"]].add_argument(flag_of(spec.name), dest=spec.name, **options)
     return parser
 
 

@@ -14,9 +14,10 @@ from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
-from ..rules.contrastive import list_rules, rule_options
-from .options import read_option
-from .yaml12 import parse_yaml
+from ..rules.rule import list_rules, rule_class, rule_options
+from .options import GROUPS, flag_of, option, read_option, read_setting
+from .user_code import import_modules
+from .yaml12 import read_yaml
 
 __all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
 
@@ -30,7 +31,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "nudged_sweeps": 15,
         "nudged_omega": (1.0,),
         "nudged_order": "asynchronous",
-        "hold_routes": False,
+        "linear_response": False,
         "settle": False,
         "companion": True,
         "damped": True,
@@ -40,11 +41,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 What the rule has no option for is left out: `resolve`."""
 
-_OF_THE_RULE = ("beta", "hold_routes", "settle", "companion", "damped")
+_OF_THE_RULE = ("beta", "linear_response", "settle", "companion", "damped")
 """Settings that are options of some rules (`rule_options`)."""
 
 _OF_THE_PERTURBED = ("nudged_order", "nudged_omega")
-"""Settings of perturbed phases, which the baselines have not."""
+"""Settings of perturbed phases: of rules whose second phase is one (`Rule.second_field`)."""
+
+_FLAGS = {"imports": "--import"}
+"""Options that are not called as their settings."""
 
 TRACKERS = ("tensorboard", "wandb", "all")
 """Values of ``log_with``."""
@@ -55,25 +59,7 @@ MOST = 1_000_000
 LARGEST_IMAGE = 1024
 """Bound of an image's height and width."""
 
-LONGEST_RECIPE = 1_000_000
-"""Letters of a recipe; what is longer is something else."""
-
-GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
-"""What ``--help`` sorts the options into."""
-
-COMMAND_LINE = "command line"
-"""Source of a value that has none in a file."""
-
-
-def _option(
-    group: str, default: Any, description: str, parse: Any = str, many: bool = False, aside: bool = False
-) -> Any:
-    """An option; one that does not change the result of a run stands aside."""
-    metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
-    return field(default=default, metadata=metadata)
-
-
-_data, _model, _rule, _optimisation, _run, _logging = (partial(_option, group) for group in GROUPS)
+_data, _model, _rule, _optimisation, _run, _logging = (partial(option, group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -141,7 +127,7 @@ class TrainConfig:
     warm_start: bool = _rule(
         False, "start training phases from the state that the last batch left, as the paper does", bool
     )
-    hold_routes: bool | None = _rule(
+    linear_response: bool | None = _rule(
         None,
         "keep the free state's pooling routes in the perturbed phases and take it to be at rest (not in the paper); by "
         "default the rule's",
@@ -180,6 +166,9 @@ class TrainConfig:
     seed: int = _run(0, "seed of initialisation, held-out part, order and augmentation", int)
     mixed_precision: str | None = _run(None, "no, bf16 or fp16; by default as accelerate was launched")
     threads: int | None = _run(None, "CPU threads of each process; by default an equal share of the cores", int)
+    imports: tuple[str, ...] | None = _run(
+        None, "modules to import, on the Python path or in this folder: they register models and rules", str, True
+    )
     output_dir: str | None = _run(None, "folder for the results; by default runs/ALGO-MODEL-SEED", aside=True)
     resume: bool = _run(False, "go on from the last checkpoint in --output-dir, if there is one", bool, aside=True)
     force: bool = _run(False, "with --resume: go on even under other settings than the run's", bool, aside=True)
@@ -253,25 +242,11 @@ def _foreign(algo: str) -> set[str]:
         options = rule_options(algo)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    contrastive = "settle" in options
-    return {name for name in _OF_THE_RULE if name not in options} | set(() if contrastive else _OF_THE_PERTURBED)
-
-
-def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
-    """The value of an option in its type; the source, `COMMAND_LINE` or a file, is for the message.
-
-    Raises:
-        ConfigError: It is of another type.
-    """
-    if value is None and spec.default in (None, dataclasses.MISSING):
-        return None
-    name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
-    return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
-
-
-def flag_of(name: str) -> str:
-    """A setting's option of the command line."""
-    return f"--{name.replace('_', '-')}"
+    foreign = {name for name in _OF_THE_RULE if name not in options}
+    second = rule_class(algo).second_field
+    if second not in options:
+        return foreign | {"nudged_sweeps", *_OF_THE_PERTURBED}
+    return foreign | ({*_OF_THE_PERTURBED} if second != "perturbed" else set())
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -281,11 +256,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(LONGEST_RECIPE + 1)
-        if len(text) > LONGEST_RECIPE:
-            raise ConfigError(f"it has more than {LONGEST_RECIPE:,} letters")
-        settings = parse_yaml(text)
+        settings = read_yaml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
     if settings is not None and not isinstance(settings, dict):
@@ -307,12 +278,14 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     code.
 
     Args:
-        *layers: Settings, the last ones first in rank; ``preset`` may be one of them.
+        *layers: Settings, the last ones first in rank; ``preset`` may be one of them. Modules that they name
+            (``imports``) are imported first.
 
     Raises:
-        ConfigError: A value is out of range, or does not go with the rule.
+        ConfigError: A value is out of range, or does not go with the rule, or a module cannot be imported.
     """
     settings: dict[str, Any] = {}
+    import_modules(next((layer["imports"] for layer in reversed(layers) if layer.get("imports")), ()))
     for layer in layers:
         if "algo" in layer:
             settings = _without(settings, _foreign(layer["algo"]))

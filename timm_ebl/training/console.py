@@ -7,7 +7,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["OptionalStream", "survive_output"]
+import datasets
+import huggingface_hub
+
+__all__ = ["OptionalStream", "bars_in_terminals_alone", "survive_output"]
 
 
 class OptionalStream:
@@ -49,3 +52,12 @@ def survive_output() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number, so that no file of the run can
     for name in ("stdout", "stderr"):
         setattr(sys, name, OptionalStream(getattr(sys, name) or open(os.devnull, "w")))  # noqa: SIM115 (open to the end)
+
+
+def bars_in_terminals_alone() -> None:
+    """Have libraries show their progress where it is seen: in a terminal, by the first process of a machine."""
+    if sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        return
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from ..data.loader import Stream, epoch_generator
 from ..data.transforms import BatchTransform
 from ..errors import Diverged
-from ..relaxation.network import HopfieldNetwork
-from ..rules.contrastive import squared_error
+from ..relaxation.model import EnergyModel
+from ..rules.rule import squared_error
 from .progress import Averages, Progress
 
 __all__ = ["add_metrics", "evaluate", "train_epoch"]
@@ -119,7 +119,7 @@ def has_finite_gradients(task: nn.Module, accelerator: Accelerator) -> bool:
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator,
-    model: HopfieldNetwork,
+    model: EnergyModel,
     loader: DataLoader,
     transform: BatchTransform,
     between: Callable[[], None] = nothing,
@@ -137,7 +137,7 @@ def evaluate(
     averages = Averages()
     for images, labels in loader:
         with accelerator.autocast():
-            output = model(transform.eval(images)).float()
+            output = model.answer(transform.eval(images)).float()
         error, cost = accelerator.gather_for_metrics((_wrong(output, labels), _cost(output, labels)))
         averages.add(error=error, cost=cost)
         between()

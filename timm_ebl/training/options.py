@@ -1,8 +1,9 @@
-"""Values of options: texts from the command line, and what YAML makes of a recipe."""
+"""Options of a run and their values: texts from the command line, and what YAML makes of a recipe."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,13 @@ from typing import Any
 
 from ..errors import ConfigError
 
-__all__ = ["read_option", "read_pairs"]
+__all__ = ["COMMAND_LINE", "GROUPS", "flag_of", "option", "read_option", "read_pairs", "read_setting"]
+
+GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
+"""What ``--help`` sorts the options into."""
+
+COMMAND_LINE = "command line"
+"""Source of a value that has none in a file."""
 
 _SIZES = (1e-30, 1e30)
 """Between these lie the numbers that 32 bits hold with room for their squares and inverses."""
@@ -20,6 +27,40 @@ _LONGEST_NAME = 255
 
 _SWITCHES = {"true", "false", "yes", "no", "on", "off", "none", "null"}
 """Texts that nobody means as texts."""
+
+
+def option(
+    group: str, default: Any, description: str, parse: Any = str, many: bool = False, aside: bool = False
+) -> Any:
+    """A field of `timm_ebl.training.config.TrainConfig`.
+
+    Args:
+        group: Of `GROUPS`.
+        default: Its value by default.
+        description: What ``--help`` says of it.
+        parse: ``int``, ``float``, ``str``, ``bool`` or ``dict``.
+        many: Whether it is a tuple of values.
+        aside: Whether it leaves the result of a run as it is.
+    """
+    metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag_of(name: str) -> str:
+    """A setting's option of the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
+    """The value of an option in its type; the source, `COMMAND_LINE` or a file, is for the message.
+
+    Raises:
+        ConfigError: It is of another type.
+    """
+    if value is None and spec.default in (None, dataclasses.MISSING):
+        return None
+    name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
+    return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
 
 
 def read_option(name: str, value: Any, kind: type, many: bool = False) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,11 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ..data.catalogue import CHANNELS, IMG_SIZE
+from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
 from ..errors import CheckpointError, ConfigError
 from ..models.weights import SHIPPED, WEIGHTS
-from .config import TrainConfig, flag_of
-from .trained import Checkpoint, load_model
+from .config import TrainConfig
+from .options import flag_of
+from .trained import TrainedModel, load_model
 
 __all__ = ["Origin", "settle_config"]
 
@@ -39,13 +41,13 @@ class Origin:
 
     @classmethod
     def open(cls, name: str) -> Origin:
-        """Find a checkpoint (`Checkpoint.open`) and see that its weights can be used.
+        """Find a checkpoint (`TrainedModel.open`) and see that its weights can be used.
 
         Raises:
             ConfigError: There is no such checkpoint, or it cannot be used.
         """
         try:
-            checkpoint = Checkpoint.open(name)
+            checkpoint = TrainedModel.open(name)
             load_model(checkpoint.weights)
             is_shipped = checkpoint.weights.parent == SHIPPED
             return cls(checkpoint.name if is_shipped else name, checkpoint.weights, checkpoint.config)
@@ -112,12 +114,22 @@ class Origin:
 
 
 def settle_config(config: TrainConfig) -> tuple[TrainConfig, Origin | None]:
-    """The configuration with all that ``--pretrained`` decides, and the checkpoint.
+    """The configuration with whole paths and with all that ``--pretrained`` decides, and the checkpoint.
 
     Raises:
         ConfigError: The checkpoint cannot be used, or the configuration contradicts it.
     """
+    if config.dataset not in DATASETS:
+        config = replace(config, dataset=_whole(config.dataset))
+    config = replace(config, data_root=_whole(config.data_root), pretrained=_whole(config.pretrained))
     if config.pretrained is None:
         return replace(config, img_size=config.img_size or IMG_SIZE), None
     origin = Origin.open(config.pretrained)
     return origin.settle(config), origin
+
+
+def _whole(name: str | None) -> str | None:
+    """The whole path of a folder, which is the same for a command that is given elsewhere; other names as they are."""
+    prefix, path = ("local-dir:", name[10:]) if name and name.startswith("local-dir:") else ("", name)
+    folder = os.path.expanduser(path or "")
+    return prefix + os.path.abspath(folder) if os.path.isdir(folder) else name

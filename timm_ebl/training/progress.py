@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..energy.functional import State
 
-__all__ = ["Averages", "Progress"]
+__all__ = ["Averages", "Progress", "duration"]
 
 _SHARED = (
     "epoch",
@@ -140,3 +140,9 @@ class Progress:
             self.step = shared["step"]
             self.averages = Averages({name: total.to(device) for name, total in local["sums"].items()}, local["images"])
             self.state = local["state"] and tuple(layer.to(device) for layer in local["state"])
+
+
+def duration(seconds: float) -> str:
+    """A time in words: seconds up to 99, minutes, or hours and minutes."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 99.5 else f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,4 +1,4 @@
-"""What a run says about itself, read and checked: ``metrics.jsonl``, ``summary.json`` and ``config.json``."""
+"""What a run says about itself, read and checked: ``metrics.jsonl``, ``summary.json``, ``config.json``, its card."""
 
 from __future__ import annotations
 
@@ -8,12 +8,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
+from huggingface_hub import ModelCard
 
 from ..arguments import is_number
 from ..errors import CheckpointError
 from ..models.weights import CONFIG, read_config
 
-__all__ = ["EVALUATION", "TEXT", "check_record", "read_metrics", "read_model_config", "read_summary"]
+__all__ = [
+    "CARD",
+    "EVALUATION",
+    "METRIC",
+    "TEXT",
+    "card_error",
+    "check_record",
+    "read_metrics",
+    "read_model_config",
+    "read_summary",
+]
+
+CARD = "README.md"
+
+METRIC = "error_rate"
+"""Type of the figure in a model card that is the test error (%)."""
 
 LARGEST_SIDE = 4096
 """Pixels of the largest images that a ``config.json`` may ask for."""
@@ -176,3 +192,16 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if channels != {config["pretrained_cfg"]["input_size"][0]} or min(config["pretrained_cfg"]["std"]) <= 0:
         raise CheckpointError(f"{shown} has not a mean and a std above 0 for each channel of its input_size.")
     return config
+
+
+def card_error(path: Path) -> float:
+    """The test error (%) that a model card reports in its ``model-index``.
+
+    Raises:
+        CheckpointError: The card cannot be read, or reports none.
+    """
+    try:
+        results = ModelCard.load(path).data.eval_results or []
+        return next(float(result.metric_value) for result in results if result.metric_type == METRIC)
+    except Exception as error:  # YAML, encoding and schema errors have no common type
+        raise CheckpointError(f"The card {path} reports no test error ({type(error).__name__}).") from None

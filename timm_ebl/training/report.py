@@ -8,31 +8,32 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import huggingface_hub.utils
 import torch
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import SETTLING_SWEEPS
-from ..rules.contrastive import ContrastiveRule, RecurrentBackprop, Rule, TruncatedBackprop, rule_options
-from .config import TrainConfig
-from .origin import Origin
-from .progress import Progress
+from ..relaxation.model import SETTLING_SWEEPS
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, rule_options
+from .progress import Progress, duration
 from .run_folder import device_name
 from .splits import Splits, empty_classes
-from .timing import duration
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .origin import Origin
 
 __all__ = ["Report", "describe_rule"]
 
 MINUTES = 5
 """Between two lines about the batches, where there is no progress bar."""
 
-_SECOND = {TruncatedBackprop: "sweeps unrolled", RecurrentBackprop: "adjoint steps"}
+_SECOND = {"perturbed": "perturbed sweeps", "unrolled": "sweeps unrolled", "adjoint": "adjoint steps"}
+"""What the sweeps of a second phase are called, by `Rule.second_field`."""
 
 _FIRST = 3  # batches that are no measure: memory is taken, kernels are chosen or compiled
 _MEASURED = (5, 5.0)  # batches and seconds after them that are one
@@ -42,7 +43,7 @@ class Report:
     """What a run says; of several processes the first one speaks.
 
     In a terminal `timm_ebl.training.engine` shows a progress bar; elsewhere, as in a log file, there is a line every
-    few minutes, and libraries say nothing of their own progress.
+    few minutes.
 
     Args:
         accelerator: Knows the processes.
@@ -56,10 +57,6 @@ class Report:
         self.estimated = False
         self.began = self.last = time.monotonic()
         self.in_terminal = sys.stderr.isatty()
-        if not (self.in_terminal and accelerator.is_local_main_process):
-            datasets.disable_progress_bars()
-            datasets.logging.set_verbosity_error()
-            huggingface_hub.utils.disable_progress_bars()
 
     def say(self, text: str) -> None:
         """Write a line to stdout, above a progress bar if there is one."""
@@ -192,19 +189,20 @@ def describe_rule(algo: str, rule: Rule) -> str:
         algo: Its name.
         rule: The rule.
     """
-    parts, second = [], rule.second.sweeps
+    parts, second = [], rule.second_phase
     if rule.free is not None:
         start = "" if rule.free.start is Minimizer.start else f" from {rule.free.start}"
         parts.append(f"{_count(rule.free.sweeps, 'free sweep')}{start}")
     if not isinstance(rule, ContrastiveRule):
-        parts.append(f"{second} {_SECOND.get(type(rule), 'of what follows')}")
-        return f"{algo}; {', '.join(parts)}"
+        if second is not None:
+            parts.append(f"{second.sweeps} {_SECOND.get(rule.second_field, 'of what follows')}")
+        return "; ".join(filter(None, (algo, ", ".join(parts))))
     if rule.settles:
         parts.append(f"{parts.pop() if parts else 'the free phase'} + {SETTLING_SWEEPS}")
     phases = sum(multiple != 0 for multiple in rule.nudging.value)
-    parts.append(f"perturbed {phases} x {second}" if phases > 1 else f"perturbed {second}")
+    parts.append(f"perturbed {phases} x {second.sweeps}" if phases > 1 else f"perturbed {second.sweeps}")
     parts += ["as many more free ones"] * rule.accompanies
-    parts.append("routes held" if rule.hold_routes else "routes followed")
+    parts.append("routes held" if rule.linear_response else "routes followed")
     parts += ["damped"] * getattr(rule, "damped", False)
     beta = f", beta {rule.beta:g}" if "beta" in rule_options(algo) else ""
     return f"{algo}{beta}; {', '.join(parts)}"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,35 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from filelock import FileLock, Timeout
 from timm.models import save_for_hf
 from torch import nn
 
+from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
-from ..errors import ConfigError, OutputError
-from ..models.weights import CONFIG, WEIGHTS, read_config
+from ..errors import ConfigError
+from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
+from .files import LEFTOVER, temporary_folder, write_whole, writing
 from .progress import Progress
 from .yaml12 import dump_yaml
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-__all__ = [
-    "LEFTOVER",
-    "RunFolder",
-    "device_name",
-    "list_checkpoints",
-    "temporary_folder",
-    "versions",
-    "write_whole",
-    "writing",
-]
-
-LEFTOVER = ".timm_ebl-"
-"""Start of the name of what is being written. What still has it when a run is taken up again is removed."""
-
+__all__ = ["RunFolder", "device_name", "list_checkpoints", "versions"]
 
 _WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png")
 _CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
@@ -56,55 +39,6 @@ def list_checkpoints(folder: Path) -> list[str]:
     """Names of the checkpoints in a folder in the order of their epochs and steps; whatever else is there is not."""
     found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
     return [name[0] for name in sorted(filter(None, found), key=lambda name: (int(name[1]), int(name[2])))]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write into an `OutputError`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{path} cannot be written to: {getattr(error, 'strerror', None) or error}.") from error
-
-
-@contextmanager
-def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder for what is being written; it is removed at the end.
-
-    Args:
-        parent: The folder that it lies in; by default the system's for temporary files, which ``TMPDIR`` chooses.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    with writing(parent or Path(os.environ.get("TMPDIR") or "the folder for temporary files (TMPDIR)")):
-        folder = tempfile.TemporaryDirectory(prefix=LEFTOVER, dir=parent)
-    with folder as name:
-        yield Path(name)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name in its folder, then rename it, so that nobody ever sees half of it.
-
-    Args:
-        path: The file.
-        write: Writes the content to the path that it is given; the name has the suffix of ``path``.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with writing(path):
-        descriptor, name = tempfile.mkstemp(prefix=LEFTOVER, suffix=path.suffix, dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:
@@ -213,25 +147,21 @@ class RunFolder:
         Raises:
             ConfigError: Another process has it.
         """
-        descriptor = None
-        if fcntl is not None:
-            try:
-                descriptor = os.open(self.path, os.O_RDONLY)
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise ConfigError(
-                    f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ConfigError(
+                f"Another process is writing to {self.path}: wait for it, or choose another --output-dir."
+            ) from None
+        except (OSError, NotImplementedError):
+            pass  # a file system without locks
         try:
             for leftover in self.path.glob(f"{LEFTOVER}*"):
                 shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
             yield
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            lock.release()
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write ``args.yaml``."""
@@ -239,7 +169,7 @@ class RunFolder:
         write_whole(self.path / "args.yaml", lambda path: path.write_text(text, encoding="utf-8"))
 
     def write_results(
-        self, progress: Progress, model: nn.Module, transform: BatchTransform, classes: Sequence[str], better: bool
+        self, progress: Progress, model: nn.Module, transform: BatchTransform, train: ImageDataset, better: bool
     ) -> None:
         """Write the metrics and the best weights of what is done so far.
 
@@ -247,7 +177,7 @@ class RunFolder:
             progress: How far the run is.
             model: The model that the weights belong to; it is left as it is.
             transform: Its normalisation.
-            classes: Names of its outputs.
+            train: The training split, whose classes are its outputs.
             better: Whether the best weights are others than those in the folder.
         """
         if not progress.epochs:
@@ -256,21 +186,36 @@ class RunFolder:
         if better:
             best = deepcopy(model)
             best.load_state_dict(progress.weights)
-            self.write_model(best, transform, classes)
+            self.write_model(best, transform, train.classes, train.images.shape[1:])
 
     def write_metrics(self, epochs: list[dict[str, float]]) -> None:
         """Write ``metrics.jsonl``, a line for each epoch."""
         text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         write_whole(self.path / "metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
 
-    def write_model(self, model: nn.Module, transform: BatchTransform, classes: Sequence[str]) -> None:
-        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``."""
-        data = {"mean": transform.mean, "std": transform.std, "input_size": (model.in_chans, *model.img_size)}
+    def write_model(
+        self,
+        model: nn.Module,
+        transform: BatchTransform,
+        classes: Sequence[str],
+        input_size: Sequence[int] | None = None,
+    ) -> None:
+        """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``.
+
+        Args:
+            model: The model; one without `num_features`, which timm notes, gets those of its outputs.
+            transform: Its normalisation.
+            classes: Names of its outputs.
+            input_size: Channels, height and width of its input; by default what the model says.
+        """
+        size = tuple(input_size or (model.in_chans, *model.img_size))
+        data = {"mean": transform.mean, "std": transform.std, "input_size": size}
+        model.num_features = getattr(model, "num_features", model.num_classes)
         with writing(self.path), temporary_folder(self.path) as folder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = read_config(folder / CONFIG)
+            config = without_defaults(read_config(folder / CONFIG))
             config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):

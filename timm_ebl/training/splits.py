@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.catalogue import IMG_SIZE
 from ..data.columns import note, some
 from ..data.dataset import ImageDataset, load_dataset
 from ..errors import DataError, MissingSplitError
-from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 __all__ = ["TEST_SHARE", "Splits", "empty_classes", "load_splits", "load_test"]
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..energy.functional import State
-from ..rules.contrastive import Rule, RuleOutput
+from ..relaxation.model import require_energy
+from ..rules.rule import Rule, RuleOutput
 
 __all__ = ["RuleTask"]
 
@@ -24,10 +25,14 @@ class RuleTask(TrainingTask):
         model: A `timm_ebl.relaxation.network.EnergyModel`.
         rule: The rule.
         **kwargs: ``device``, ``dtype`` and ``verbose`` of `timm.task.TrainingTask`.
+
+    Raises:
+        TypeError: The model has no energy.
     """
 
     def __init__(self, model: nn.Module, rule: Rule, **kwargs) -> None:
         super().__init__(**kwargs)
+        require_energy(model)
         self.trainable_module = model
         self.rule = rule
         self._distributed: list[DistributedDataParallel] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,19 +20,27 @@ from ..data.catalogue import CHANNELS
 from ..data.dataset import ImageDataset
 from ..data.requests import explain, fetch, is_intact, retry
 from ..data.transforms import BatchTransform
-from ..errors import CheckpointError, ConfigError, WeightsError
-from ..hub.card import card_error
+from ..errors import CheckpointError, ConfigError, DataError, WeightsError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from ..relaxation.minimizer import check_tolerance
-from ..relaxation.network import HopfieldNetwork
+from ..relaxation.model import EnergyModel
 from .config import TrainConfig, read_recipe, resolve
-from .records import EVALUATION, TEXT, check_record, read_model_config, read_summary
+from .records import CARD, EVALUATION, TEXT, card_error, check_record, read_model_config, read_summary
 from .splits import load_test
+from .user_code import import_modules
 
-__all__ = ["CARD", "RECORDS", "Checkpoint", "Evaluation", "load_model", "predict", "prepare", "same_error"]
+__all__ = [
+    "RECIPES",
+    "RECORDS",
+    "Evaluation",
+    "TrainedModel",
+    "load_model",
+    "predict",
+    "prepare",
+    "same_error",
+]
 
 RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
-CARD = "README.md"
 RECIPES = Path(__file__).parents[2] / "hub_configs"
 """Where a clone of the repository keeps the records of the shipped checkpoints."""
 
@@ -87,7 +96,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class TrainedModel:
     """The files of a checkpoint.
 
     Attributes:
@@ -101,13 +110,14 @@ class Checkpoint:
     records: Path | None
 
     @classmethod
-    def open(cls, source: str | Path) -> Checkpoint:
+    def open(cls, source: str | Path) -> TrainedModel:
         """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
 
-        Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id.
+        Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id. Modules that the recipe in a folder
+        names (``imports``) are imported; those of what comes from the Hub are not.
 
         Raises:
-            CheckpointError: There is none.
+            CheckpointError: There is none, or a module cannot be imported.
         """
         text = str(source).removeprefix("local-dir:")
         folder = Path(os.path.expanduser(text))
@@ -117,6 +127,7 @@ class Checkpoint:
             for name in (WEIGHTS, CONFIG):
                 if not (weights / name).is_file():
                     raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
+            _import_of(folder / "args.yaml")
             return cls(folder.resolve().name, weights, folder)
         tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
         if tagged:
@@ -175,15 +186,17 @@ class Checkpoint:
         """The errors (%) that its files report, by file."""
         claims = {CONFIG if self.is_packaged else "summary.json": self.evaluation.error}
         if self.records is not None and (self.records / CARD).is_file():
-            try:
-                claims[CARD] = card_error(self.records / CARD)
-            except ValueError as error:
-                raise CheckpointError(str(error)) from None
+            claims[CARD] = card_error(self.records / CARD)
         return claims
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
-        test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        try:
+            test = self.evaluation.load(self.config["pretrained_cfg"]["input_size"], root, dataset)
+        except DataError as error:
+            if dataset:
+                raise
+            raise DataError(f"{error} The data set of {self.name}: --dataset FOLDER says where it is.") from error
         return test.relabelled(self.config.get("label_names", test.classes))
 
     def measure(self, test: ImageDataset) -> Evaluation:
@@ -211,6 +224,17 @@ class Checkpoint:
         return self.records / name
 
 
+def _import_of(recipe: Path) -> None:
+    """Import what a recipe names, if there is one that can be read; who needs the rest of it says what is wrong."""
+    names: Sequence[str] = ()
+    with suppress(ConfigError):
+        names = read_recipe(recipe).get("imports") or ()
+    try:
+        import_modules(names, f"{recipe}: imports")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
 def _download(repo_id: str) -> Path:
     name, _, revision = repo_id.partition("@")
     files = [WEIGHTS, CONFIG, CARD, *RECORDS]
@@ -226,7 +250,7 @@ def _download(repo_id: str) -> Path:
     return folder
 
 
-def load_model(folder: Path) -> HopfieldNetwork:
+def load_model(folder: Path) -> EnergyModel:
     """The model of the checkpoint in a folder, for evaluation.
 
     Raises:
@@ -235,19 +259,19 @@ def load_model(folder: Path) -> HopfieldNetwork:
     try:
         read_model_config(folder)
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
-        if isinstance(model, HopfieldNetwork) and model.minimizer.tolerance is not None:
+        if isinstance(model, EnergyModel) and model.minimizer.tolerance is not None:
             check_tolerance(model.minimizer.tolerance, torch.float32)
     except (CheckpointError, WeightsError) as error:
         raise CheckpointError(str(error)) from None
     except Exception as error:  # what constructors raise when they are given anything has no common type
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise CheckpointError(f"The model of {folder / CONFIG} cannot be built ({reason}).") from error
-    if not isinstance(model, HopfieldNetwork):
+    if not isinstance(model, EnergyModel):
         raise CheckpointError(f"The model of {folder / CONFIG} has no energy to relax.")
     return model.eval()
 
 
-def prepare(folder: Path, images: Tensor) -> tuple[HopfieldNetwork, Callable[[Tensor], Tensor]]:
+def prepare(folder: Path, images: Tensor) -> tuple[EnergyModel, Callable[[Tensor], Tensor]]:
     """The model of the checkpoint in a folder on whatever device there is, and what makes its input of images.
 
     Args:
@@ -261,8 +285,9 @@ def prepare(folder: Path, images: Tensor) -> tuple[HopfieldNetwork, Callable[[Te
     model = load_model(folder).to(device)
     transform = BatchTransform(*(tuple(model.pretrained_cfg[key]) for key in ("mean", "std")))
     try:
-        model.check_input(images[:1].float().to(device))
-    except ValueError as error:
+        with torch.no_grad():
+            model.answer(transform.eval(images[:1].to(device)))
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The images do not fit {folder}: {error}") from None
     return model, lambda batch: transform.eval(batch.to(device))
 
@@ -275,7 +300,7 @@ def predict(folder: Path, data: ImageDataset, batch_size: int = 250) -> Tensor:
         CheckpointError: The weights cannot be used, or the images do not fit them.
     """
     model, normalise = prepare(folder, data.images)
-    return torch.cat([model(normalise(images)).cpu() for images in data.images.split(batch_size)])
+    return torch.cat([model.answer(normalise(images)).cpu() for images in data.images.split(batch_size)])
 
 
 def same_error(first: float, second: float, images: int) -> bool:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
 
-__all__ = ["dump_yaml", "parse_yaml"]
+__all__ = ["dump_yaml", "parse_yaml", "read_yaml"]
+
+_LONGEST = 1_000_000
+"""Letters of a file of settings; what is longer is something else."""
 
 _SCALARS = {
     "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -57,6 +61,21 @@ for _tag, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a file of settings says (`parse_yaml`).
+
+    Raises:
+        ConfigError: It is longer than such files are, or no YAML.
+        OSError: It cannot be read.
+        ValueError: It is no text, or the path none.
+    """
+    with open(path, encoding="utf-8") as file:
+        text = file.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise ConfigError(f"it has more than {_LONGEST:,} letters")
+    return parse_yaml(text)
 
 
 def parse_yaml(text: str) -> Any:

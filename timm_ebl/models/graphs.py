@@ -1,24 +1,21 @@
-"""The relaxation of a network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
+"""A network as graphs hold it: a node of `torch.fx` or `torch.compile`, or a trace of `torch.jit`."""
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..energy.interaction import Interaction
+from ..energy.graph import Graph
 from ..kernels.autocast import has_autocast
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.network import HopfieldNetwork
-from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backprop import Backward
+from .network import HopfieldNetwork
 
-__all__ = ["Traced", "compiled_equilibrium", "graph_equilibrium", "is_symbolic", "register_network"]
+__all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
 _KEYS = itertools.count()
@@ -29,31 +26,17 @@ def is_symbolic(x: Tensor) -> bool:
     return isinstance(x, torch.fx.Proxy)
 
 
-def graph_equilibrium(
-    network: HopfieldNetwork, x: Tensor, backward: Backward, layers: tuple[int, ...]
-) -> tuple[Tensor, ...]:
-    """`timm_ebl.rules.backprop.equilibrium` as one node of a graph.
+class Stack(HopfieldNetwork):
+    """A network of a graph, bare."""
 
-    A graph can hold the parts of the network that it is traced from, but not the network itself.
-    """
-    return _node(tuple(network.interactions), network.minimizer, backward, x, layers)
-
-
-class _Stack(HopfieldNetwork):
-    """A network of interactions, bare."""
-
-    def __init__(self, interactions: Sequence[nn.Module], minimizer: Minimizer) -> None:
+    def __init__(self, graph: Graph, minimizer: Minimizer) -> None:
         super().__init__()
-        self.stack, self.minimizer = nn.ModuleList(interactions), minimizer
+        self.stack, self.minimizer = nn.ModuleList(graph.interactions), minimizer
+        self._graph = graph
 
     @property
-    def interactions(self) -> Sequence[Interaction]:
-        return list(self.stack)
-
-
-@torch.fx.wrap
-def _node(interactions, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
-    return equilibrium(_Stack(interactions, minimizer), x, backward, layers)
+    def graph(self) -> Graph:
+        return self._graph
 
 
 class Traced(nn.Module):
@@ -82,7 +65,7 @@ def register_network(network: HopfieldNetwork) -> int:
     return key
 
 
-def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+def compiled_layers(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Layers of the free state without derivatives, as one operator of the graph that `torch.compile` makes.
 
     Args:
@@ -104,7 +87,7 @@ def compiled_equilibrium(network: HopfieldNetwork, key: int, x: Tensor, layers: 
 def _relaxed_layers(x, parameters, network, layers, autocast):
     model, device = _NETWORKS[network], x.device.type
     with torch.autocast(device, autocast, enabled=autocast is not None):
-        found = with_parameters(model, parameters, lambda: relaxed_layers(model, x, tuple(layers)))
+        found = model.relaxed(parameters, x, tuple(layers))
     kind = {"dtype": parameters[0].dtype, "memory_format": torch.contiguous_format}  # as the graph expects it
     return [layer.to(**kind, copy=True) for layer in found]
 

@@ -1,0 +1,107 @@
+"""A model card says what a stranger needs."""
+
+import pytest
+
+from timm_ebl.hub.card import render_card
+from timm_ebl.hub.paper import TABLE_1, paper_error
+from timm_ebl.training.build import build_rule
+from timm_ebl.training.config import TrainConfig
+
+SUMMARY = {
+    "algo": "c-ep",
+    "dataset": "cifar10",
+    "epochs": 30,
+    "training_images": 45_000,
+    "best_epoch": 29,
+    "seed": 4,
+    "held_out_error": 24.0,
+    "seconds": 7380.0,
+    "versions": {"torch": "2"},
+}
+CONFIG = {
+    "architecture": "dchn_small_cifar10",
+    "num_classes": 10,
+    "model_args": {"sweeps": 8, "order": "asynchronous", "omega": 1.5, "start": "feedforward"},
+    "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "evaluation": {"config": None, "revision": "abc", "images": 5000, "error": 25.0},
+}
+
+
+def test_a_card_says_what_a_stranger_needs():
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, free_sweeps=8, omega=(1.5,))
+    summary = SUMMARY | {"note": "Its images were stored as JPEG."}
+    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, build_rule(recipe), summary, CONFIG)
+    for words in (
+        "**25.00 %** (standard error 0.61 over 5,000 images)",
+        "| held-out error | 24.00 % |",
+        "| seeds | 4, the only one run |",
+        "| trained for | 30 epochs of 45,000 images; epoch 29 ",
+        "widths 32-64-128-128, 245,962 parameters",
+        "10.4 % (widths 128-256-512-512, 100 epochs)",
+        "`c-ep`, beta 0.25",
+        "8 sweeps, asynchronous, omega 1.5",
+        "2 h 3 min",
+        'timm.create_model("hf-hub:me/net", pretrained=True)',
+        'load_dataset("cifar10", "test")',
+        "10% of the training split was held out",
+        "the published one has 10,000",
+        "Its images were stored as JPEG.",
+        "Apache License 2.0",
+        "@article{laborieux2021scaling",
+        "type: uoft-cs/cifar10",
+        "config: plain_text",
+        "revision: abc",
+        "license: apache-2.0",
+        "library_name: timm",
+    ):
+        assert words in card, words
+
+
+@pytest.mark.parametrize("sweeps", [7, 9])
+def test_a_card_says_which_errors_are_of_the_trainings_own_free_phase(sweeps):
+    config = CONFIG | {"model_args": {}}
+    recipe = TrainConfig(dataset="cifar10", free_sweeps=sweeps)
+    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    own = " (by the free phase of the training)" if sweeps == 9 else ""
+    assert f"| held-out error | 24.00 %{own} |" in card
+    assert f"| free phase | {sweeps} sweeps, asynchronous, omega 1.9-" in card
+    assert "| inference | 7 sweeps, asynchronous, omega 1.9-1.7, start feedforward |" in card
+
+
+def test_a_card_loads_the_images_that_were_measured():
+    chosen = {"test_split": "hard", "label_column": "fine", "img_size": 64, "channels": "grey"}
+    config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
+    config["pretrained_cfg"] = {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]}
+    recipe = TrainConfig(dataset="owner/set", **chosen)
+    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
+    assert "split: hard" in card
+
+
+@pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
+def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
+    recipe = TrainConfig(dataset=dataset)
+    card = render_card("name", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY | {"dataset": dataset}, CONFIG)
+    assert f"`python -m timm_ebl.hub verify hf-hub:me/net{given}` measures" in card
+
+
+def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
+    recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
+    summary = SUMMARY | {"held_out_error": None, "best_epoch": 30}
+    card = render_card("name", "name", recipe, build_rule(recipe), summary, CONFIG)
+    for words in (
+        "| normalisation | mean 0.5, 0.5, 0.5; deviation 0.25, 0.25, 0.25 (the paper's: 0.6069, 0.5982, 0.603) |",
+        "| held-out error | nothing was held out |",
+        "| trained for | 30 epochs of 45,000 images; the last one's weights |",
+        "The whole training split was trained on, and the last epoch's weights were kept.",
+    ):
+        assert words in card, words
+
+
+def test_the_papers_figures():
+    assert paper_error("c-ep", "cifar10") == 10.40
+    assert paper_error("c-ep", "svhn") == 3.51
+    assert paper_error("n-ep", "cifar10") == 11.9
+    assert paper_error("c-ep", "fashion-mnist-sample") is None
+    assert all(len(row) == 5 for row in TABLE_1.values())
+    assert set(TABLE_1) == {"tbp", "rbp", "cl", "p-ep", "n-ep", "c-ep", "p-cpl", "n-cpl", "c-cpl"}

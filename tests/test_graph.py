@@ -1,0 +1,192 @@
+"""Energies over graphs of layers: colourings, the energy that never rises, autograd, skips through every rule."""
+
+import pytest
+import torch
+from graphs import GraphNetwork, random_graph, residual_graph
+from oracles import distance
+
+from timm_ebl import (
+    FREE,
+    Clamped,
+    Minimizer,
+    Nudged,
+    create_backward,
+    create_rule,
+    equilibrium,
+    list_rules,
+    register_order,
+)
+from timm_ebl.energy.graph import Edge, Graph, Layer
+from timm_ebl.energy.interaction import ConvInteraction, DenseInteraction
+from timm_ebl.relaxation import order
+from timm_ebl.relaxation.order import asynchronous
+
+TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
+
+
+@pytest.fixture
+def x(generator):
+    return torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+
+
+def slow_energy(graph, x, state):
+    """``1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>``, edge by edge."""
+    total = sum((s**2).flatten(1).sum(1) / 2 for s in state)
+    for interaction, lower, upper in graph.edges:
+        drive = interaction.drive(x if lower is None else state[lower])
+        total = total - (state[upper] * drive).flatten(1).sum(1)
+    return total
+
+
+def random_state(model, x, generator):
+    """A state within the bounds of its layers."""
+    state = []
+    for layer, shape in zip(model.graph.layers, model.state_shapes(x), strict=True):
+        low, high = layer.bounds or (-1.0, 1.0)
+        state.append(low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64))
+    return tuple(state)
+
+
+def test_a_chain_is_coloured_as_in_the_paper():
+    graph = Graph.chain([ConvInteraction(1, 1)] * 4 + [DenseInteraction(1, 1)])
+    assert asynchronous(graph.neighbours) == ((0, 2, 4), (1, 3))
+
+
+def test_a_residual_network_needs_three_colours():
+    # h1 .. h8 and o of Hopfield-ResNet13: h2-h3-h4, h4-h5-h6 and h6-h7-h8 are triangles.
+    block = ConvInteraction(1, 1, pool=1)
+    joins = [
+        (None, 0),
+        (0, 1),
+        (None, 1),
+        (1, 2),
+        (2, 3),
+        (1, 3),
+        (3, 4),
+        (4, 5),
+        (3, 5),
+        (5, 6),
+        (6, 7),
+        (5, 7),
+        (7, 8),
+    ]
+    graph = Graph((*[Layer()] * 8, Layer(None)), tuple(Edge(block, *join) for join in joins))
+    assert asynchronous(graph.neighbours) == ((0, 2, 4, 6, 8), (1, 5), (3, 7))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_two_neighbours_share_a_colour_and_the_energy_never_rises(seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = GraphNetwork(random_graph(seed), gain=float(torch.rand((), generator=generator)) * 4, seed=seed)
+    for group in asynchronous(model.graph.neighbours):
+        assert not any(set(group) & model.graph.neighbours[layer] for layer in group)
+    x = torch.randn(4, 2, 12, 12, generator=generator, dtype=torch.float64)
+    omega = 0.05 + 1.9 * float(torch.rand((), generator=generator))
+    for name in ("asynchronous", "backward"):
+        for perturbation in (FREE, Nudged(TARGET, 0.5), Nudged(TARGET, -0.8), Clamped(TARGET)):
+            *hidden, output = random_state(model, x, generator)
+            state = (*hidden, perturbation.start(output))
+            energies = [model.energy(x, state) + perturbation.cost(state)]
+            for _ in range(8):
+                state = model.relax(x, state, perturbation, Minimizer(order=name, sweeps=1, omega=omega)).state
+                energies.append(model.energy(x, state) + perturbation.cost(state))
+            energies = torch.stack(energies).detach()
+            assert (energies.diff(dim=0) <= 1e-11 * (1 + energies.abs().max())).all()
+
+
+def test_two_colours_let_the_energy_of_a_residual_network_rise(x, generator, monkeypatch):
+    monkeypatch.setattr(order._ORDERS, "_entries", dict(order._ORDERS._entries))
+
+    @register_order
+    def odd_and_even(neighbours):
+        return tuple(range(0, len(neighbours), 2)), tuple(range(1, len(neighbours), 2))
+
+    # The skip joins the layers 1 and 3, which are updated together.
+    model, rises = GraphNetwork(residual_graph()), False
+    with torch.no_grad():
+        model.graph.interactions[5].weight.mul_(-20)
+    state = random_state(model, x, generator)
+    for _ in range(20):
+        before = model.energy(x, state)
+        state = model.relax(x, state, minimizer=Minimizer(order="odd_and_even", sweeps=1, omega=1.0)).state
+        rises |= bool((model.energy(x, state) > before + 1e-9).any())
+    assert rises
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_energy_and_field_are_those_of_the_edges(seed, generator):
+    model = GraphNetwork(random_graph(seed), seed=seed)
+    x = torch.randn(4, 2, 12, 12, generator=generator, dtype=torch.float64)
+    state = tuple(layer.requires_grad_() for layer in random_state(model, x, generator))
+    expected = slow_energy(model.graph, x, state)
+    torch.testing.assert_close(model.energy(x, state), expected, atol=1e-11, rtol=1e-11)
+    # At the minimum over one layer, -dE/ds is 0 or points beyond the bound.
+    gradients = torch.autograd.grad(expected.sum(), state)
+    swept = model.sweep(x, state, Minimizer(order="synchronous", sweeps=1, omega=1.0))
+    for layer, s, gradient, new in zip(model.graph.layers, state, gradients, swept, strict=True):
+        torch.testing.assert_close(new, layer.clip(s - gradient), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_the_contrast_has_the_gradient_of_the_energies(x, generator, copies):
+    model = GraphNetwork(residual_graph())
+    free = model.relax(x)
+    free = free.twice() if copies == 2 else free
+    nudge = Nudged(
+        TARGET.repeat(copies, 1), torch.tensor([[-0.5], [0.5]], dtype=torch.float64)[:copies].repeat_interleave(4, 0)
+    )
+    relaxation = model.relax(free.input, free, nudge)
+    weights = torch.randn(4 * copies, generator=generator, dtype=torch.float64)
+    inputs = [free.input.requires_grad_(), *model.parameters()]
+    found = torch.autograd.grad(model.contrast(relaxation, weights), inputs)
+    expected = torch.autograd.grad((weights * slow_energy(model.graph, free.input, relaxation.state)).sum(), inputs)
+    torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize("rule", list_rules())
+def test_every_rule_trains_a_network_with_skips(x, rule):
+    model = GraphNetwork(residual_graph(bounds=(0.0, 1.0)), gain=0.7)
+    y = torch.tensor([0, 1, 2, 0])
+    create_rule(rule)(model, x, y).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_the_linear_response_of_a_network_without_pooling_is_exact_between_the_bounds(x):
+    model = GraphNetwork(residual_graph(), gain=0.5)
+    converged = Minimizer(tolerance=1e-13, sweeps=5000, omega=1.2)
+    free, nudge = model.relax(x, minimizer=converged), Nudged(TARGET, 0.3)
+    response = model.respond(free, nudge, Minimizer(sweeps=400, omega=1.2))
+    assert distance(response.state, model.relax(x, free, nudge, converged).state) <= 1e-9
+
+
+def test_a_loss_is_differentiated_through_skips(x):
+    model = GraphNetwork(residual_graph(), gain=0.5)
+    model.minimizer = Minimizer(tolerance=1e-13, sweeps=5000, omega=1.2)
+    labels = torch.tensor([0, 1, 2, 0])
+    found = {}
+    for name, options in {
+        "ep": {"beta": 1e-3, "perturbed": Minimizer(sweeps=400, omega=1.2)},
+        "tbp": {"unrolled": Minimizer(sweeps=400, omega=1.0)},
+    }.items():
+        (output,) = equilibrium(model, x, create_backward(name, **options))
+        loss = torch.nn.functional.cross_entropy(output, labels)
+        found[name] = torch.autograd.grad(loss, list(model.parameters()))
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_a_graph_that_is_none_is_refused():
+    part = DenseInteraction(3, 3)
+    hidden, output = Layer(), Layer(None)
+    for layers, edges, words in [
+        ((hidden, output), (Edge(part, None, 0),), "layer 1 is not"),
+        ((hidden, output), (Edge(part, None, 0), Edge(part, 1, 0), Edge(part, 0, 1)), "leads from 1 to 0"),
+        ((hidden, output), (Edge(part, None, 0), Edge(part, 0, 2)), "leads from 0 to 2"),
+        ((hidden, hidden), (Edge(part, None, 0), Edge(part, 0, 1)), "output layer has no bounds"),
+        ((), (), "layer 0 is not"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            Graph(layers, edges)
+    edges = (Edge(part, None, 0), Edge(DenseInteraction(3, 2), None, 1), Edge(part, 0, 1))
+    with pytest.raises(ValueError, match="make it of shapes"):
+        Graph((hidden, output), edges).shapes(torch.Size([5, 3]))

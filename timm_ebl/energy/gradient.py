@@ -1,0 +1,82 @@
+"""The gradient of energies in the parameters, at states that count as constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ..kernels.operator import Drive, Operator
+from .functional import State, weigh
+from .graph import Graph
+
+__all__ = ["NO_SECOND", "WeightedEnergy"]
+
+NO_SECOND = "The gradient of a relaxation cannot be differentiated again: there is no second derivative."
+
+
+class WeightedEnergy(torch.autograd.Function):
+    """``sum_b w_b E(theta, x_b, s_b)`` at fixed states, and its gradient in the parameters and the input.
+
+    ``dE/dtheta_jk = -d <s_k, drive_jk(s_j)> / dtheta_jk`` needs the state and the pooling routes alone: nothing is
+    computed forward again. ``apply(weights, graph, operators, drives, layers, copies, x, *tensors)`` returns the
+    scalar, for a batch that holds every sample once or twice; operators and drives (their routes) are those of the
+    edges, the tensors those of the interactions, in the order of the edges.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        weights: Tensor,
+        graph: Graph,
+        operators: Sequence[Operator],
+        drives: Sequence[Drive],
+        layers: State,
+        copies: int,
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        weighted = [weigh(s, weights) for s in layers]
+        total = sum((s * w).sum() for s, w in zip(layers, weighted, strict=True)) / 2
+        gradients: list[Tensor | None] = []
+        input_gradient = None
+        for (_, lower, upper), operator, (_, route) in zip(graph.edges, operators, drives, strict=True):
+            if lower is not None:
+                value, found = _of_copies(operator, copies).coupling(layers[lower], weighted[upper], route)
+            else:  # both copies have the same input
+                above = sum(weighted[upper].chunk(copies))
+                once = None if route is None else route[: len(above)]
+                value, found = operator.coupling(x[: len(above)], above, once)
+                if ctx.needs_input_grad[6]:
+                    part = _of_copies(operator, copies).feedback(weighted[upper], route)
+                    input_gradient = part if input_gradient is None else input_gradient.add_(part)
+            total = total - value
+            gradients += found
+        ctx.gradients = [input_gradient, *gradients]
+        return total
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = zip(ctx.gradients, ctx.needs_input_grad[6:], strict=True)
+        found = [-scale * g if g is not None and needed else None for g, needed in gradients]
+        if torch.is_grad_enabled():
+            found = [None if g is None else _Once.apply(g.detach().requires_grad_()) for g in found]
+        return *[None] * 6, *found
+
+
+def _of_copies(operator: Operator, copies: int) -> Operator:
+    return operator if copies == 1 else operator.pair()
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated again; whoever tries is told so, where autograd would find nothing."""
+
+    @staticmethod
+    def forward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> NoReturn:
+        raise RuntimeError(NO_SECOND)

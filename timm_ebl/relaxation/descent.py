@@ -1,0 +1,174 @@
+"""The one loop that moves a state: sweeps, until the minimiser says stop."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+from ..energy.functional import norm
+from .minimizer import Minimizer, check_tolerance
+from .order import leading_to
+from .phase import Phase
+
+__all__ = ["descend", "relative_change"]
+
+SWEEPS_BETWEEN_LOOKS = 4
+"""With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
+
+
+@torch.no_grad()
+def descend(
+    phase: Phase, minimizer: Minimizer, *, measured: bool = True, wanted: Iterable[int] | None = None
+) -> tuple[Tensor | None, int]:
+    """Make sweeps of a phase until the minimiser says stop.
+
+    Args:
+        phase: The phase, which is moved.
+        minimizer: Order, over-relaxation and end.
+        measured: Whether the residual is wanted.
+        wanted: The layers whose last state is wanted, without a tolerance; updates that do not reach them are left out.
+
+    Returns:
+        The residual of the last sweep, ``(B,)``, if it was measured, and the number of sweeps.
+
+    Raises:
+        ValueError: The tolerance is below what the type of the state can tell apart.
+        RuntimeError: There is a tolerance, and the phase is only recorded (a trace, an export, a meta device).
+    """
+    neighbours = phase.graph.neighbours
+    groups, step = minimizer.groups(neighbours), _step(phase, minimizer)
+    updates = repeat(groups, minimizer.sweeps)
+    if wanted is not None:
+        updates = leading_to(wanted, groups, minimizer.sweeps, neighbours)
+    end = _AllSweeps(minimizer) if minimizer.tolerance is None else _Tolerance(minimizer, phase)
+    for sweep, groups in enumerate(updates, 1):
+        looks = wanted is None and end.looks(sweep)
+        before = tuple(phase.state) if looks and measured else ()
+        phase.begin(sweep, looks)
+        step(groups, end.omega(sweep), end.frozen)
+        if before and end.reached(sweep, relative_change(before, phase.state)):
+            break
+    end.warn()
+    return end.residual, sweep
+
+
+def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """``|after - before| / |after|`` over all layers, ``(B,)``; 0 where nothing changed."""
+    change = norm([a - b for b, a in zip(before, after, strict=True)])
+    return torch.where(change > 0, change / norm(after), change)
+
+
+class _End(ABC):
+    """When sweeps end.
+
+    Attributes:
+        residual: The residual of each sample's last look, ``(B,)``; ``None`` before the first one.
+        frozen: The samples that have come to their end, a mask ``(B,)``; ``None`` where there is none.
+    """
+
+    residual: Tensor | None = None
+    frozen: Tensor | None = None
+
+    def __init__(self, minimizer: Minimizer) -> None:
+        self.minimizer = minimizer
+
+    @abstractmethod
+    def looks(self, sweep: int) -> bool:
+        """Whether the residual of a sweep is looked at."""
+
+    @abstractmethod
+    def omega(self, sweep: int) -> float | Tensor:
+        """The over-relaxation of a sweep."""
+
+    @abstractmethod
+    def reached(self, sweep: int, residual: Tensor) -> bool:
+        """Whether the end is reached, given the residual of this sweep."""
+
+    def warn(self) -> None:  # noqa: B027 (not every end can be missed)
+        """Say so if the end was not reached."""
+
+
+class _AllSweeps(_End):
+    """The end of all sweeps of a minimiser."""
+
+    def looks(self, sweep: int) -> bool:
+        return sweep == self.minimizer.sweeps
+
+    def omega(self, sweep: int) -> float:
+        return self.minimizer.omega_of(sweep)
+
+    def reached(self, sweep: int, residual: Tensor) -> bool:
+        self.residual = residual
+        return True
+
+
+class _Tolerance(_End):
+    """Every sample within the tolerance, with its copy if it has one; those that are stay in the batch as they are."""
+
+    def __init__(self, minimizer: Minimizer, phase: Phase) -> None:
+        super().__init__(minimizer)
+        self.phase, self.first = phase, None
+        if torch.jit.is_tracing() or torch.compiler.is_exporting() or phase.x.is_meta:
+            raise RuntimeError(
+                f"With a tolerance ({minimizer.tolerance:g}), the values decide how many sweeps are made, which no "
+                "recording can: relax for a fixed number of sweeps."
+            )
+        self.done = self.slow = torch.zeros(len(phase.x), dtype=torch.bool, device=phase.x.device)
+
+    def looks(self, sweep: int) -> bool:
+        return sweep == self.minimizer.sweeps or sweep % SWEEPS_BETWEEN_LOOKS == 0
+
+    def omega(self, sweep: int) -> Tensor:
+        return self.phase.x.new_full(self.slow.shape, self.minimizer.omega_of(sweep)).masked_fill_(self.slow, 1)
+
+    def reached(self, sweep: int, residual: Tensor) -> bool:
+        if self.first is None:
+            check_tolerance(self.minimizer.tolerance, self.phase.state[0].dtype)
+            self.first = self.residual = residual
+        self.residual = torch.where(self.done, self.residual, residual)
+        self.slow = self.slow | (self.residual > self.first)
+        near = (self.residual <= self.minimizer.tolerance).view(self.phase.copies, -1).all(0)
+        self.done = self.done | near.repeat(self.phase.copies)
+        count = int(self.done.sum())
+        self.frozen = self.done if count else None
+        return count == len(self.done)
+
+    def warn(self) -> None:
+        if self.first is not None and not bool(self.done.all()):
+            warnings.warn(
+                f"Some samples have not come to the tolerance of {self.minimizer.tolerance:g} in "
+                f"{self.minimizer.sweeps} sweeps (`Relaxation.converged` tells which): allow more sweeps or a larger "
+                "tolerance.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+def _step(phase: Phase, minimizer: Minimizer) -> Callable[..., None]:
+    """The sweep of a phase, compiled where asked; compiled code takes every other number for another programme."""
+    if not minimizer.compiled:
+        return phase.sweep
+    sweep = compiled_sweep(type(phase))
+
+    def step(groups, omega, frozen) -> None:
+        known = isinstance(omega, Tensor) or omega == 1
+        sweep(phase, groups, omega if known else _as_tensor(omega, phase.x.device), frozen)
+
+    return step
+
+
+@cache
+def compiled_sweep(kind: type[Phase]) -> Callable[..., None]:
+    """The sweep of a kind of phase, compiled."""
+    return torch.compile(kind.sweep, dynamic=False)
+
+
+@cache
+def _as_tensor(omega: float, device: torch.device) -> Tensor:
+    return torch.tensor(omega, device=device)

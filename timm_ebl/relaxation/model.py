@@ -1,0 +1,96 @@
+"""What a learning rule asks of a model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from ..energy.functional import State
+from ..energy.perturbation import FREE, Perturbation
+from .minimizer import Minimizer
+from .record import Relaxation
+
+__all__ = ["SETTLING_SWEEPS", "EnergyModel", "require_energy"]
+
+SETTLING_SWEEPS = 2
+"""How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
+
+
+class EnergyModel(ABC):
+    """A model with an energy; any `nn.Module` derived from it can be trained by any rule.
+
+    A state is a tuple of tensors with the batch first, the output layer ``(B, M)`` last. Where a state is expected, a
+    `Relaxation` that ended in it may be given.
+
+    Attributes:
+        minimizer: How it relaxes unless it is told otherwise.
+    """
+
+    minimizer: Minimizer = Minimizer()
+
+    @abstractmethod
+    def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
+        """``E(theta, x, state)``, ``(B,)``, differentiable in the parameters."""
+
+    @abstractmethod
+    def relax(
+        self,
+        x: Tensor,
+        start: State | Relaxation | None = None,
+        perturbation: Perturbation = FREE,
+        minimizer: Minimizer | None = None,
+    ) -> Relaxation:
+        """Minimise the perturbed energy over the state, without autograd."""
+
+    @abstractmethod
+    def sweep(self, x: Tensor, state: State | Relaxation, minimizer: Minimizer | None = None) -> State:
+        """One free sweep of the minimiser, differentiable in the parameters and the state."""
+
+    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
+        """The linear response of a free state to a perturbation, without autograd.
+
+        A choice that the energy makes of the state (the pooling routes) stays as it is in the free state, which counts
+        as at rest. A model without such an approximation relaxes from the free state, as here.
+
+        Args:
+            free: A free relaxation, or two copies of it (`Relaxation.twice`).
+            perturbation: What is done, to each copy.
+            minimizer: How to minimise.
+        """
+        return self.relax(free.input, free, perturbation, minimizer)
+
+    def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
+        """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, for responses to start from (`respond`).
+
+        Args:
+            free: A free relaxation.
+            minimizer: That of the free relaxation; by default as the model was built.
+        """
+        return self.relax(free.input, free, minimizer=(minimizer or self.minimizer).further(SETTLING_SWEEPS))
+
+    def answer(self, x: Tensor, minimizer: Minimizer | None = None) -> Tensor:
+        """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""
+        return self.relax(x, minimizer=minimizer).output
+
+    def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
+        """``sum_b w_b E(theta, x_b, s_b)`` over the samples of a relaxation, differentiable in the parameters.
+
+        Args:
+            relaxation: Where the states ended.
+            weights: ``w``, ``(B,)``.
+        """
+        return (weights * self.energy(relaxation.input, relaxation)).sum()
+
+
+def require_energy(model: object) -> None:
+    """Refuse a model that cannot tell its energy; what wraps one that can (`torch.compile`) passes.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
+        raise TypeError(
+            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models('dchn*'), or derive the "
+            "model from timm_ebl.EnergyModel."
+        )
