@@ -127,10 +127,10 @@ class Graph:
         """The layers that the input alone drives."""
         return frozenset(k for k, edges in enumerate(self.incoming) if all(self.edges[i].lower is None for i in edges))
 
-    def operators(self, x: torch.Size, plain: bool = False) -> tuple[Operator, ...]:
+    def operators(self, x: torch.Size) -> tuple[Operator, ...]:
         """The operator of each edge (`Interaction.operator`) for an input of a shape, the batch first."""
         shapes = self.shapes(x)
-        return tuple(part.operator(x if lower is None else shapes[lower], plain) for part, lower, _ in self.edges)
+        return tuple(part.operator(x if lower is None else shapes[lower]) for part, lower, _ in self.edges)
 
     def shapes(self, x: torch.Size) -> list[torch.Size]:
         """Shape of every layer for an input of a shape, the batch first in both.

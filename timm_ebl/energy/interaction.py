@@ -40,12 +40,11 @@ class Interaction(ABC):
     def drive(self, lower: Tensor) -> Tensor:
         """The drive ``(B, *upper_shape)`` of a lower state ``(B, *lower_shape)``, differentiable: the definition."""
 
-    def operator(self, lower_shape: torch.Size, plain: bool = False) -> Operator:
+    def operator(self, lower_shape: torch.Size) -> Operator:
         """The drive for the many sweeps of a relaxation with the present parameters; by default autograd makes it.
 
         Args:
             lower_shape: Shape ``(B, *lower_shape)`` of the lower layer; other batches are served as well.
-            plain: Whether a compiler is to make something of it.
         """
         return AutogradOperator(self.drive, self.tensors())
 
@@ -145,7 +144,7 @@ class ConvInteraction(_Uniform, nn.Conv2d):
         pooled = self._pool(F.conv2d(lower, weight, None, self.stride, self.padding))
         return pooled + bias[0].view(-1, 1, 1) if bias else pooled
 
-    def operator(self, lower_shape: torch.Size, plain: bool = False) -> Operator:
+    def operator(self, lower_shape: torch.Size) -> Operator:
         weight, *bias = self.tensors()
         pooling = self._pooling() if self.pool > 1 else NoPooling()
         return convolution(
@@ -181,7 +180,7 @@ class DenseInteraction(_Uniform, nn.Linear):
         weight, *bias = self.tensors()
         return F.linear(lower.flatten(1), weight, *bias)
 
-    def operator(self, lower_shape: torch.Size, plain: bool = False) -> Operator:
+    def operator(self, lower_shape: torch.Size) -> Operator:
         weight, *bias = self.tensors()
         return dense(weight, bias[0] if bias else None, lower_shape)
 
@@ -195,5 +194,5 @@ class EmptyInteraction(Interaction, nn.Identity):
     def drive(self, lower: Tensor) -> Tensor:
         return lower.flatten(1)[:, :0]
 
-    def operator(self, lower_shape: torch.Size, plain: bool = False) -> Operator:
+    def operator(self, lower_shape: torch.Size) -> Operator:
         return EmptyOperator(lower_shape[1:])

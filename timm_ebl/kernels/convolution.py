@@ -34,7 +34,6 @@ def convolution(
     stride: list[int],
     padding: list[int],
     pooling: Pooling,
-    plain: bool = False,
 ) -> Operator:
     """``P(w * s) + b`` for many calls with the same weight; under autocast the products are computed in its type.
 
@@ -49,7 +48,6 @@ def convolution(
         stride: Step of the convolution in each direction.
         padding: Zeros around the image in each direction.
         pooling: What follows the convolution.
-        plain: Whether a compiler is to make something of it: neither packed nor prepared.
     """
     device, dtype = weight.device.type, weight.dtype
     if has_autocast(device):
@@ -57,8 +55,8 @@ def convolution(
     kernel = weight.to(dtype)
     down, across = (lower_shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] for i in (0, 1))
     size, left_over = (down // stride[0] + 1, across // stride[1] + 1), [down % stride[0], across % stride[1]]
-    packs = not plain and _packs(device, dtype)
-    engine: Plain | Winograd
+    packs = _packs(device, dtype)
+    engine: Plain
     if not packs:
         engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, left_over)
     elif dtype == torch.float32 and is_served(kernel, stride, padding, lower_shape):
@@ -94,7 +92,7 @@ class _Convolution(Operator):
         dtype: That type.
     """
 
-    engine: Plain | Winograd
+    engine: Plain
     pooling: Pooling
     images: Images
     weight: Tensor

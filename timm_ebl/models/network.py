@@ -150,10 +150,10 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if cache is None:
             self.check_input(x, layers)
         if layers is None:
-            phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation, minimizer.compiled)
+            phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation)
         else:
             state = (*layers[:-1], perturbation.start(layers[-1]))
-            phase = EnergyPhase(graph, x, state, perturbation, cache, minimizer.compiled)
+            phase = EnergyPhase(graph, x, state, perturbation, cache)
         return _descended(phase, minimizer)
 
     @torch.compiler.disable
@@ -179,13 +179,13 @@ class HopfieldNetwork(nn.Module, EnergyModel):
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."
             )
-        return _descended(ResponsePhase(self.graph, free, perturbation, cache, minimizer.compiled), minimizer)
+        return _descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
 
     @torch.compiler.disable
     @torch.no_grad()
     def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
         further, cache = self._minimizer(minimizer).further(SETTLING_SWEEPS), _known(self.graph, free.input, free)
-        phase = EnergyPhase(self.graph, free.input, free.state, cache=cache, plain=further.compiled)
+        phase = EnergyPhase(self.graph, free.input, free.state, cache=cache)
         descend(phase, further, measured=False)
         return phase.record(None, further.sweeps, None)
 
@@ -205,7 +205,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         """
         self.check_input(x)
         minimizer = self._minimizer(minimizer)
-        phase = EnergyPhase.begun(self.graph, x, minimizer.start, plain=minimizer.compiled)
+        phase = EnergyPhase.begun(self.graph, x, minimizer.start)
         into_output = [self.graph.edges[edge].lower for edge in self.graph.incoming[-1]]
         wanted = [layer for layer in into_output if layer is not None] if minimizer.tolerance is None else None
         descend(phase, minimizer, measured=wanted is None, wanted=wanted)

@@ -100,32 +100,22 @@ class EnergyPhase(Phase):
         state: Where to start.
         perturbation: What is done to the layers.
         cache: What is known of `state`.
-        plain: Whether a compiler is to make something of the sweeps.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        x: Tensor,
-        state: State,
-        perturbation: Perturbation = FREE,
-        cache: Cache | None = None,
-        plain: bool = False,
+        self, graph: Graph, x: Tensor, state: State, perturbation: Perturbation = FREE, cache: Cache | None = None
     ) -> None:
         super().__init__(graph, x, state, perturbation, cache.copies if cache else 1)
-        self._plain = plain
-        self._singles = cache.operators_for(graph, plain) if cache else graph.operators(x.shape, plain)
+        self._singles = cache.operators if cache else graph.operators(x.shape)
         self._operators = self._singles if self.copies == 1 else tuple(part.pair() for part in self._singles)
         self._drives: list[Drive | None] = [*cache.drives] if cache else [None] * len(graph.edges)
 
     @classmethod
-    def begun(
-        cls, graph: Graph, x: Tensor, start: Start, perturbation: Perturbation = FREE, plain: bool = False
-    ) -> EnergyPhase:
+    def begun(cls, graph: Graph, x: Tensor, start: Start, perturbation: Perturbation = FREE) -> EnergyPhase:
         """A phase from a named start."""
         zero = [x.new_zeros(shape) for shape in graph.shapes(x.shape)]
         zero[-1] = perturbation.start(zero[-1])
-        phase = cls(graph, x, tuple(zero), perturbation, plain=plain)
+        phase = cls(graph, x, tuple(zero), perturbation)
         if start is Start.FEEDFORWARD:
             for layer in range(phase.last):
                 phase.replace(layer, graph.layers[layer].clip(phase.drive_into(layer)))
@@ -187,7 +177,7 @@ class EnergyPhase(Phase):
         drives = tuple(self._drives[edge] or self.drive(edge) for edge in range(len(self.graph.edges)))
         potentials = (*self._potentials[:-1], state[-1]) if self._keeps_potentials else ()
         made_of = stamp([self.x, *parameters_of(self.graph)])
-        cache = Cache(self._singles, drives, potentials, self.copies, self._plain, made_of, versions_of(state))
+        cache = Cache(self._singles, drives, potentials, self.copies, made_of, versions_of(state))
         return Relaxation(self.x, state, energy, residual, sweeps, tolerance, output, cache)
 
     def _below(self, edge: int) -> Tensor:

@@ -29,7 +29,6 @@ class Cache:
         potentials: The last free update of each layer without its bounds, ``state = clip(potentials)``, once for all
             copies; beyond the bounds they are the field's, whatever the over-relaxation. Empty if they are not known.
         copies: How many times the batch holds every sample, block after block: once or twice.
-        plain: Whether a compiler can make something of the operators.
         made_of: The input and the parameters that it was computed from, each with its version.
         versions: How often each layer was written to in place when the relaxation ended.
     """
@@ -38,15 +37,8 @@ class Cache:
     drives: tuple[Drive, ...]
     potentials: tuple[Tensor, ...]
     copies: int
-    plain: bool
     made_of: Stamp
     versions: tuple[int, ...]
-
-    def operators_for(self, graph: Graph, plain: bool) -> tuple[Operator, ...]:
-        """The operators, or, where a compiler is to make something of them and cannot, those that it can."""
-        if plain and not self.plain:
-            return graph.operators(self.made_of[0][0].shape, plain)
-        return self.operators
 
 
 @dataclass(frozen=True)

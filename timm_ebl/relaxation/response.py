@@ -44,21 +44,18 @@ class ResponsePhase(Phase):
         free: The free relaxation, or two copies of it (`Relaxation.twice`).
         perturbation: What is done, to each copy.
         cache: What that relaxation has computed.
-        plain: Whether a compiler is to make something of the sweeps.
 
     Raises:
         ValueError: The free state has no potentials.
     """
 
-    def __init__(
-        self, graph: Graph, free: Relaxation, perturbation: Perturbation, cache: Cache, plain: bool = False
-    ) -> None:
+    def __init__(self, graph: Graph, free: Relaxation, perturbation: Perturbation, cache: Cache) -> None:
         if not cache.potentials:
             raise ValueError("A response starts from a free relaxation or from two copies of one: pass that.")
         super().__init__(graph, free.input, free.state, perturbation, cache.copies)
         self.free, self.cache = free, cache
         self.samples = free.input.shape[0] // self.copies
-        self._operators = tuple(operator.changes() for operator in cache.operators_for(graph, plain))
+        self._operators = tuple(operator.changes() for operator in cache.operators)
         self.state[-1] = perturbation.start(free.state[-1])
         self._moved = [False] * self.last + [self.state[-1] is not free.state[-1]]
         self._mean_changes: list[Tensor | None] = [None] * len(self.state)
