@@ -9,6 +9,7 @@ from oracles import error, gradient
 
 from timm_ebl import (
     DCHN,
+    FREE,
     Minimizer,
     Nudged,
     create_backward,
@@ -89,7 +90,7 @@ from timm_ebl.training.task import RuleTask
         (lambda: create_rule("c-ep", damped=1), ["damped is True or False", "1"]),
         (lambda: create_backward("ep", linear_response="no"), ["linear_response is True or False", "'no'"]),
         (lambda: register_rule("c-ep", CoupledLearning), ["'c-ep'", "own rules", "replace=True"]),
-        (lambda: register_rule("mine", CoupledLearning, bta=1), ["'mine'", "'bta'", "beta"]),
+        (lambda: register_rule("mine", CoupledLearning, bta=1), ["CoupledLearning", "'bta'", "beta"]),
     ],
 )
 def test_a_wrong_setting_is_refused(call, words):
@@ -297,8 +298,8 @@ def test_a_start_that_does_not_fit_is_refused(make_dchn, batch):
         model.relax(x, "warm")
 
 
-def test_routes_cannot_be_held_without_a_relaxation_of_the_input(make_dchn, batch):
+def test_a_response_starts_from_a_relaxation_under_the_same_parameters(make_dchn, batch):
     model, (x, _) = make_dchn(), batch
-    for start in (None, model.relax(x).state, model.relax(x + 1)):
-        with pytest.raises(ValueError, match="Routes"):
-            model.relax(x, start, hold_routes=True)
+    for start in (None, model.relax(x).state, make_dchn(seed=1).relax(x)):
+        with pytest.raises(ValueError, match="starts from a free relaxation"):
+            model.respond(start, FREE, Minimizer())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from timm_ebl import Minimizer, create_rule
-from timm_ebl.relaxation import minimizer as minimize_module
+from timm_ebl.relaxation import descent
 
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
@@ -17,7 +17,7 @@ def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, 
     def compiled_sweep(walk):
         return torch.compile(walk.sweep, backend="eager", dynamic=False, fullgraph=True)
 
-    monkeypatch.setattr(minimize_module, "compiled_sweep", compiled_sweep)
+    monkeypatch.setattr(descent, "compiled_sweep", compiled_sweep)
     torch.compiler.reset()
     model, (x, y) = make_dchn(dtype=torch.float32), batch
     rule = create_rule(name)

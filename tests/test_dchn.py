@@ -162,7 +162,10 @@ def test_trained_networks_have_the_normalisation_that_they_were_trained_with():
         ({"omega": (1.0, 1.9, 1.0), "sweeps": 3, "start": "zero"}, "sweeps=3, omega=(1.0, 1.9, 1.0), start='zero'"),
         ({"tolerance": 1e-3, "order": "backward"}, "order='backward', sweeps=1000, tolerance=0.001, omega="),
         ({"compiled": True}, "start='feedforward', compiled=True"),
-        ({"backward": create_backward("ep", beta=0.1)}, "backward=EquilibriumBackward(second=|, beta=0.1, "),
+        (
+            {"backward": create_backward("ep", beta=0.1)},
+            "backward=EquilibriumPropagation(free=None, perturbed=|, beta=0.1, ",
+        ),
     ],
 )
 def test_printing_a_network_tells_how_it_relaxes_and_learns(make_dchn, options, words):
@@ -174,7 +177,7 @@ def test_printing_a_network_tells_how_it_relaxes_and_learns(make_dchn, options, 
 
 
 def test_printing_a_network_names_an_order_of_ones_own(make_dchn, monkeypatch):
-    monkeypatch.setitem(order._ORDERS, "upwards", order.forward)
+    monkeypatch.setitem(order._ORDERS._entries, "upwards", order.forward)
     assert "order='upwards', sweeps=7" in str(make_dchn(order="upwards"))
 
 

@@ -9,7 +9,7 @@ from oracles import images_for, parameter_gradients
 from torch.nn.utils import prune
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from timm_ebl.energy.interaction import is_watched
+from timm_ebl.kernels.native import is_watched
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_each_hook_sees_its_layer_at_equilibrium_once(watched, batch, learns):
         output = model(x)
     free = plain.relax(x)
     assert torch.equal(output, free.output)
-    assert [module for module, _, _ in seen] == model.interactions
+    assert [module for module, _, _ in seen] == [*model.interactions]
     expected = (*free.state[:-1], free.output)
     for (_, lower, state), below, layer in zip(seen, (x, *expected), expected, strict=False):
         assert torch.equal(state, layer)
@@ -42,7 +42,7 @@ def test_the_features_reach_the_hooks_of_the_hidden_layers_and_the_head_its_own(
     (plain, model, seen), (x, _) = watched, batch
     output = model.forward_head(model.forward_features(x))
     assert torch.equal(output, plain(x))
-    assert [module for module, _, _ in seen] == model.interactions
+    assert [module for module, _, _ in seen] == [*model.interactions]
     seen.clear()
     *_, chosen = model.forward_intermediates(x, indices=[1])
     assert torch.equal(chosen[0], plain.relax(x).state[1])
@@ -86,7 +86,7 @@ def test_hooks_that_make_a_weight_watch_nothing(make_live):
 
 def test_an_interaction_alone_is_its_drive(make_live, batch):
     model = make_live()
-    assert torch.equal(model.layers[0](batch[0]), model.layers[0].drive(batch[0]).value)
+    assert torch.equal(model.layers[0](batch[0]), model.layers[0].drive(batch[0]))
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end

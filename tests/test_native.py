@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
+from timm_ebl.energy import interaction as module_of_interactions
+from timm_ebl.energy.interaction import ConvInteraction, DenseInteraction
 from timm_ebl.kernels import native
 
 
@@ -126,11 +128,19 @@ def test_transforms_of_functions_are_seen(bereft):
     assert seen == [(False, False), (False, False), (True, True), (False, True)]
 
 
-@pytest.mark.parametrize("module", [nn.Conv2d(2, 3, 3), nn.Linear(4, 3)], ids=["convolution", "dense"])
-def test_pruning_sets_the_weight_anew(bereft, module):
-    prune.random_unstructured(module, "weight", 0.5)
+@pytest.mark.parametrize("kind", [ConvInteraction, DenseInteraction])
+def test_pruning_sets_the_weight_anew(bereft, monkeypatch, kind):
+    interaction = kind(4, 3)
+    prune.random_unstructured(interaction, "weight", 0.5)
+    monkeypatch.setattr(module_of_interactions, "renew_weight", bereft.renew_weight)
     with torch.no_grad():
-        module.weight_orig.add_(1)
-    bereft.renew_weight(module)
-    assert torch.equal(module.weight, module.weight_orig * module.weight_mask)
-    prune.remove(module, "weight")
+        interaction.weight_orig.add_(1)
+    assert torch.equal(interaction.tensors()[0], interaction.weight_orig * interaction.weight_mask)
+
+
+def test_a_module_with_a_hook_is_watched(bereft):
+    interaction = ConvInteraction(2, 3)
+    prune.random_unstructured(interaction, "weight", 0.5)
+    assert bereft.is_watched(interaction) is not bereft.PRIVATE["nn.Module._forward_pre_hooks"]
+    interaction.register_forward_hook(lambda *_: None)
+    assert bereft.is_watched(interaction)

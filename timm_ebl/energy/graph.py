@@ -128,7 +128,7 @@ class Graph:
         return frozenset(k for k, edges in enumerate(self.incoming) if all(self.edges[i].lower is None for i in edges))
 
     def operators(self, x: torch.Size) -> tuple[Operator, ...]:
-        """The operator of each edge for an input of a shape, the batch first."""
+        """The operator of each edge (`Interaction.operator`) for an input of a shape, the batch first."""
         shapes = self.shapes(x)
         return tuple(part.operator(x if lower is None else shapes[lower]) for part, lower, _ in self.edges)
 

@@ -56,7 +56,7 @@ def convolution(
     down, across = (lower_shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] for i in (0, 1))
     size, left_over = (down // stride[0] + 1, across // stride[1] + 1), [down % stride[0], across % stride[1]]
     packs = _packs(device, dtype)
-    engine: Plain | Winograd
+    engine: Plain
     if not packs:
         engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, left_over)
     elif dtype == torch.float32 and is_served(kernel, stride, padding, lower_shape):
@@ -92,7 +92,7 @@ class _Convolution(Operator):
         dtype: That type.
     """
 
-    engine: Plain | Winograd
+    engine: Plain
     pooling: Pooling
     images: Images
     weight: Tensor

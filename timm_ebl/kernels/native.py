@@ -186,10 +186,11 @@ def is_func_transform_active() -> bool:
     return False
 
 
-def renew_weight(module: nn.Conv2d | nn.Linear) -> None:
-    """Call the hooks of `torch.nn.utils` (pruning, weight_norm) that compute a module's weight before a call."""
+def renew_weight(module: nn.Module) -> None:
+    """Call the hooks of `torch.nn.utils` (pruning, weight_norm) that compute an interaction's weight before a call."""
     if not _HAS_HOOKS:
-        module(module.weight.new_empty(0, *module.weight.shape[1:]))
+        nothing = module.weight.new_empty(0)
+        module(nothing, nothing)  # a call with a state computes nothing beside the hooks
         return
     for hook in module._forward_pre_hooks.values():
         if _makes_weight(hook):

@@ -83,11 +83,9 @@ class AutogradOperator(Operator):
             at = _of_each(route, upper)
             if not (differentiable and at.requires_grad):
                 at = at.detach().clone().requires_grad_()
-            value = self.function(at)
             weight = upper.clone() if upper.is_inference() else upper
-            (found,) = torch.autograd.grad(
-                value, at, weight.to(value.dtype), create_graph=differentiable, materialize_grads=True
-            )
+            value = (weight * self.function(at)).sum()
+            (found,) = torch.autograd.grad(value, at, create_graph=differentiable, materialize_grads=True)
         return found.clone()
 
     def coupling(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor, tuple[Tensor | None, ...]]:

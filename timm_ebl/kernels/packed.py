@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from .native import pack_convolution, packed_convolution
 from .plain import Plain
@@ -32,10 +33,12 @@ class Packed(Plain):
         self._keeps_size = stride == [1, 1] and [2 * zeros + 1 for zeros in padding] == [*kernel.shape[2:]]
 
     def up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
+        if is_dynamo_compiling():  # which can make nothing of a packed weight
+            return super().up(lower, bias)
         return packed_convolution(lower, self._weight_up, bias, self.stride, self.padding)
 
     def down(self, upper: Tensor) -> Tensor:
-        if not self._keeps_size:
+        if not self._keeps_size or is_dynamo_compiling():
             return super().down(upper)
         return packed_convolution(upper, self._weight_down, None, self.stride, self.padding)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import native
 from .pair import wide
@@ -29,7 +30,7 @@ class Images:
 
     def room(self, upper: Tensor) -> Tensor | None:
         """A tensor of images for some values ``(B, C, ..)``, to be overwritten; ``None`` where none is kept."""
-        if not self.kept:
+        if not self.kept or is_dynamo_compiling():
             return None
         room = self._room
         if room is None or room.shape[:2] != upper.shape[:2] or room.dtype != upper.dtype:

@@ -8,6 +8,9 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+
+from .plain import Plain
 
 __all__ = ["Winograd", "is_served"]
 
@@ -36,7 +39,7 @@ def is_served(weight: Tensor, stride: list[int], padding: list[int], lower: list
     return fits and fills and 2 * above * below >= _WIDE * (above + below) and torch.backends.mkl.is_available()
 
 
-class Winograd:
+class Winograd(Plain):
     """A convolution with a kernel of 3x3 and padding 1, and its transpose, without autograd.
 
     Every tile of 4x4 outputs is ``A^T ((G g G^T) * (B^T d B)) A`` for the 6x6 inputs ``d`` below it and the kernel
@@ -49,13 +52,16 @@ class Winograd:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.kernel, self.input, self.output = (m.to(weight) for m in _transforms())
+        super().__init__(weight, [1, 1], [1, 1], [0, 0])
+        self.change, self.input, self.output = (m.to(weight) for m in _transforms())
         self.turned_input, self.turned_output = self.input.flip(1), self.output.flip(0)
         flat = weight.detach().flatten(2).flatten(0, 1)
-        self.kernels = torch.mm(self.kernel, flat.t()).view(-1, *weight.shape[:2])
+        self.kernels = torch.mm(self.change, flat.t()).view(-1, *weight.shape[:2])
 
     def up(self, lower: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution of ``(B, C, H, W)`` with its bias, ``(B, C', H, W)``, channels last."""
+        if is_dynamo_compiling():  # which makes its own choice
+            return super().up(lower, bias)
         return _apply(lower, self.input, self.kernels.transpose(1, 2), self.output, bias)
 
     def down(self, upper: Tensor) -> Tensor:
@@ -63,6 +69,8 @@ class Winograd:
 
         It is the convolution with kernels rotated by 180 degrees, which is the same as rotating the tiles instead.
         """
+        if is_dynamo_compiling():
+            return super().down(upper)
         return _apply(upper, self.turned_input, self.kernels, self.turned_output, None)
 
     def gradient(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -73,7 +81,7 @@ class Winograd:
             outputs = torch.mm(self.output.t(), _tiles(above).reshape(_SIDE**2, -1))
             terms = outputs.view(len(total), -1, above.shape[3])
             total.baddbmm_(terms.transpose(1, 2), _terms(below, self.input))
-        found = torch.mm(self.kernel.t(), total.flatten(1)).view(3, 3, *total.shape[1:])
+        found = torch.mm(self.change.t(), total.flatten(1)).view(3, 3, *total.shape[1:])
         return found.permute(2, 0, 1, 3).contiguous().permute(0, 3, 1, 2)
 
 

@@ -230,6 +230,18 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         return Traced(self, next(self.parameters()).new_zeros(2, self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Layers of the free state by index; where interactions have hooks, each is called once with its layers."""
+        if is_symbolic(x) or not any(map(is_watched, self.interactions)):
+            return self._relaxed(x, layers)
+        edges, count = self.graph.edges, len(self.graph.layers)
+        wanted = count if -1 in layers else count - 1  # a read-out that was not asked for has yet to be called
+        states = list(self._relaxed(x, tuple(range(wanted))))
+        for interaction, lower, upper in edges:
+            if upper < wanted:
+                states[upper] = interaction(x if lower is None else states[lower], states[upper])
+        return tuple(states[index % count] for index in layers)
+
+    def _relaxed(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
             return compiled_layers(self, self._key, x, layers)
         if is_symbolic(x):
@@ -237,16 +249,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
             joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
             bounds = tuple(layer.bounds for layer in graph.layers)
             return _equilibrium_of(graph.interactions, joins, bounds, self.minimizer, self.backward, x, layers)
-        if not any(map(is_watched, self.interactions)):
-            return equilibrium(self, x, self.backward, layers)
-        # Where interactions have hooks, each is called once with the states of its layers.
-        edges, count = self.graph.edges, len(self.graph.layers)
-        wanted = count if -1 in layers else count - 1  # a read-out that was not asked for has yet to be called
-        states = list(equilibrium(self, x, self.backward, tuple(range(wanted))))
-        for interaction, lower, upper in edges:
-            if upper < wanted:
-                states[upper] = interaction(x if lower is None else states[lower], states[upper])
-        return tuple(states[index % count] for index in layers)
+        return equilibrium(self, x, self.backward, layers)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)

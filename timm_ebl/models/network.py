@@ -152,7 +152,8 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if layers is None:
             phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation)
         else:
-            phase = EnergyPhase(graph, x, (*layers[:-1], perturbation.start(layers[-1])), perturbation, cache)
+            state = (*layers[:-1], perturbation.start(layers[-1]))
+            phase = EnergyPhase(graph, x, state, perturbation, cache)
         return _descended(phase, minimizer)
 
     @torch.compiler.disable
@@ -183,8 +184,8 @@ class HopfieldNetwork(nn.Module, EnergyModel):
     @torch.compiler.disable
     @torch.no_grad()
     def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
-        phase = EnergyPhase(self.graph, free.input, free.state, cache=_known(self.graph, free.input, free))
-        further = self._minimizer(minimizer).further(SETTLING_SWEEPS)
+        further, cache = self._minimizer(minimizer).further(SETTLING_SWEEPS), _known(self.graph, free.input, free)
+        phase = EnergyPhase(self.graph, free.input, free.state, cache=cache)
         descend(phase, further, measured=False)
         return phase.record(None, further.sweeps, None)
 

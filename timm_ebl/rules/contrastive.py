@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import is_number, require_flag
-from ..energy.functional import State
+from ..energy.functional import State, weigh
 from ..energy.perturbation import Clamped, Forced, Nudged, Perturbation
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import SETTLING_SWEEPS, EnergyModel, require_energy
@@ -103,8 +103,9 @@ class ContrastiveRule(Rule):
         free = model.relax(x, start, minimizer=self.free)  # Equation 1
         target = as_target(y, free.output)
 
-        def perturb(output: Tensor, signs: Tensor) -> Perturbation:
-            return self.perturbation(output, target.repeat(len(signs) // len(target), 1), signs * self.beta)
+        def perturb(output: Tensor, signs: Sequence[int]) -> Perturbation:
+            betas = [target.new_full((len(target), 1), sign * self.beta) for sign in signs]
+            return self.perturbation(output, target.repeat(len(signs), 1), torch.cat(betas))
 
         loss, pair = self.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)))
         return RuleOutput(loss, free.output, free, tuple(layer[len(target) :] for layer in pair.state))
@@ -113,7 +114,7 @@ class ContrastiveRule(Rule):
         self,
         model: EnergyModel,
         free: Relaxation,
-        perturb: Callable[[Tensor, Tensor], Perturbation],
+        perturb: Callable[[Tensor, Sequence[int]], Perturbation],
         weights: Tensor,
     ) -> tuple[Tensor, Relaxation]:
         """Relax the two states and contrast their energies.
@@ -122,8 +123,7 @@ class ContrastiveRule(Rule):
             model: The network.
             free: Its free phase.
             perturb: ``perturb(output, signs)`` makes the perturbation of a batch that holds every sample once for each
-                state to be relaxed, block after block, of the outputs that the states start from, ``(nB, M)``, and the
-                signs of their perturbations, -1, 0 or 1, ``(nB, 1)``.
+                sign (-1, 0 or 1), block after block, given the outputs that the states start from, ``(nB, M)``.
             weights: ``w``, ``(B,)``.
 
         Returns:
@@ -138,8 +138,7 @@ class ContrastiveRule(Rule):
         rest = self._at_rest(model, free)
         relaxed = [sign for sign in (first, second) if sign or self.accompanies]
         begin = rest.twice() if len(relaxed) == 2 else rest
-        signs = torch.cat([free.output.new_full((len(free.output), 1), sign) for sign in relaxed])
-        perturbation = perturb(begin.state[-1], signs)
+        perturbation = perturb(begin.state[-1], relaxed)
         if self.linear_response:
             pair = model.respond(begin, perturbation, self.perturbed)
         else:
@@ -200,10 +199,9 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
         norm = force_norm(forces)
         step = self.beta / norm.where(norm != 0, 1)
 
-        def perturb(output: Tensor, signs: Tensor) -> Perturbation:
-            copies = len(signs) // len(norm)
-            steps = signs[:, 0].to(step.dtype) * step.repeat(copies)
-            return Forced([None if f is None else _weighed(torch.cat([f] * copies), steps) for f in forces])
+        def perturb(output: Tensor, signs: Sequence[int]) -> Perturbation:
+            steps = [None if f is None else weigh(f, step) for f in forces]
+            return Forced([None if f is None else torch.cat([sign * f for sign in signs]) for f in steps])
 
         return self.contrast(model, free, perturb, norm)[0]
 
@@ -237,8 +235,3 @@ def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> 
         raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
     if below_1 and 1 - beta < least:
         raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")
-
-
-def _weighed(layer: Tensor, weights: Tensor) -> Tensor:
-    """Each sample of a layer ``(B, ..)`` times its weight, ``(B,)``."""
-    return layer * weights.view(-1, *[1] * (layer.ndim - 1))
