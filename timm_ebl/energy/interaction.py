@@ -147,9 +147,7 @@ class ConvInteraction(_Uniform, nn.Conv2d):
     def operator(self, lower_shape: torch.Size) -> Operator:
         weight, *bias = self.tensors()
         pooling = self._pooling() if self.pool > 1 else NoPooling()
-        return convolution(
-            weight, bias[0] if bias else None, lower_shape, [*self.stride], [*self.padding], pooling, plain
-        )
+        return convolution(weight, bias[0] if bias else None, lower_shape, [*self.stride], [*self.padding], pooling)
 
     def _pool(self, unpooled: Tensor) -> Tensor:
         """``P``."""
