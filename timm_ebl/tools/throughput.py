@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
-from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER
 from ..relaxation.walk import Walk
+
+if TYPE_CHECKING:
+    from ..models.network import HopfieldNetwork
 
 __all__ = ["median_seconds", "products", "sweep", "sweep_flops"]
 
