@@ -53,19 +53,18 @@ def convolution(
     if has_autocast(device):
         dtype = torch.get_autocast_dtype(device)
     kernel = weight.to(dtype)
-    (height, below), (width, right) = (
-        divmod(lower_shape[2 + i] + 2 * padding[i] - weight.shape[2 + i], stride[i]) for i in (0, 1)
-    )
+    down, across = (lower_shape[2 + i] + 2 * padding[i] - weight.shape[2 + i] for i in (0, 1))
+    size, left_over = (down // stride[0] + 1, across // stride[1] + 1), [down % stride[0], across % stride[1]]
     packs = _packs(device, dtype)
     engine: Plain | Winograd
     if not packs:
-        engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, [below, right])
+        engine = Plain(kernel.contiguous(memory_format=torch.channels_last), stride, padding, left_over)
     elif dtype == torch.float32 and is_served(kernel, stride, padding, lower_shape):
         engine = Winograd(kernel)
     else:
-        engine = Packed(kernel, stride, padding, [below, right], lower_shape)
+        engine = Packed(kernel, stride, padding, left_over, lower_shape)
     offset = None if bias is None else bias.to(dtype)
-    return _OfStates(engine, pooling, Images((height + 1, width + 1), packs), weight, bias, offset, dtype)
+    return _OfStates(engine, pooling, Images(size, packs), weight, bias, offset, dtype)
 
 
 def _packs(device: str, dtype: torch.dtype) -> bool:

@@ -28,17 +28,17 @@ __all__ = [
     "version_of",
 ]
 
-PRIVATE: list[str] = []
-"""The private names, below ``torch``."""
+PRIVATE: dict[str, bool] = {}
+"""The private names, below ``torch``, and whether they are there."""
 
 
 def _look_up(path: str):
     """What a private name stands for, or ``None``; of the attributes of a module those of an instance."""
-    PRIVATE.append(path)
     found = torch
     for name in path.split("."):
         found = found() if found is nn.Module else found
         found = getattr(found, name, None)
+    PRIVATE[path] = found is not None
     return found
 
 

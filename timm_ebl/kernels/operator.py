@@ -45,14 +45,14 @@ class Operator(ABC):
 
     @abstractmethod
     def pair(self) -> Operator:
-        """The same for a batch that holds every sample twice, block after block.
+        """The same for a batch that holds every sample twice, block after block, without autograd.
 
         A route is given once for both copies, ``(B, ..)``, or for each, ``(2 B, ..)``.
         """
 
     @abstractmethod
     def changes(self) -> Operator:
-        """The same for changes of states, one for each sample: the drive's part that is linear, its route held."""
+        """The same for changes of states, one for each sample, without autograd: no bias, and the route held."""
 
 
 class AutogradOperator(Operator):
@@ -73,7 +73,8 @@ class AutogradOperator(Operator):
     def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
         if route is None:
             return Drive(self.function(lower), lower)
-        value, change = self._linearised(lower, route)
+        at = _of_each(route, lower)
+        value, change = _jvp(self.function, at, lower - at)
         return Drive(value + change, route)
 
     def feedback(self, upper: Tensor, route: Tensor | None) -> Tensor:
@@ -103,11 +104,6 @@ class AutogradOperator(Operator):
     def changes(self) -> Operator:
         return _ChangesByAutograd(self.function, self.tensors)
 
-    def _linearised(self, lower: Tensor, route: Tensor) -> tuple[Tensor, Tensor]:
-        """``f(r)`` and ``J (s - r)``."""
-        at = _of_each(route, lower)
-        return _jvp(self.function, at, lower - at)
-
 
 class _ChangesByAutograd(AutogradOperator):
     def drive(self, lower: Tensor, route: Tensor | None = None) -> Drive:
@@ -116,9 +112,10 @@ class _ChangesByAutograd(AutogradOperator):
 
 
 def _jvp(function: Callable[[Tensor], Tensor], at: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+    """``f(r)`` and ``J`` times a change."""
     with torch.inference_mode(False):
         at, change = (x.clone() if x.is_inference() else x for x in (at, change))
-        return torch.func.jvp(function, (at,), (change,))
+        return torch.autograd.functional.jvp(function, at, change, create_graph=torch.is_grad_enabled())
 
 
 def _of_each(route: Tensor, layer: Tensor) -> Tensor:
