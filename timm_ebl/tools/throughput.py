@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
 from ..relaxation.minimizer import PAPER
-from ..relaxation.walk import Walk
+from ..relaxation.phase import EnergyPhase
 
 if TYPE_CHECKING:
     from ..models.network import HopfieldNetwork
@@ -63,9 +63,9 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
 
 def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """One sweep on this batch, without over-relaxation."""
-    relaxation = model.relax(x)
-    walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
-    return partial(walk.sweep, PAPER.groups(len(walk.state)))
+    graph, relaxation = model.graph, model.relax(x)
+    phase = EnergyPhase(graph, x, relaxation.state, cache=relaxation.known(graph, x))
+    return partial(phase.sweep, PAPER.groups(graph.neighbours))
 
 
 def median_seconds(calls: Sequence[Callable[[], object]], turns: int) -> list[float]:
