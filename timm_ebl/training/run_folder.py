@@ -14,20 +14,22 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
 from timm.models import save_for_hf
 from torch import nn
 
-from ..data.dataset import ImageDataset
-from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
 from .files import LEFTOVER, temporary_folder, write_whole, writing
-from .progress import Progress
 from .yaml12 import dump_yaml
+
+if TYPE_CHECKING:
+    from ..data.dataset import ImageDataset
+    from ..data.transforms import BatchTransform
+    from .progress import Progress
 
 __all__ = ["RunFolder", "device_name", "list_checkpoints", "versions"]
 
