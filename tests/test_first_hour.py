@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from hub_server import TOKEN, Hub
+from readmes import README, ROOT, commands
 
-ROOT = Path(__file__).parents[1]
-COMMANDS = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+GUIDES = README, *(ROOT / "timm_ebl" / name / "README.md" for name in ("hub", "training"))
+COMMANDS = "\n".join(dict.fromkeys(commands(*GUIDES)))
 FINE_TUNING = re.search(
     r"^python -c 'import os, PIL.*?^python train_ebl.py --dataset garments.*?$", COMMANDS, re.M | re.S
 )

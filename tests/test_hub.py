@@ -19,7 +19,7 @@ from published_runs import write_run
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.data.requests import is_transient, retry
 from timm_ebl.errors import CheckpointError, HubError
-from timm_ebl.hub.__main__ import build_parser, check_access, main, publish, verify
+from timm_ebl.hub.__main__ import check_access, main, publish, verify
 from timm_ebl.hub.package import package
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.records import card_error
@@ -257,9 +257,3 @@ def test_access_is_checked_before_training(hub, tmp_path, monkeypatch):
     with pytest.raises(HubError, match="does not accept the access token"):
         script["train"](config, Accelerator(cpu=True))
     assert not (tmp_path / "run").exists()
-
-
-def test_the_readmes_commands_are_those_of_the_parser():
-    lines = re.findall(r"^python -m timm_ebl.hub (.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    commands = [build_parser().parse_args(line.split()).command for line in lines]
-    assert set(commands) == {"package", "publish", "verify"}

@@ -12,7 +12,7 @@ from PIL import Image
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
 from timm_ebl.hub.__main__ import publish
-from timm_ebl.tools.predict import build_parser, classify, find_images, main
+from timm_ebl.tools.predict import classify, find_images, main
 from timm_ebl.training.inference import load_model, predict, prepare
 from timm_ebl.training.trained import TrainedModel
 
@@ -141,9 +141,3 @@ def test_a_network_that_is_not_for_square_images_is_refused(run, images, capsys)
     with pytest.raises(SystemExit, match="1"):
         main([str(run), str(images / "test" / "a" / "0.png")])
     assert re.fullmatch(r"error: The images do not fit .*\n", capsys.readouterr().err)
-
-
-def test_the_readmes_commands_are_those_of_the_parser():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    commands = re.findall(r"^python -m timm_ebl.tools.predict (.+)$", readme, re.MULTILINE)
-    assert [build_parser().parse_args(command.split()).images for command in commands]

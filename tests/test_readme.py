@@ -1,51 +1,110 @@
-"""The README says what is so: its Python runs, its commands and links exist."""
+"""The guides say what is so: their Python runs, their commands, files, links and figures exist."""
 
+import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import types
-from pathlib import Path
 
+import pytest
 import timm
 import torch
 from oracles import CONVERGED
+from readmes import FOLDERS, GUIDES, README, ROOT, blocks, commands, words_of
+from runs import results, train, write_images
 
 import timm_ebl
+from timm_ebl.arguments import Parser
+from timm_ebl.relaxation import order
+from timm_ebl.rules import rule
 from timm_ebl.training.command_line import parse_config
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+RULES, MODELS, TRAINING = (ROOT / "timm_ebl" / name / "README.md" for name in ("rules", "models", "training"))
+(MY_MODULE,) = [block for block in blocks(TRAINING, "python") if block.startswith("# my_module.py")]
+WITH_PYTHON = [guide for guide in GUIDES if blocks(guide, "python")]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def name_of(path):
+    return str(path.relative_to(ROOT))
 
 
-def test_the_python_examples_run_one_after_the_other(capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """What the examples register is gone after a test; timm alone goes on to list their models."""
+    for registry in (rule.RULES, order._ORDERS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch):
+    """A folder with the module of the example, to work in."""
+    (tmp_path / "my_module.py").write_text(MY_MODULE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_examples(guide, monkeypatch):
+    """The namespace in which all Python of a guide ran, one block after the other."""
     readme = types.ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", readme)
-    monkeypatch.setattr(timm_ebl.rules.contrastive, "_RULES", dict(timm_ebl.rules.contrastive._RULES))
-    for block in blocks("python"):
-        exec(block, readme.__dict__)
+    for block in blocks(guide, "python"):
+        exec(compile(block, name_of(guide), "exec"), readme.__dict__)
+    return readme
+
+
+@pytest.mark.parametrize("guide", WITH_PYTHON, ids=name_of)
+def test_the_python_examples_run_one_after_the_other(guide, monkeypatch, capsys):
+    run_examples(guide, monkeypatch)
+
+
+def test_examples_of_every_kind_are_there():
+    folders = {guide.parent.name for guide in WITH_PYTHON}
+    assert {"energy", "relaxation", "rules", "models", "training"} <= folders
+
+
+def test_the_readmes_examples_end_where_they_say(monkeypatch, capsys):
+    readme = run_examples(README, monkeypatch)
     assert readme.output.shape == (8, 10)
     assert all(parameter.grad is not None for parameter in readme.model.parameters())
+
+
+def test_the_graph_with_a_skip_and_the_new_interaction_learn(monkeypatch, capsys):
+    """The skip has a gradient, and that of a drive made by hand is that of finite differences of the energy."""
+    readme = run_examples(ROOT / "timm_ebl" / "energy" / "README.md", monkeypatch)
+    assert all(parameter.grad.any() for parameter in readme.model.parameters())
+    part, state = readme.model.parts[2], readme.model.relax(readme.images).state
+    (found,) = torch.autograd.grad(readme.model.energy(readme.images, state).sum(), part.weight)
+    expected = -torch.autograd.grad((state[2] * part.drive(state[1])).sum(), part.weight)[0]
+    assert torch.allclose(found, expected, atol=1e-4)
+    order = timm_ebl.Minimizer(order="asynchronous", omega=1.7, sweeps=1)
+    energies = []
+    for _ in range(12):
+        relaxation = readme.model.relax(readme.images, state, minimizer=order)
+        state = relaxation.state
+        energies.append(relaxation.energy)
+    assert (torch.stack(energies).diff(dim=0) < 1e-3).all()
+
+
+def test_the_new_order_and_the_new_network_are_found_by_name(monkeypatch, capsys):
+    run_examples(ROOT / "timm_ebl" / "relaxation" / "README.md", monkeypatch)
     assert "up_and_down" in timm_ebl.list_orders()
-    assert "ce-ep" in timm_ebl.list_rules()
+    readme = run_examples(MODELS, monkeypatch)
     assert readme.backbone.feature_info.reduction() == [2, 4, 8]
     own = timm.create_model("dchn_shallow")
-    torch.nn.functional.cross_entropy(own(readme.images), readme.labels).backward()
+    torch.nn.functional.cross_entropy(own(readme.images), torch.tensor([1, 2])).backward()
     assert all(parameter.grad.any() for parameter in own.parameters())
 
 
 def test_the_new_rule_descends_the_cross_entropy(make_dchn, batch):
     model, (x, y) = make_dchn(seed=3, gains=0.5, bias_gain=1.5), batch
     readme = {"timm_ebl": timm_ebl, "__name__": "readme"}
-    exec(
-        next(block for block in blocks("python") if "ContrastiveRule" in block).split("timm_ebl.register_rule")[0],
-        readme,
-    )
+    (block,) = [block for block in blocks(RULES, "python") if "ContrastiveRule" in block]
+    exec(block.split("timm_ebl.register_rule")[0], readme)
     model.minimizer, model.backward = CONVERGED, timm_ebl.create_backward("ep", beta=0.1, perturbed=CONVERGED)
     rule = readme["CrossEntropyPropagation"](beta=0.1, perturbed=CONVERGED)
     found = torch.autograd.grad(rule(model, x, y).loss, list(model.parameters()))
@@ -54,19 +113,59 @@ def test_the_new_rule_descends_the_cross_entropy(make_dchn, batch):
         assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
 
 
-def test_every_line_about_timm_names_a_test():
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    table = README.split("## With timm")[1].split("\n## ")[0]
-    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) > 20
-    for row in rows:
-        (name,) = re.findall(r"`(test_\w+)` \|$", row)
-        assert f"def {name}(" in tests
+def test_the_script_trains_the_model_of_the_example_by_its_rule(my_module):
+    (command,) = [command for command in commands(TRAINING) if "--import" in command]
+    given = shlex.split(command)[2:]
+    folder, out = write_images(my_module / "images"), my_module / "run"
+    train(*given, "--dataset", folder, "--epochs", 2, "--batch-size", 9, "--threads", 1, "--output-dir", out)
+    _, metrics, summary = results(out)
+    assert (summary["model"], summary["algo"]) == ("my_model", "my-rule")
+    assert metrics[-1]["train_cost"] < metrics[0]["train_cost"]
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+class Parsed(BaseException):
+    """A command line was understood; nothing that follows it is done."""
+
+
+@pytest.mark.parametrize("guide", [guide for guide in GUIDES if blocks(guide, "bash")], ids=name_of)
+def test_every_command_is_there_and_has_known_options(guide, my_module, monkeypatch):
+    parse = Parser.parse_args
+
+    def parse_and_stop(parser, arguments=None, namespace=None):
+        raise Parsed(parse(parser, arguments, namespace))
+
+    for words in (words for command in commands(guide) for words in words_of(command)):
+        if "train_ebl.py" in words:
+            arguments = words[words.index("train_ebl.py") + 1 :]
+            parse_config([str(ROOT / word) if word.startswith("hub_configs/") else word for word in arguments])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("timm_ebl"):
+            package = importlib.util.find_spec(words[2]).submodule_search_locations is not None
+            module = importlib.import_module(words[2] + ".__main__" * package)
+            with monkeypatch.context() as patch:
+                patch.setattr(Parser, "parse_args", parse_and_stop)
+                with pytest.raises(Parsed):
+                    module.main(words[3:])
+        elif words[0] == "pytest":
+            assert [word for word in words[1:] if word.startswith("tests/") and not (ROOT / word).exists()] == []
+        elif words[0] == "python" and words[1].startswith("tests/"):
+            assert (ROOT / words[1]).is_file()
+        else:
+            assert words[0] in {".", ".ci/run", "cd", "git", "pip", "pre-commit", "python", "ruff"}, words
+
+
+def test_pytest_knows_every_marker_that_is_named(pytestconfig):
+    known = {line.partition(":")[0] for line in pytestconfig.getini("markers")}
+    asked = re.findall(r'pytest.* -m "?([\w ]+)"?', "\n".join(commands(*GUIDES)))
+    assert asked
+    assert {word for words in asked for word in words.split()} - {"not", "and", "or"} <= known
 
 
 def test_timms_scripts_start_with_the_plugin(tmp_path):
-    """A script that knows timm alone finds the models when the README's command starts it."""
-    (command,) = [line for block in blocks("bash") for line in block.splitlines() if "SCRIPT" in line]
+    """A script that knows timm alone finds the models when the guide's command starts it."""
+    (command,) = [command for command in commands(MODELS) if "SCRIPT" in command]
     script = tmp_path / "validate.py"
     script.write_text("import sys, timm; print(sys.argv, timm.is_model('dchn_mnist'), __name__)")
     words = [sys.executable, *shlex.split(command)[1:]]
@@ -80,29 +179,69 @@ def test_timms_scripts_start_with_the_plugin(tmp_path):
         assert "GOMP_SPINCOUNT = '3000'" in ran.stderr
 
 
-def test_every_training_command_has_known_options():
-    commands = [line for block in blocks("bash") for line in block.splitlines() if "train_ebl.py" in line]
-    assert len(commands) >= 5
-    for command in commands:
-        words = shlex.split(command)
-        arguments = words[words.index("train_ebl.py") + 1 :]
-        parse_config([str(ROOT / word) if word.startswith("hub_configs/") else word for word in arguments])
+# ------------------------------------------------------------------------------------------------- tables, links, size
+
+
+def test_the_readme_is_read_in_five_minutes():
+    assert len(README.read_text().splitlines()) <= 180
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_a_guide_lists_the_files_of_its_folder(folder):
+    linked = set(re.findall(r"\]\((\w+\.py)\)", (folder / "README.md").read_text()))
+    assert linked == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+
+
+def test_every_line_about_timm_names_a_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    table = MODELS.read_text().split("## What works of timm")[1]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        (name,) = re.findall(r"`(test_\w+)` \|$", row)
+        assert f"def {name}(" in tests
+
+
+def test_the_guide_to_the_tests_names_every_file_and_tests_that_are_there():
+    guide = (ROOT / "tests" / "README.md").read_text()
+    files = {path.name for path in (ROOT / "tests").glob("*.py")} - {"conftest.py"}
+    assert set(re.findall(r"`(\w+\.py)`", guide)) - {"make.py", "train_ebl.py"} == files
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert [name for name in re.findall(r"`(test_\w+)`", guide) if f"def {name}(" not in tests] == []
 
 
 def test_every_rule_and_model_is_in_its_table():
-    assert all(f"| `{name}` |" in README for name in timm_ebl.list_rules())
-    named = set(re.findall(r"`(dchn_\w+)`", README))
+    text = README.read_text()
+    assert all(f"| `{name}` |" in text for name in timm_ebl.list_rules())
+    named = set(re.findall(r"`(dchn_\w+)[`.]", text))
     assert named <= set(timm.list_models("dchn*"))
 
 
-def test_local_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    headings = {f"#{heading.lower().replace(' ', '-')}" for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
-    assert links
-    assert [link for link in links if link not in headings and not (ROOT / link).exists()] == []
+def test_the_errors_of_the_checkpoints_are_those_that_were_measured():
+    rows = re.findall(r"^\| `(dchn\S+\.\S+)`.*? \| ([\d.]+) % \| ([\d,]+) \|", README.read_text(), re.MULTILINE)
+    folders = {path.parent.name: path for path in (ROOT / "timm_ebl" / "pretrained").glob("*/config.json")}
+    assert {name for name, *_ in rows} == folders.keys()
+    for name, error, images in rows:
+        found = json.loads(folders[name].read_text())["evaluation"]
+        assert (error, images) == (f"{found['error']:.2f}", f"{found['images']:,}")
+
+
+def anchors(guide):
+    headings = re.findall(r"^#+ (.+)$", guide.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=name_of)
+def test_local_links_lead_somewhere(guide):
+    for link in re.findall(r"\]\(([^)\s]+)\)", guide.read_text()):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            target = (guide.parent / path).resolve() if path else guide
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_parameter_counts_are_right():
     for size in ("", "small_", "tiny_"):
         count = sum(parameter.numel() for parameter in timm.create_model(f"dchn_{size}cifar10").parameters())
-        assert f"{count:,}" in README
+        assert f"{count:,}" in README.read_text()

@@ -20,8 +20,8 @@ NO_SECOND = "The gradient of a relaxation cannot be differentiated again: there 
 class WeightedEnergy(torch.autograd.Function):
     """``sum_b w_b E(theta, x_b, s_b)`` at fixed states, and its gradient in the parameters and the input.
 
-    ``dE/dtheta_jk = -d <s_k, drive_jk(s_j)> / dtheta_jk`` needs the state and the pooling routes alone: nothing is
-    computed forward again. ``apply(weights, graph, operators, drives, layers, copies, x, *tensors)`` returns the
+    ``dE/dtheta_jk = -d <s_k, drive_jk(s_j)> / dtheta_jk`` needs the state and the pooling routes alone, so no forward
+    pass is repeated. ``apply(weights, graph, operators, drives, layers, copies, x, *tensors)`` returns the
     scalar, for a batch that holds every sample once or twice; operators and drives (their routes) are those of the
     edges, the tensors those of the interactions, in the order of the edges.
     """
@@ -71,7 +71,7 @@ def _of_copies(operator: Operator, copies: int) -> Operator:
 
 
 class _Once(torch.autograd.Function):
-    """A gradient that cannot be differentiated again; whoever tries is told so, where autograd would find nothing."""
+    """A gradient that cannot be differentiated again: trying raises an error, where autograd would return nothing."""
 
     @staticmethod
     def forward(ctx, gradient: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is done to a network while it relaxes: nothing, a nudge, a clamp or a force (paper, Section 2).
+"""Perturbations of a network while it relaxes: none, a nudge, a clamp or a force (paper, Section 2).
 
 Every phase of every rule is the same relaxation; only the block update of the output layer differs. With ``u`` the
 drive into the output layer, a perturbation of cost ``c`` gives ``o = argmin_o 1/2 |o|^2 - <o, u> + c(o)``. A force is

@@ -1,4 +1,4 @@
-"""The automatic mixed precision in force."""
+"""The automatic mixed precision (autocast) that is switched on at present."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["has_autocast", "present_autocast", "without_autocast"]
 
 
 def has_autocast(device: str) -> bool:
-    """Whether it is in force on a type of device."""
+    """Whether autocast is on for a type of device."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def present_autocast(device: str) -> AbstractContextManager:
-    """What is in force on a type of device, to be entered again later."""
+    """The present autocast of a type of device, as a context to enter again later."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext()
     return torch.autocast(
@@ -24,5 +24,5 @@ def present_autocast(device: str) -> AbstractContextManager:
 
 
 def without_autocast(device: str) -> AbstractContextManager:
-    """Off; costs nothing where it is not in force."""
+    """A context without autocast; it costs nothing where autocast is off already."""
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()

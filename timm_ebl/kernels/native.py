@@ -43,7 +43,7 @@ def _look_up(path: str):
 
 
 def _bare(operator, overload: str):
-    """An operator without its Python wrapper, which is one more call in every product; ``None`` of a missing one."""
+    """An operator without its Python wrapper, which would cost a call in every product; ``None`` if it is missing."""
     found = getattr(operator, overload, None)
     return getattr(found, "_op", found)
 
@@ -134,7 +134,7 @@ def _images_like(upper: Tensor, image: tuple[int, int]) -> Tensor:
 
 
 def has_bfloat16_units() -> bool:
-    """Whether oneDNN multiplies bfloat16 on this CPU as such."""
+    """Whether oneDNN multiplies bfloat16 on this CPU without converting it to float32."""
     return _HAS_BFLOAT16 is not None and _HAS_BFLOAT16()
 
 
@@ -187,7 +187,7 @@ def is_func_transform_active() -> bool:
 
 
 def renew_weight(module: nn.Module) -> None:
-    """Let the hooks of `torch.nn.utils` (pruning, weight_norm) set an interaction's weight, as before each call."""
+    """Call the hooks of `torch.nn.utils` (pruning, weight_norm) that compute an interaction's weight before a call."""
     if not _HAS_HOOKS:
         nothing = module.weight.new_empty(0)
         module(nothing, nothing)  # a call with a state computes nothing beside the hooks
@@ -198,7 +198,7 @@ def renew_weight(module: nn.Module) -> None:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a module has hooks that a call of it should reach; always where PyTorch's lists of them are missing."""
+    """Whether a module has hooks that should be called; always true where PyTorch's lists of hooks are missing."""
     if not _HAS_HOOKS:
         return True
     hooks = (module._forward_hooks, module._backward_hooks, module._backward_pre_hooks)

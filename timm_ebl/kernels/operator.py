@@ -17,8 +17,8 @@ class Drive(NamedTuple):
 
     Attributes:
         value: ``drive(lower)``, of the shape of the upper layer; ``None`` if nothing needed it.
-        route: What was chosen of the lower state and makes the drive linear once it is held: for each unit the position
-            that pooling chose. ``None`` where nothing is chosen.
+        route: The choice that depends on the lower state, for max pooling the position of each maximum. With the route
+            held, the drive is linear. ``None`` where nothing is chosen.
     """
 
     value: Tensor | None
@@ -56,7 +56,7 @@ class Operator(ABC):
 
 
 class AutogradOperator(Operator):
-    """The operator that autograd makes from the definition of a drive: slow, and the twin of every other one.
+    """The operator that autograd makes from the definition of a drive: slow; the tests compare all others with it.
 
     A drive need not be linear: its route is the lower state at which it is linearised, ``J`` its Jacobian there,
 

@@ -15,7 +15,7 @@ __all__ = ["Packed"]
 
 
 class Packed(Plain):
-    """The same on a CPU without autograd, the kernel packed once as oneDNN wants it, which else every call does.
+    """`Plain` on a CPU without autograd; the kernel is packed once as oneDNN wants it, instead of in every call.
 
     Args:
         kernel: The kernel ``(C', C, h, w)``, float32 or bfloat16.
@@ -48,6 +48,6 @@ class Packed(Plain):
 
     @cached_property
     def _weight_down(self) -> Tensor:
-        """The transposed convolution is one with the kernel turned about."""
+        """The transposed convolution is a convolution with the kernel rotated by 180 degrees."""
         turned = self.kernel.flatten(2).transpose(0, 1).contiguous().flip(2)  # fast only if flat
         return pack_convolution(turned.unflatten(2, self.kernel.shape[2:]), self.stride, self.padding, self.upper)

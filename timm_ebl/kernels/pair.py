@@ -1,4 +1,4 @@
-"""Two states of the same samples, block after block in one batch, by their mean and their difference."""
+"""Two states of the same samples in one batch, the first ones before the second ones: their mean and difference."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Images:
 
     Args:
         size: ``(H, W)`` of an image.
-        kept: Whether one tensor is written again and again, which stays in the cache of a CPU so; without autograd.
+        kept: Whether one tensor is reused for every call, so that it stays in a CPU's cache; without autograd only.
     """
 
     def __init__(self, size: tuple[int, int], kept: bool) -> None:
@@ -29,7 +29,7 @@ class Images:
         self._room: Tensor | None = None
 
     def room(self, upper: Tensor) -> Tensor | None:
-        """Images for some values ``(B, C, ..)``, to be overwritten; ``None`` where they are not kept."""
+        """A tensor of images for some values ``(B, C, ..)``, to be overwritten; ``None`` where none is kept."""
         if not self.kept or is_dynamo_compiling():
             return None
         room = self._room

@@ -21,13 +21,13 @@ _SIDE = 4
 """Side of a tile of outputs."""
 
 _WIDE = 170
-"""Harmonic mean of both layers' channels from which the products outweigh the sums around them."""
+"""Least harmonic mean of both layers' channels for which the saved products outweigh the extra sums."""
 
 _FEWEST_TILES = 32
 """Fewest tiles of a batch: with fewer, reading the kernels takes longer than multiplying by them."""
 
 _TILES = 256
-"""Most tiles at once: what lies between the steps should stay in a cache."""
+"""Most tiles at once: the results between the steps should fit into a cache of the CPU."""
 
 
 def is_served(weight: Tensor, stride: list[int], padding: list[int], lower: list[int]) -> bool:
@@ -67,7 +67,7 @@ class Winograd(Plain):
     def down(self, upper: Tensor) -> Tensor:
         """The transposed convolution of ``(B, C', H, W)``, ``(B, C, H, W)``, channels last.
 
-        It is the convolution with the kernels turned about, and that is the convolution of tiles that are turned about.
+        It is the convolution with kernels rotated by 180 degrees, which is the same as rotating the tiles instead.
         """
         if is_dynamo_compiling():
             return super().down(upper)
