@@ -101,11 +101,6 @@ def test_a_wrong_setting_is_refused(call, words):
     assert "\n" not in message
 
 
-def test_an_unknown_model_argument_is_refused():
-    with pytest.raises(TypeError, match="nonsense"):
-        timm.create_model("dchn_tiny_mnist", nonsense=1)
-
-
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -208,3 +208,8 @@ def test_a_head_that_takes_no_part_in_the_relaxation_is_refused(make_dchn, batch
     model.layers[1] = torch.nn.Conv2d(4, 5, 3, padding=1)
     with pytest.raises(TypeError, match=r"timm_ebl.Interaction, not a Conv2d"):
         model(x)
+
+
+def test_an_unknown_model_argument_is_refused():
+    with pytest.raises(TypeError, match="nonsense"):
+        timm.create_model("dchn_tiny_mnist", nonsense=1)

@@ -13,7 +13,8 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
 from timm_ebl.hub.__main__ import publish
 from timm_ebl.tools.predict import classify, find_images, main
-from timm_ebl.training.trained import TrainedModel, load_model, predict, prepare
+from timm_ebl.training.inference import load_model, predict, prepare
+from timm_ebl.training.trained import TrainedModel
 
 SAMPLE = "dchn_tiny_fashion_mnist.c_ep_sample"
 

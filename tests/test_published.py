@@ -19,9 +19,10 @@ from timm_ebl.hub.package import _default_tag, package
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.inference import same_error
 from timm_ebl.training.records import card_error
 from timm_ebl.training.run_folder import RunFolder
-from timm_ebl.training.trained import TrainedModel, same_error
+from timm_ebl.training.trained import TrainedModel
 
 
 def packaged(tmp_path, run, *others, **options):

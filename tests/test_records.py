@@ -11,7 +11,8 @@ from timm_ebl.errors import CheckpointError, EBLError
 from timm_ebl.hub import __main__ as hub
 from timm_ebl.hub.package import package
 from timm_ebl.tools import plots
-from timm_ebl.training.trained import TrainedModel, load_model
+from timm_ebl.training.inference import load_model
+from timm_ebl.training.trained import TrainedModel
 
 VALUES = [None, "text", "", -1, 0, 10**30, float("nan"), float("inf"), [], ["x", 1], {}, {"x": [None]}, True, 0.5]
 DROP = object()

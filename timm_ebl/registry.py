@@ -59,6 +59,7 @@ class Variant(Generic[T]):
     """A dataclass under a name of its own.
 
     Attributes:
+        title: What it is called in messages, such as ``"Rule 'c-ep'"``.
         kind: The dataclass.
         fixed: Values of fields that belong to the name and are no options of it.
         defaults: Values of options where the name has others than the class.
@@ -67,12 +68,13 @@ class Variant(Generic[T]):
         ValueError: A value is no field of the class.
     """
 
+    title: str
     kind: type[T]
     fixed: Mapping[str, object] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._require_known(f"{self.kind.__name__} has no field", "its fields are", self._fields, self.fixed)
+        self._require_known("field", self._fields, self.fixed)
 
     @property
     def _fields(self) -> list[str]:
@@ -83,21 +85,19 @@ class Variant(Generic[T]):
         """Names of the fields that may be given."""
         return [name for name in self._fields if name not in self.fixed]
 
-    def create(self, title: str, given: Mapping[str, object]) -> T:
+    def create(self, **given: object) -> T:
         """An object of the class.
 
         Args:
-            title: What it is called in messages, such as ``"Rule 'c-ep'"``.
-            given: Values of some of the options.
+            **given: Values of some of the options.
 
         Raises:
             ValueError: An option is unknown.
         """
-        self._require_known(f"{title} has no option", "its options are", self.options, given)
+        self._require_known("option", self.options, given)
         return self.kind(**{**self.fixed, **self.defaults, **given})
 
-    @staticmethod
-    def _require_known(lacks: str, are: str, known: list[str], given: Mapping[str, object]) -> None:
+    def _require_known(self, noun: str, known: list[str], given: Mapping[str, object]) -> None:
         unknown = next((name for name in given if name not in known), None)
         if unknown is not None:
-            raise ValueError(f"{lacks} {unknown!r}: {are} {', '.join(known)}.")
+            raise ValueError(f"{self.title} has no {noun} {unknown!r}: its {noun}s are {', '.join(known)}.")

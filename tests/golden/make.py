@@ -147,4 +147,4 @@ def numbers() -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    save_file(numbers(), FILE, {"made by": "tests/golden/make.py from timm_ebl/reference.py", "about": __doc__})
+    save_file(numbers(), FILE, {"made by": "tests/golden/make.py from timm_ebl/rules/reference.py", "about": __doc__})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import re
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -22,7 +20,7 @@ from ..errors import DataError
 from .catalogue import EMBEDDED
 from .columns import Stored, Table, short, some
 from .parquet import features_of
-from .requests import causes, explain, is_busy, retry
+from .requests import causes, explain, is_busy, is_intact, retry
 
 __all__ = ["read_hub"]
 
@@ -128,10 +126,8 @@ def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) 
     for name in chain.from_iterable(_names(builder, hub_id).values()):
         endpoint = datasets.config.HF_ENDPOINT
         path = Path(retry(lambda: hf_hub_download(hub_id, name, endpoint=endpoint, **options)))  # noqa: B023
-        stored = path.resolve()  # the cache names large files by their SHA-256
-        is_named = re.fullmatch("[0-9a-f]{64}", stored.name)
-        if is_named and hashlib.sha256(stored.read_bytes()).hexdigest() != stored.name:
-            stored.unlink()
+        if not is_intact(path):
+            path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise DataError(f"{name} of {hub_id} arrived damaged and was removed from the cache: try again.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import ConfigError
-from .dataset import ImageDataset
+
+if TYPE_CHECKING:
+    from .dataset import ImageDataset
 
 __all__ = ["EpochOrder", "Stream", "build_eval_loader", "build_train_loader", "epoch_generator"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -18,18 +18,21 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments import Parser
-from ..data.dataset import ImageDataset
 from ..data.requests import explain, is_transient, retry
 from ..errors import CheckpointError, HubError, WeightsError, one_sentence
 from ..models.weights import CONFIG, WEIGHTS, read_config
 from ..training.build import build_rule
 from ..training.console import bars_in_terminals_alone
 from ..training.files import temporary_folder, writing
+from ..training.inference import same_error
 from ..training.records import CARD
 from ..training.threads import add_threads_option, set_threads
-from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel, same_error
+from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel
 from .card import render_card
 from .package import package, stage
+
+if TYPE_CHECKING:
+    from ..data.dataset import ImageDataset
 
 __all__ = ["check_access", "main", "publish", "verify"]
 

@@ -7,22 +7,24 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import timm
 from huggingface_hub import EvalResult, ModelCardData
+from torch import nn
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
-from ..models.dchn import DCHN
-from ..relaxation.minimizer import Minimizer
-from ..relaxation.model import EnergyModel
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
-from ..rules.rule import Rule
-from ..training.config import TrainConfig
 from ..training.progress import duration
 from ..training.records import METRIC
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+
+if TYPE_CHECKING:
+    from ..relaxation.minimizer import Minimizer
+    from ..relaxation.model import EnergyModel
+    from ..rules.rule import Rule
+    from ..training.config import TrainConfig
 
 __all__ = ["render_card"]
 
@@ -86,7 +88,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         library_name="timm",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        tags=[*_TAGS, *(["hopfield-network"] if isinstance(network, DCHN) else []), summary["algo"]],
+        tags=[*_TAGS, *(["hopfield-network"] if _is_dchn(network) else []), summary["algo"]],
         datasets=[hub_id] if hub_id else None,
         metrics=["accuracy"],
         eval_results=[
@@ -125,7 +127,7 @@ def _results(
     paper = paper_error(summary["algo"], summary["dataset"])
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
-    kind = "A deep convolutional Hopfield network of" if isinstance(network, DCHN) else "An energy model trained by"
+    kind = "A deep convolutional Hopfield network of" if _is_dchn(network) else "An energy model trained by"
     return (
         f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
         f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {_learned(rule)}, "
@@ -255,6 +257,10 @@ def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     if summary.get("note"):
         points.append(summary["note"])
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _is_dchn(network: nn.Module) -> bool:
+    return network.pretrained_cfg["architecture"].startswith("dchn_")
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -10,23 +10,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.catalogue import EMBEDDED
-from ..data.dataset import ImageDataset
 from ..errors import CheckpointError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
 from ..training.build import build_rule
-from ..training.config import TrainConfig
 from ..training.files import temporary_folder, write_whole, writing
+from ..training.inference import predict, same_error
 from ..training.records import CARD, read_metrics
-from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel, predict, same_error
+from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel
 from ..training.yaml12 import dump_yaml
 from .card import render_card
+
+if TYPE_CHECKING:
+    from ..data.dataset import ImageDataset
+    from ..training.config import TrainConfig
 
 __all__ = ["package", "stage"]
 

@@ -11,7 +11,7 @@ Hidden layers, each joined to the one below by a convolution and pooling, and a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
@@ -21,11 +21,13 @@ from ..arguments import Choice, is_count
 from ..data.catalogue import DATASETS
 from ..energy.interaction import AveragePooled, ConvInteraction
 from ..relaxation.minimizer import Minimizer, Start
-from ..rules.backward import Backward
 from ..rules.catalogue import name_of
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
 from .weights import list_shipped, source_of
+
+if TYPE_CHECKING:
+    from ..rules.backward import Backward
 
 __all__ = ["DCHN", "Pooling", "default_cfgs"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 
-from ..energy.graph import Graph
 from ..kernels.autocast import has_autocast
-from ..relaxation.minimizer import Minimizer
 from .network import HopfieldNetwork
+
+if TYPE_CHECKING:
+    from ..energy.graph import Graph
+    from ..relaxation.minimizer import Minimizer
 
 __all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
 

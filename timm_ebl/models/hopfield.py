@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.fx
@@ -18,12 +19,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..arguments import is_count, is_number
-from ..energy.functional import State
 from ..energy.graph import Edge, Graph, Layer
 from ..energy.interaction import Interaction
 from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
-from ..relaxation.minimizer import Minimizer
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
 from ..rules.catalogue import create_backward
@@ -31,6 +30,10 @@ from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
 from .network import HopfieldNetwork
 from .readout import ReadOut, as_global_pool, as_size
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from ..relaxation.minimizer import Minimizer
 
 __all__ = ["TimmHopfieldNetwork"]
 

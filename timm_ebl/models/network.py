@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..energy.functional import State, energy_from_drives
 from ..energy.gradient import WeightedEnergy
-from ..energy.graph import Graph
-from ..energy.interaction import Interaction
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.native import is_func_transform_active
 from ..relaxation.checks import require_finite, require_input, require_state
@@ -22,6 +21,10 @@ from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..relaxation.phase import EnergyPhase, Phase
 from ..relaxation.record import Cache, Relaxation, as_layers
 from ..relaxation.response import ResponsePhase
+
+if TYPE_CHECKING:
+    from ..energy.graph import Graph
+    from ..energy.interaction import Interaction
 
 __all__ = ["HopfieldNetwork"]
 

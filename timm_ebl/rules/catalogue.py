@@ -23,9 +23,10 @@ RULES.close()
 
 # The free phase is the network's own, and a force has one update, damped or not.
 _BACKWARDS: Registry[Variant[Backward]] = Registry("backward")
-_BACKWARDS.register("ep", Variant(EquilibriumPropagation, {"free": None, "damped": False}, {"beta": 0.5}))
-_BACKWARDS.register("tbp", Variant(TruncatedBackprop, {"free": None}))
-_BACKWARDS.register("rbp", Variant(RecurrentBackprop, {"free": None}))
+_FORCED = {"free": None, "damped": False}
+_BACKWARDS.register("ep", Variant("Backward 'ep'", EquilibriumPropagation, _FORCED, {"beta": 0.5}))
+_BACKWARDS.register("tbp", Variant("Backward 'tbp'", TruncatedBackprop, {"free": None}))
+_BACKWARDS.register("rbp", Variant("Backward 'rbp'", RecurrentBackprop, {"free": None}))
 
 
 def list_backwards() -> list[str]:
@@ -51,4 +52,4 @@ def create_backward(name: str, **options: object) -> Backward:
         TypeError: A minimiser is none.
         ValueError: The name or an option is unknown, or a value is out of range.
     """
-    return _BACKWARDS[name].create(f"Backward {name!r}", options)
+    return _BACKWARDS[name].create(**options)

@@ -151,7 +151,7 @@ def register_rule(name: str, rule: type[Rule], *, replace: bool = False, **fixed
     """
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
         raise TypeError(f"A rule is a dataclass derived from timm_ebl.Rule, not {rule!r}.")
-    RULES.register(name, Variant(rule, fixed), replace=replace)
+    RULES.register(name, Variant(f"Rule {name!r}", rule, fixed), replace=replace)
 
 
 def list_rules() -> list[str]:
@@ -192,4 +192,4 @@ def create_rule(name: str, **options: object) -> Rule:
         TypeError: A minimiser is none.
         ValueError: The rule or an option is unknown, or a value is out of range.
     """
-    return RULES[name].create(f"Rule {name!r}", options)
+    return RULES[name].create(**options)

@@ -17,16 +17,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import Parser, positive_count
-from ..energy.functional import State
 from ..errors import one_sentence
-from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER, Minimizer
 from ..relaxation.model import SETTLING_SWEEPS
 from ..rules import reference
@@ -46,6 +44,10 @@ from .gradients import (
     true_gradient,
 )
 from .throughput import median_seconds, products, sweep, sweep_flops
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from ..models.network import HopfieldNetwork
 
 __all__ = ["Procedure", "main", "measure", "procedures", "study"]
 

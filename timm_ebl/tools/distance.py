@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from torch import Tensor
 from ..energy.functional import State, norm
 from ..energy.interaction import AveragePooled, ConvInteraction, DenseInteraction
 from ..errors import ConfigError
-from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
-from ..relaxation.model import EnergyModel
-from ..relaxation.record import Relaxation
 from ..rules import reference
 from .throughput import median_seconds
+
+if TYPE_CHECKING:
+    from ..models.network import HopfieldNetwork
+    from ..relaxation.model import EnergyModel
+    from ..relaxation.record import Relaxation
 
 __all__ = ["Approach", "approach", "distance", "plain_layers", "plain_relax", "print_distances"]
 

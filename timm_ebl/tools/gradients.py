@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,13 @@ from ..data.dataset import load_dataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
-from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import Minimizer
 from ..rules.rule import create_rule, list_rules, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
+
+if TYPE_CHECKING:
+    from ..models.network import HopfieldNetwork
 
 __all__ = [
     "PRECISIONS",

@@ -29,9 +29,9 @@ from ..training.build import build_transform, free_phase
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import bars_in_terminals_alone
 from ..training.files import write_whole
+from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
 from ..training.splits import load_splits
-from ..training.trained import load_model
 
 __all__ = [
     "Trace",

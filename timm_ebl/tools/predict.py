@@ -24,8 +24,9 @@ from ..data.folder import walk
 from ..data.image_folder import is_image
 from ..errors import DataError, one_sentence
 from ..training.console import bars_in_terminals_alone
+from ..training.inference import prepare
 from ..training.threads import add_threads_option, set_threads
-from ..training.trained import TrainedModel, prepare
+from ..training.trained import TrainedModel
 
 __all__ = ["Prediction", "build_parser", "classify", "find_images", "main"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..energy.interaction import ConvInteraction
-from ..models.network import HopfieldNetwork
 from ..relaxation.minimizer import PAPER
-from ..relaxation.walk import Walk
+from ..relaxation.phase import EnergyPhase
+
+if TYPE_CHECKING:
+    from ..models.network import HopfieldNetwork
 
 __all__ = ["median_seconds", "products", "sweep", "sweep_flops"]
 
@@ -60,9 +63,9 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
 
 def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     """One sweep on this batch, without over-relaxation."""
-    relaxation = model.relax(x)
-    walk = Walk(model.interactions, x, relaxation.state, prepared=relaxation.prepared)
-    return partial(walk.sweep, PAPER.groups(len(walk.state)))
+    graph, relaxation = model.graph, model.relax(x)
+    phase = EnergyPhase(graph, x, relaxation.state, cache=relaxation.known(graph, x))
+    return partial(phase.sweep, PAPER.groups(graph.neighbours))
 
 
 def median_seconds(calls: Sequence[Callable[[], object]], turns: int) -> list[float]:

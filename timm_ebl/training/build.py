@@ -14,7 +14,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..data.catalogue import EMBEDDED, IMG_SIZE
-from ..data.dataset import ImageDataset
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.factory import family_of
@@ -25,6 +24,7 @@ from ..rules.rule import Rule, create_rule, rule_class, rule_options
 from .config import TrainConfig
 
 if TYPE_CHECKING:
+    from ..data.dataset import ImageDataset
     from .origin import Origin
 
 __all__ = [

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +32,11 @@ from ..errors import ConfigError, EBLError, Interrupted
 from .files import LEFTOVER, writing
 from .health import require_finite
 from .manifest import MANIFEST, find_damage, read_settings, render_manifest
-from .progress import Progress
 from .run_folder import list_checkpoints
 from .signals import StopSignals, stop_message
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 __all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
 

@@ -16,6 +16,7 @@ from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
 from ..rules.rule import list_rules, rule_class, rule_options
 from .options import GROUPS, flag_of, option, read_option, read_setting
+from .tracking import TRACKERS
 from .user_code import import_modules
 from .yaml12 import read_yaml
 
@@ -46,12 +47,6 @@ _OF_THE_RULE = ("beta", "linear_response", "settle", "companion", "damped")
 
 _OF_THE_PERTURBED = ("nudged_order", "nudged_omega")
 """Settings of perturbed phases: of rules whose second phase is one (`Rule.second_field`)."""
-
-_FLAGS = {"imports": "--import"}
-"""Options that are not called as their settings."""
-
-TRACKERS = ("tensorboard", "wandb", "all")
-"""Values of ``log_with``."""
 
 MOST = 1_000_000
 """Bound of whatever is counted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -12,11 +13,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..data.loader import Stream, epoch_generator
-from ..data.transforms import BatchTransform
 from ..errors import Diverged
-from ..relaxation.model import EnergyModel
 from ..rules.rule import squared_error
 from .progress import Averages, Progress
+
+if TYPE_CHECKING:
+    from ..data.transforms import BatchTransform
+    from ..relaxation.model import EnergyModel
 
 __all__ = ["add_metrics", "evaluate", "train_epoch"]
 

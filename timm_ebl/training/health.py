@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..energy.functional import State
 from ..errors import Diverged
-from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from .progress import Progress
 
 __all__ = ["LayerReport", "Watch", "report_layers", "require_finite"]
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
 from ..errors import ConfigError
-from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 __all__ = ["check_launch", "start_accelerator"]
 

@@ -19,6 +19,9 @@ GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
 COMMAND_LINE = "command line"
 """Source of a value that has none in a file."""
 
+_FLAGS = {"imports": "--import"}
+"""Options that are not called as their settings."""
+
 _SIZES = (1e-30, 1e30)
 """Between these lie the numbers that 32 bits hold with room for their squares and inverses."""
 
@@ -48,7 +51,7 @@ def option(
 
 def flag_of(name: str) -> str:
     """A setting's option of the command line."""
-    return f"--{name.replace('_', '-')}"
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:

@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
 from ..errors import CheckpointError, ConfigError
 from ..models.weights import SHIPPED, WEIGHTS
-from .config import TrainConfig
+from .inference import load_model
 from .options import flag_of
-from .trained import TrainedModel, load_model
+from .trained import TrainedModel
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 __all__ = ["Origin", "settle_config"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..energy.functional import State
+if TYPE_CHECKING:
+    from ..energy.functional import State
 
 __all__ = ["Averages", "Progress", "duration"]
 

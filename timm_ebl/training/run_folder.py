@@ -14,20 +14,22 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
 from timm.models import save_for_hf
 from torch import nn
 
-from ..data.dataset import ImageDataset
-from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
 from .files import LEFTOVER, temporary_folder, write_whole, writing
-from .progress import Progress
 from .yaml12 import dump_yaml
+
+if TYPE_CHECKING:
+    from ..data.dataset import ImageDataset
+    from ..data.transforms import BatchTransform
+    from .progress import Progress
 
 __all__ = ["RunFolder", "device_name", "list_checkpoints", "versions"]
 
@@ -203,14 +205,15 @@ class RunFolder:
         """Write ``model.safetensors`` and, with its checksum and the names of its outputs, ``config.json``.
 
         Args:
-            model: The model; one without `num_features`, which timm notes, gets those of its outputs.
+            model: The model; timm asks it for `in_chans` and `num_features`, which it is given where it has none.
             transform: Its normalisation.
             classes: Names of its outputs.
             input_size: Channels, height and width of its input; by default what the model says.
         """
         size = tuple(input_size or (model.in_chans, *model.img_size))
         data = {"mean": transform.mean, "std": transform.std, "input_size": size}
-        model.num_features = getattr(model, "num_features", model.num_classes)
+        for name, value in {"in_chans": size[0], "num_features": model.num_classes}.items():
+            setattr(model, name, getattr(model, name, value))
         with writing(self.path), temporary_folder(self.path) as folder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from timm.scheduler import CosineLRScheduler
 from torch.optim import Optimizer
 
-from .progress import Progress
+if TYPE_CHECKING:
+    from .progress import Progress
 
 __all__ = ["Schedule"]
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
-from .progress import Progress
+if TYPE_CHECKING:
+    from .progress import Progress
 
 __all__ = ["StopSignals", "stop_message", "stopping_at_once"]
 

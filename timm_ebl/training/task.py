@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..energy.functional import State
 from ..relaxation.model import require_energy
-from ..rules.rule import Rule, RuleOutput
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from ..rules.rule import Rule, RuleOutput
 
 __all__ = ["RuleTask"]
 

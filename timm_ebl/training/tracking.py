@@ -13,7 +13,10 @@ from accelerate.tracking import filter_trackers
 
 from ..errors import ConfigError
 
-__all__ = ["check_trackers", "start_trackers"]
+__all__ = ["TRACKERS", "check_trackers", "start_trackers"]
+
+TRACKERS = ("tensorboard", "wandb", "all")
+"""Names of trackers; the last one is every one that is installed."""
 
 
 def check_trackers(names: Sequence[str] | None) -> None:

@@ -1,0 +1,148 @@
+"""A user's own model and rule, in a module outside the package: trained, resumed, measured and described by name."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import SCRIPT, assert_same_run, train, write_images
+
+from timm_ebl import list_rules
+from timm_ebl.errors import CheckpointError, ConfigError
+from timm_ebl.hub.__main__ import verify
+from timm_ebl.hub.package import stage
+from timm_ebl.rules.rule import RULES
+from timm_ebl.tools.predict import classify
+from timm_ebl.training.build import build_rule, check_config
+from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.report import describe_rule
+from timm_ebl.training.trained import Checkpoint
+
+TESTS = Path(__file__).parent
+OWN = ["--import", "outside", "--algo", "half-clamping", "--model", "outside_dense"]
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    """The module is not imported yet, and what it registers is gone after a test."""
+    monkeypatch.setattr(RULES, "_entries", {name: RULES[name] for name in list_rules() if name != "half-clamping"})
+    monkeypatch.delitem(sys.modules, "outside", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, folder):
+    """The folder of a run of the script, which found the module in its working directory."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    options = ["--dataset", folder, "--epochs", 3, "--batch-size", 9, "--lr", 0.02, "--threads", 1, "--output-dir", out]
+    command = [sys.executable, str(SCRIPT), *map(str, options), *OWN]
+    ran = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "rule:   half-clamping; 7 free sweeps, 3 perturbed sweeps\n" in ran.stdout
+    return out
+
+
+@pytest.fixture
+def run(tmp_path, trained):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_script_trains_a_model_by_a_rule_of_ones_own(run):
+    summary = json.loads((run / "summary.json").read_text())
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (summary["algo"], summary["model"]) == ("half-clamping", "outside_dense")
+    assert epochs[-1]["train_cost"] < 0.7 * epochs[0]["train_cost"]
+    assert summary["test_error"] < 40
+    assert yaml.safe_load((run / "args.yaml").read_text())["imports"] == ["outside"]
+
+
+def test_a_run_goes_on_with_what_its_recipe_imports(run, tmp_path):
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    *_, last = sorted((run / "checkpoints").iterdir())
+    shutil.rmtree(last)
+    train("--config", run / "args.yaml", "--output-dir", run, "--resume")
+    assert_same_run(run, whole)
+
+
+def test_commands_that_open_a_run_import_what_it_needs(run, folder):
+    error = json.loads((run / "summary.json").read_text())["test_error"]
+    assert verify(run).error == pytest.approx(error)
+    image = next((folder / "test" / "left").iterdir())
+    (prediction,) = classify(Checkpoint.open(run), [str(image)])
+    assert set(prediction.classes) == {"left", "right", "dark"}
+
+
+def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
+    checkpoint = Checkpoint.open(run)
+    stage(checkpoint, tmp_path, "mine", "mine", checkpoint.test_split())
+    card = (tmp_path / "README.md").read_text()
+    assert "| rule | `half-clamping` |" in card
+    assert "| second phase | 3 sweeps, asynchronous" in card
+    for foreign in ("Hopfield network of", "hopfield-network", "backpropagation", "by an energy-based rule", "widths"):
+        assert foreign not in card
+    assert "An energy model trained by [timm_ebl]" in card
+
+
+def test_options_of_the_second_phase_reach_the_field_that_a_rule_names():
+    config = parse_config([*OWN, "--nudged-sweeps", "4", "--nudged-omega", "1.5", "--free-sweeps", "2"])
+    rule = build_rule(config)
+    assert (rule.perturbed.sweeps, rule.perturbed.omega, rule.free.sweeps) == (4, 1.5, 2)
+    assert describe_rule(config.algo, rule) == "half-clamping; 2 free sweeps, 4 perturbed sweeps"
+    with pytest.raises(SystemExit):
+        parse_config([*OWN, "--beta", "0.1"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--lr", "0.1", "0.2"], "--lr is one rate: the model has no interactions; got 2."),
+        (["--freeze", "1"], "--freeze is at most 0, not 1: the model has no interactions."),
+        (["--model-kwargs", "widths=[4]"], "'outside_dense' cannot be built .*'widths'"),
+        (["--model", "resnet10t"], "'resnet10t' has no energy to relax"),
+    ],
+)
+def test_what_such_a_model_lacks_is_said(options, words):
+    with pytest.raises(ConfigError, match=words):
+        check_config(parse_config([*OWN, *options]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("nowhere", None, "--import nowhere: there is no module nowhere on the Python path or in "),
+        ("mine.py", None, "such as my_rules for my_rules.py: not 'mine.py'"),
+        ("broken", "1 / 0", r"--import broken: the module cannot be imported \(ZeroDivisionError: "),
+        ("needy", "import nowhere", r"--import needy: the module cannot be imported \(ModuleNotFoundError: "),
+        ("ending", "raise SystemExit(3)", r"--import ending: the module cannot be imported \(SystemExit: 3\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_said_in_a_sentence(tmp_path, monkeypatch, capsys, name, content, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if content:
+        (tmp_path / f"{name}.py").write_text(content)
+    with pytest.raises(SystemExit):
+        parse_config(["--import", name])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(words, line)
+
+
+def test_a_run_whose_module_is_gone_is_refused_by_name(run):
+    recipe = yaml.safe_load((run / "args.yaml").read_text())
+    (run / "args.yaml").write_text(yaml.safe_dump(recipe | {"imports": ["gone"]}))
+    with pytest.raises(CheckpointError, match=r"args.yaml: imports gone: there is no module gone on the Python path"):
+        Checkpoint.open(run)
+
+
+def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("imports: [nowhere]\n")
+    config = parse_config(["--config", str(tmp_path / "recipe.yaml"), "--import", "json", "--import", "yaml", "csv"])
+    assert config.imports == ("json", "yaml", "csv")
