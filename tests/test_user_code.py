@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from runs import SCRIPT, assert_same_run, train, write_images
+from safetensors.torch import load_file
 
 from timm_ebl import list_rules
 from timm_ebl.errors import CheckpointError, ConfigError
@@ -70,6 +72,16 @@ def test_a_run_goes_on_with_what_its_recipe_imports(run, tmp_path):
     shutil.rmtree(last)
     train("--config", run / "args.yaml", "--output-dir", run, "--resume")
     assert_same_run(run, whole)
+
+
+def test_a_run_starts_from_the_weights_of_a_model_of_ones_own(run, folder, tmp_path):
+    """By one of the package's rules; the recipe of the checkpoint tells what is to be imported."""
+    out, data = tmp_path / "next", ["--dataset", folder, "--epochs", 1, "--batch-size", 9, "--threads", 1]
+    train("--pretrained", run, *data, "--output-dir", out, "--algo", "n-ep", "--lr", 1e-6, "--min-lr", 0)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["algo"], summary["model"]) == ("n-ep", "outside_dense")
+    before, after = (load_file(path / "model.safetensors")["W"] for path in (run, out))
+    torch.testing.assert_close(before, after, atol=1e-4, rtol=0)
 
 
 def test_commands_that_open_a_run_import_what_it_needs(run, folder):

@@ -146,7 +146,7 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         known = ", ".join(timm.list_models("dchn*"))
-        raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or another timm model with an energy.")
+        raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or one that --import MODULE registers.")
     checkpoints = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in checkpoints:
         raise ConfigError(f"There is no checkpoint {name!r}: {architecture} has {', '.join(checkpoints) or 'none'}.")
