@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -219,9 +218,10 @@ class TrainedModel:
 
 def _import_of(recipe: Path) -> None:
     """Import what a recipe names, if there is one that can be read; who needs the rest of it says what is wrong."""
-    names: Sequence[str] = ()
-    with suppress(ConfigError):
+    try:
         names = read_recipe(recipe).get("imports") or ()
+    except ConfigError:
+        return
     try:
         import_modules(names, f"{recipe}: imports")
     except ConfigError as error:
