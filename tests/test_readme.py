@@ -53,7 +53,7 @@ def run_examples(guide, monkeypatch):
     readme = types.ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", readme)
     for block in blocks(guide, "python"):
-        exec(compile(block, name_of(guide), "exec"), readme.__dict__)
+        exec(block, readme.__dict__)
     return readme
 
 
@@ -74,7 +74,7 @@ def test_the_readmes_examples_end_where_they_say(monkeypatch, capsys):
 
 
 def test_the_graph_with_a_skip_and_the_new_interaction_learn(monkeypatch, capsys):
-    """The skip has a gradient, and that of a drive made by hand is that of finite differences of the energy."""
+    """The skip has a gradient, that of the new interaction is the definition's, and the energy never rises."""
     readme = run_examples(ROOT / "timm_ebl" / "energy" / "README.md", monkeypatch)
     assert all(parameter.grad.any() for parameter in readme.model.parameters())
     part, state = readme.model.parts[2], readme.model.relax(readme.images).state
