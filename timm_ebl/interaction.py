@@ -64,7 +64,10 @@ class Drive(NamedTuple):
 
 
 class Interaction(ABC):
-    """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy."""
+    """What joins a layer to the one above it: contributes ``-<upper, drive(lower)>`` to the energy.
+
+    A class names it before the `nn.Module` that it is as well, whose ``forward`` it takes the place of.
+    """
 
     @abstractmethod
     def shape(self, lower: torch.Size) -> torch.Size:
