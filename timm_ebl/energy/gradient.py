@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from ..kernels.operator import Drive, Operator
 from .functional import State, weigh
 
 if TYPE_CHECKING:
+    from ..kernels.operator import Drive, Operator
     from .graph import Graph
 
 __all__ = ["NO_SECOND", "WeightedEnergy"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,8 +14,10 @@ from ..kernels.convolution import convolution
 from ..kernels.dense import dense
 from ..kernels.empty import EmptyOperator
 from ..kernels.native import renew_weight
-from ..kernels.operator import Operator
 from ..kernels.pooling import AveragePooling, MaxPooling, NoPooling, Pooling
+
+if TYPE_CHECKING:
+    from ..kernels.operator import Operator
 
 __all__ = ["AveragePooled", "ConvInteraction", "DenseInteraction", "EmptyInteraction"]
 

@@ -19,11 +19,11 @@ from ..energy.functional import State, energy_from_drives
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.operator import Drive
 from .minimizer import Start
-from .order import Groups
 from .record import Cache, Relaxation, parameters_of, stamp, versions_of
 
 if TYPE_CHECKING:
     from ..energy.graph import Graph
+    from .order import Groups
 
 __all__ = ["EnergyPhase", "Phase"]
 

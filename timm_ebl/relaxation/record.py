@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..energy.functional import State
 from ..kernels.native import version_of
 from ..kernels.operator import Drive, Operator
 
 if TYPE_CHECKING:
+    from ..energy.functional import State
     from ..energy.graph import Graph
 
 __all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "stamp", "versions_of"]

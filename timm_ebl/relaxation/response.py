@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..energy.perturbation import Perturbation
 from ..kernels.operator import Drive
 from ..kernels.pair import apart, copies_of
 from .phase import Phase
@@ -27,6 +26,7 @@ from .record import Cache, Relaxation, versions_of
 
 if TYPE_CHECKING:
     from ..energy.graph import Graph
+    from ..energy.perturbation import Perturbation
 
 __all__ = ["ResponsePhase"]
 
