@@ -5,7 +5,7 @@ from torch import nn
 
 from timm_ebl import HopfieldNetwork, Minimizer
 from timm_ebl.energy.graph import Edge, Graph, Layer
-from timm_ebl.energy.interaction import AveragePooled, ConvInteraction, DenseInteraction
+from timm_ebl.models.interactions import AveragePooled, ConvInteraction, DenseInteraction
 
 
 class GraphNetwork(HopfieldNetwork):

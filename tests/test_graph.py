@@ -17,7 +17,7 @@ from timm_ebl import (
     register_order,
 )
 from timm_ebl.energy.graph import Edge, Graph, Layer
-from timm_ebl.energy.interaction import ConvInteraction, DenseInteraction
+from timm_ebl.models.interactions import ConvInteraction, DenseInteraction
 from timm_ebl.relaxation import order
 from timm_ebl.relaxation.order import asynchronous
 

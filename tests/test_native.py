@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from timm_ebl.energy import interaction as module_of_interactions
-from timm_ebl.energy.interaction import ConvInteraction, DenseInteraction
 from timm_ebl.kernels import native
+from timm_ebl.models.interactions import ConvInteraction, DenseInteraction
 
 
 class Without:

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
-from timm_ebl.energy.interaction import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction, Interaction
+from timm_ebl.energy.interaction import Interaction
 from timm_ebl.kernels.operator import AutogradOperator
 from timm_ebl.kernels.packed import Packed
 from timm_ebl.kernels.plain import Plain
 from timm_ebl.kernels.winograd import Winograd
+from timm_ebl.models.interactions import AveragePooled, ConvInteraction, DenseInteraction, EmptyInteraction
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="PyTorch is built without oneDNN, and convolves by itself"

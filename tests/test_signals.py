@@ -166,12 +166,13 @@ def test_a_signal_while_the_result_is_published_ends_the_run_with_its_results(ru
 
 def test_the_sentence_says_what_is_done_and_a_command_that_a_shell_reads(tmp_path, monkeypatch):
     run = tmp_path / "my runs" / "it's"
+    monkeypatch.setattr(sys, "argv", ["../my clone/train_ebl.py"])
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     said = stop_message(signal.SIGUSR1, Progress(epoch=4, step=0), run)
     assert said.startswith("stopped by SIGUSR1 after epoch 3, which is saved; go on by: accelerate launch ")
     assert "batch 2 of epoch 4" in stop_message(signal.SIGTERM, Progress(epoch=4, step=2), run)
-    assert shlex.split(said.split("go on by: ")[1])[3:] == [
-        *("--config", str(run / "args.yaml"), "--output-dir", str(run), "--resume")
+    assert shlex.split(said.split("go on by: ")[1])[2:] == [
+        *("../my clone/train_ebl.py", "--config", str(run / "args.yaml"), "--output-dir", str(run), "--resume")
     ]
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    assert "go on by: python train_ebl.py --config" in stop_message(signal.SIGTERM, Progress(step=2), run)
+    assert "go on by: python '../my clone/train_ebl.py' --config" in stop_message(signal.SIGTERM, Progress(step=2), run)

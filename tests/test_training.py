@@ -54,6 +54,7 @@ def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
     settings = yaml.safe_load((out / "args.yaml").read_text())
 
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "args.yaml",
         "checkpoints",
         "config.json",

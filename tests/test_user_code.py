@@ -19,10 +19,12 @@ from timm_ebl.hub.__main__ import verify
 from timm_ebl.hub.package import stage
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
+from timm_ebl.training import trained as trained_runs
 from timm_ebl.training.build import build_rule, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.user_code import import_modules
 
 TESTS = Path(__file__).parent
 OWN = ["--import", "outside", "--algo", "half-clamping", "--model", "outside_dense"]
@@ -152,6 +154,15 @@ def test_a_run_whose_module_is_gone_is_refused_by_name(run):
     (run / "args.yaml").write_text(yaml.safe_dump(recipe | {"imports": ["gone"]}))
     with pytest.raises(CheckpointError, match=r"args.yaml: imports gone: there is no module gone on the Python path"):
         Checkpoint.open(run)
+
+
+def test_what_comes_from_the_hub_imports_nothing(run, monkeypatch):
+    monkeypatch.setattr(trained_runs, "_download", lambda repo_id: run)
+    with pytest.raises(CheckpointError, match=r"args.yaml asks for the module outside: import it first"):
+        Checkpoint.open("owner/name")
+    assert "outside" not in sys.modules
+    import_modules(["outside"])
+    assert Checkpoint.open("owner/name").recipe.algo == "half-clamping"
 
 
 def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_path):

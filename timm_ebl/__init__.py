@@ -19,9 +19,10 @@ if lacking := missing_of_timm():
 
 from ._version import __version__
 from .energy.functional import State
-from .energy.interaction import ConvInteraction, DenseInteraction, Interaction
+from .energy.interaction import Interaction
 from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
 from .models.dchn import DCHN
+from .models.interactions import ConvInteraction, DenseInteraction
 from .models.network import HopfieldNetwork
 from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
 from .relaxation.model import EnergyModel

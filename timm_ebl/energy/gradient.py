@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..kernels.operator import Drive, Operator
 from .functional import State, weigh
-from .graph import Graph
+
+if TYPE_CHECKING:
+    from ..kernels.operator import Drive, Operator
+    from .graph import Graph
 
 __all__ = ["NO_SECOND", "WeightedEnergy"]
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels.operator import Operator
-from .interaction import Interaction
+if TYPE_CHECKING:
+    from ..kernels.operator import Operator
+    from .interaction import Interaction
 
 __all__ = ["Edge", "Graph", "Layer"]
 

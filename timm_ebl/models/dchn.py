@@ -19,11 +19,11 @@ from torch import nn
 
 from ..arguments import Choice, is_count
 from ..data.catalogue import DATASETS
-from ..energy.interaction import AveragePooled, ConvInteraction
 from ..relaxation.minimizer import Minimizer, Start
 from ..rules.catalogue import name_of
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
+from .interactions import AveragePooled, ConvInteraction
 from .weights import list_shipped, source_of
 
 if TYPE_CHECKING:

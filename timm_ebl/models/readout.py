@@ -10,7 +10,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ..arguments import is_count, is_number
-from ..energy.interaction import DenseInteraction, EmptyInteraction
+from .interactions import DenseInteraction, EmptyInteraction
 
 __all__ = ["ReadOut", "as_gains", "as_global_pool", "as_size"]
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from ..energy.functional import norm
 from .minimizer import Minimizer, check_tolerance
 from .order import leading_to
-from .phase import Phase
+
+if TYPE_CHECKING:
+    from .phase import Phase
 
 __all__ = ["descend", "relative_change"]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..energy.functional import State
 from ..energy.perturbation import FREE, Perturbation
 from .minimizer import Minimizer
-from .record import Relaxation
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from .record import Relaxation
 
 __all__ = ["SETTLING_SWEEPS", "EnergyModel", "require_energy"]
 

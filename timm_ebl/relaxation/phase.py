@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..energy.functional import State, energy_from_drives
-from ..energy.graph import Graph
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.operator import Drive
 from .minimizer import Start
-from .order import Groups
 from .record import Cache, Relaxation, parameters_of, stamp, versions_of
+
+if TYPE_CHECKING:
+    from ..energy.graph import Graph
+    from .order import Groups
 
 __all__ = ["EnergyPhase", "Phase"]
 

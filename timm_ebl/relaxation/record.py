@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..energy.functional import State
-from ..energy.graph import Graph
 from ..kernels.native import version_of
 from ..kernels.operator import Drive, Operator
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from ..energy.graph import Graph
 
 __all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "stamp", "versions_of"]
 

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..energy.graph import Graph
-from ..energy.perturbation import Perturbation
 from ..kernels.operator import Drive
 from ..kernels.pair import apart, copies_of
 from .phase import Phase
 from .record import Cache, Relaxation, versions_of
+
+if TYPE_CHECKING:
+    from ..energy.graph import Graph
+    from ..energy.perturbation import Perturbation
 
 __all__ = ["ResponsePhase"]
 

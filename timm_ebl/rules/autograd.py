@@ -94,16 +94,7 @@ def with_parameters(model: nn.Module, parameters: Sequence[Tensor], call: Callab
 
 @dataclass
 class _Call:
-    """A call of `equilibrium`, from its forward to its backward pass.
-
-    Attributes:
-        model: The network.
-        method: How to differentiate.
-        layers: Which layers.
-        autocast: The mixed precision of the forward pass.
-        parameters: The parameters as the forward pass met them.
-        free: Where it ended, until that is used.
-    """
+    """A call of `equilibrium` under the `autocast` of its forward pass, until its backward pass has used `free`."""
 
     model: nn.Module
     method: Backward

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..energy.functional import State
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel, require_energy
-from ..relaxation.record import Relaxation
 from .backward import Backward, inner
 from .rule import Rule, RuleOutput, as_target, squared_error
+
+if TYPE_CHECKING:
+    from ..energy.functional import State
+    from ..relaxation.record import Relaxation
 
 __all__ = ["RecurrentBackprop", "TruncatedBackprop"]
 

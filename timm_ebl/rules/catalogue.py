@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..registry import Registry, Variant
 from .backprop import RecurrentBackprop, TruncatedBackprop
-from .backward import Backward
 from .contrastive import CoupledLearning, EquilibriumPropagation, Nudging
 from .rule import RULES, register_rule
+
+if TYPE_CHECKING:
+    from .backward import Backward
 
 __all__ = ["create_backward", "list_backwards", "name_of"]
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..energy.functional import State
 from ..registry import Registry, Variant
 from ..relaxation.minimizer import Minimizer, require_minimizer
-from ..relaxation.record import Relaxation
 
 if TYPE_CHECKING:
+    from ..energy.functional import State
     from ..relaxation.model import EnergyModel
+    from ..relaxation.record import Relaxation
 
 __all__ = [
     "RULES",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import State, norm
-from ..energy.interaction import AveragePooled, ConvInteraction, DenseInteraction
 from ..errors import ConfigError
+from ..models.interactions import AveragePooled, ConvInteraction, DenseInteraction
 from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
 from ..rules import reference
 from .throughput import median_seconds

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..energy.interaction import ConvInteraction
+from ..models.interactions import ConvInteraction
 from ..relaxation.minimizer import PAPER
 from ..relaxation.phase import EnergyPhase
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -34,9 +35,9 @@ def stop_message(number: int, progress: Progress, run: Path) -> str:
 
 def resume_command(run: Path) -> str:
     """The command that takes a run up again; a launcher needs the options that it had."""
-    folder, settings = shlex.quote(str(run)), shlex.quote(str(run / "args.yaml"))
+    script, folder, settings = map(shlex.quote, (sys.argv[0], str(run), str(run / "args.yaml")))
     launcher = "accelerate launch" if _is_launched() else "python"
-    return f"{launcher} train_ebl.py --config {settings} --output-dir {folder} --resume"
+    return f"{launcher} {script} --config {settings} --output-dir {folder} --resume"
 
 
 def _is_launched() -> bool:

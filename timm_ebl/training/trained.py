@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +107,7 @@ class TrainedModel:
         """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
 
         Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id. Modules that the recipe in a folder
-        names (``imports``) are imported; those of what comes from the Hub are not.
+        names (``imports``) are imported; those of what comes from the Hub must be imported before.
 
         Raises:
             CheckpointError: There is none, or a module cannot be imported.
@@ -128,7 +128,9 @@ class TrainedModel:
             return cls(name, SHIPPED / name, RECIPES / name if (RECIPES / name).is_dir() else None)
         text = text.removeprefix("hf-hub:")
         if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-            return cls(text, *[_download(text)] * 2)
+            folder = _download(text)
+            _import_of(folder / "args.yaml", ours=False)
+            return cls(text, folder, folder)
         known = ", ".join(list_shipped())
         raise CheckpointError(
             f"{text} is neither a folder nor an id owner/name on the Hub nor one of the shipped models: {known}."
@@ -217,11 +219,15 @@ class TrainedModel:
         return self.records / name
 
 
-def _import_of(recipe: Path) -> None:
-    """Import what a recipe names, if there is one that can be read; who needs the rest of it says what is wrong."""
-    names: Sequence[str] = ()
-    with suppress(ConfigError):
+def _import_of(recipe: Path, ours: bool = True) -> None:
+    """Import what a recipe names, if it can be read; one from elsewhere does not decide what is imported here."""
+    try:
         names = read_recipe(recipe).get("imports") or ()
+    except ConfigError:
+        return
+    strange = [name for name in names if not ours and name not in sys.modules]
+    if strange:
+        raise CheckpointError(f"{recipe} asks for the module {strange[0]}: import it first, if you know what it is.")
     try:
         import_modules(names, f"{recipe}: imports")
     except ConfigError as error:
