@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import repeat
 from typing import TYPE_CHECKING
@@ -13,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import norm
-from .minimizer import Minimizer, check_tolerance
+from .minimizer import check_tolerance
 from .order import leading_to
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .minimizer import Minimizer
     from .phase import Phase
 
 __all__ = ["descend", "relative_change"]
@@ -55,9 +56,10 @@ def descend(
         before = tuple(phase.state) if looks and measured else ()
         phase.begin(sweep, looks)
         step(groups, end.omega(sweep), end.frozen)
-        if before and end.reached(sweep, relative_change(before, phase.state)):
+        if before and end.reached(relative_change(before, phase.state)):
             break
-    end.warn()
+    else:
+        end.missed()
     return end.residual, sweep
 
 
@@ -67,61 +69,37 @@ def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor
     return torch.where(change > 0, change / norm(after), change)
 
 
-class _End(ABC):
-    """When sweeps end.
-
-    Attributes:
-        residual: The residual of each sample's last look, ``(B,)``; ``None`` before the first one.
-        frozen: The samples that have come to their end, a mask ``(B,)``; ``None`` where there is none.
-    """
+class _AllSweeps:
+    """The end of all sweeps of a minimiser."""
 
     residual: Tensor | None = None
     frozen: Tensor | None = None
 
     def __init__(self, minimizer: Minimizer) -> None:
-        self.minimizer = minimizer
-
-    @abstractmethod
-    def looks(self, sweep: int) -> bool:
-        """Whether the residual of a sweep is looked at."""
-
-    @abstractmethod
-    def omega(self, sweep: int) -> float | Tensor:
-        """The over-relaxation of a sweep."""
-
-    @abstractmethod
-    def reached(self, sweep: int, residual: Tensor) -> bool:
-        """Whether the end is reached, given the residual of this sweep."""
-
-    def warn(self) -> None:  # noqa: B027 (not every end can be missed)
-        """Say so if the end was not reached."""
-
-
-class _AllSweeps(_End):
-    """The end of all sweeps of a minimiser."""
+        self.omega, self.sweeps = minimizer.omega_of, minimizer.sweeps
 
     def looks(self, sweep: int) -> bool:
-        return sweep == self.minimizer.sweeps
+        return sweep == self.sweeps
 
-    def omega(self, sweep: int) -> float:
-        return self.minimizer.omega_of(sweep)
-
-    def reached(self, sweep: int, residual: Tensor) -> bool:
+    def reached(self, residual: Tensor) -> bool:
         self.residual = residual
         return True
 
+    def missed(self) -> None:
+        pass
 
-class _Tolerance(_End):
-    """Every sample within the tolerance, with its copy if it has one; those that are stay in the batch as they are."""
+
+class _Tolerance:
+    """The end of every sample, with its copy if it has one, at the tolerance; from then on it is frozen as it is."""
 
     def __init__(self, minimizer: Minimizer, phase: Phase) -> None:
-        super().__init__(minimizer)
-        self.phase, self.first = phase, None
         if torch.jit.is_tracing() or torch.compiler.is_exporting() or phase.x.is_meta:
             raise RuntimeError(
                 f"With a tolerance ({minimizer.tolerance:g}), the values decide how many sweeps are made, which no "
                 "recording can: relax for a fixed number of sweeps."
             )
+        self.minimizer, self.phase = minimizer, phase
+        self.residual = self.first = self.frozen = None
         self.done = self.slow = torch.zeros(len(phase.x), dtype=torch.bool, device=phase.x.device)
 
     def looks(self, sweep: int) -> bool:
@@ -130,27 +108,25 @@ class _Tolerance(_End):
     def omega(self, sweep: int) -> Tensor:
         return self.phase.x.new_full(self.slow.shape, self.minimizer.omega_of(sweep)).masked_fill_(self.slow, 1)
 
-    def reached(self, sweep: int, residual: Tensor) -> bool:
+    def reached(self, residual: Tensor) -> bool:
         if self.first is None:
             check_tolerance(self.minimizer.tolerance, self.phase.state[0].dtype)
             self.first = self.residual = residual
         self.residual = torch.where(self.done, self.residual, residual)
         self.slow = self.slow | (self.residual > self.first)
-        near = (self.residual <= self.minimizer.tolerance).view(self.phase.copies, -1).all(0)
-        self.done = self.done | near.repeat(self.phase.copies)
+        near = (self.residual <= self.minimizer.tolerance).view(self.phase.copies, len(residual) // self.phase.copies)
+        self.done = self.done | near.all(0).repeat(self.phase.copies)
         count = int(self.done.sum())
         self.frozen = self.done if count else None
         return count == len(self.done)
 
-    def warn(self) -> None:
-        if self.first is not None and not bool(self.done.all()):
-            warnings.warn(
-                f"Some samples have not come to the tolerance of {self.minimizer.tolerance:g} in "
-                f"{self.minimizer.sweeps} sweeps (`Relaxation.converged` tells which): allow more sweeps or a larger "
-                "tolerance.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+    def missed(self) -> None:
+        warnings.warn(
+            f"Some samples have not come to the tolerance of {self.minimizer.tolerance:g} in {self.minimizer.sweeps} "
+            "sweeps (`Relaxation.converged` tells which): allow more sweeps or a larger tolerance.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _step(phase: Phase, minimizer: Minimizer) -> Callable[..., None]:

@@ -5,34 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..arguments import Choice, is_number, require_flag
-from .order import Groups, Neighbours, groups_of
+from .order import groups_of
 
-__all__ = [
-    "EQUILIBRIUM",
-    "LEAST_TOLERANCE",
-    "MOST_SWEEPS",
-    "PAPER",
-    "Minimizer",
-    "Start",
-    "check_tolerance",
-    "require_minimizer",
-]
+if TYPE_CHECKING:
+    from .order import Groups, Neighbours
 
-SWEEPS = 7
-"""Sweeps of a relaxation without a tolerance, by default."""
+__all__ = ["EQUILIBRIUM", "PAPER", "Minimizer", "Start", "check_tolerance", "require_minimizer"]
 
-MOST_SWEEPS = 1000
-"""The most sweeps of a relaxation with a tolerance, by default."""
-
-_LEAST_OMEGA = torch.finfo(torch.float32).tiny
-"""What is below it is 0 in 32 bits: nothing would move."""
+SWEEPS, MOST_SWEEPS = 7, 1000
+"""Sweeps of a relaxation by default: without a tolerance, and at most with one."""
 
 LEAST_TOLERANCE = 8
 """The least tolerance, in units of the state's rounding: at rest it leaves a residual of one to seven by itself."""
+
+_LEAST_OMEGA = torch.finfo(torch.float32).tiny  # what is below it is 0 in 32 bits: nothing would move
 
 
 class Start(Choice):
@@ -58,8 +49,8 @@ class Minimizer:
             depend on the others. A warning tells of samples that do not get there (`Relaxation.converged`).
         omega: Over-relaxation ``s <- clip(s + omega (h - s))`` of the hidden layers in the field ``h``,
             ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are for
-            whoever goes on (`further`). The paper has 1; the energy never rises for any of them under the asynchronous
-            order. With a tolerance, a sample goes on with 1 once its residual is above that of its first look.
+            whoever goes on (`further`). The paper has 1. With a tolerance, a sample goes on with 1 once its residual is
+            above that of its first look.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
@@ -81,9 +72,9 @@ class Minimizer:
             object.__setattr__(self, "sweeps", SWEEPS if self.tolerance is None else MOST_SWEEPS)
         if type(self.sweeps) is not int or self.sweeps < 1:
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
-        if self.tolerance is not None and not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
-            raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
         if self.tolerance is not None:
+            if not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
+                raise ValueError(f"The tolerance is a positive number or None, not {self.tolerance!r}.")
             object.__setattr__(self, "tolerance", float(self.tolerance))
         omegas = self._omegas
         if not omegas or not all(is_number(omega) and _LEAST_OMEGA < omega < 2 for omega in omegas):
@@ -112,11 +103,7 @@ class Minimizer:
         return replace(self, sweeps=sweeps, tolerance=None, omega=omega)
 
     def groups(self, neighbours: Neighbours) -> Groups:
-        """The groups of one sweep over layers with these neighbours (`Graph.neighbours`).
-
-        Raises:
-            ValueError: The order leaves out a layer, or names one that there is not.
-        """
+        """The groups of one sweep over layers with these neighbours (`groups_of`)."""
         return groups_of(self.order, neighbours)
 
 
@@ -131,11 +118,7 @@ One layer after the other and with over-relaxation to the end, slow samples need
 
 
 def check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
-    """Refuse a tolerance that rounding never lets a state of that type reach.
-
-    Raises:
-        ValueError: It is below `LEAST_TOLERANCE` roundings.
-    """
+    """Refuse, by a ValueError, a tolerance that rounding never lets a state of that type reach."""
     least = LEAST_TOLERANCE * torch.finfo(dtype).eps
     if tolerance < least:
         raise ValueError(
@@ -145,10 +128,6 @@ def check_tolerance(tolerance: float, dtype: torch.dtype) -> None:
 
 
 def require_minimizer(name: str, value: object, optional: bool = False) -> None:
-    """Refuse what is no `Minimizer`.
-
-    Raises:
-        TypeError: It is none; ``None`` may be allowed.
-    """
+    """Refuse, by a TypeError, what is no `Minimizer`; ``None`` may be allowed."""
     if not (isinstance(value, Minimizer) or (optional and value is None)):
         raise TypeError(f"{name} is a timm_ebl.Minimizer, not {value!r}.")

@@ -7,19 +7,7 @@ from operator import index
 
 from ..registry import Registry
 
-__all__ = [
-    "Groups",
-    "Neighbours",
-    "Order",
-    "asynchronous",
-    "backward",
-    "forward",
-    "groups_of",
-    "leading_to",
-    "list_orders",
-    "register_order",
-    "synchronous",
-]
+__all__ = ["Groups", "Neighbours", "Order", "groups_of", "leading_to", "list_orders", "register_order"]
 
 Groups = tuple[tuple[int, ...], ...]
 Neighbours = Sequence[frozenset[int]]
@@ -60,15 +48,13 @@ def groups_of(name: str, neighbours: Neighbours | None = None) -> Groups:
     order = _ORDERS[name]
     if neighbours is None:
         return ()
-    groups = order(neighbours)
+    groups, layers = order(neighbours), set(range(len(neighbours)))
     try:
         groups = tuple(tuple(group) for group in groups)
         named = {index(layer) for group in groups for layer in group}
     except TypeError:
         raise ValueError(f"The order {name!r} returns no groups of layers: {groups!r}.") from None
-    layers = set(range(len(neighbours)))
-    if named != layers:
-        wrong = named ^ layers
+    if wrong := named ^ layers:
         what = "leaves out" if wrong <= layers else "names"
         raise ValueError(
             f"The order {name!r} {what} layer {min(wrong)}, and a sweep updates every layer from 0 to {max(layers)}."
@@ -101,9 +87,7 @@ def asynchronous(neighbours: Neighbours) -> Groups:
     for layer, near in enumerate(neighbours):
         taken = {colours[other] for other in near if other < layer}
         colours.append(next(colour for colour in range(len(neighbours)) if colour not in taken))
-    return tuple(
-        tuple(layer for layer, colour in enumerate(colours) if colour == group) for group in range(max(colours) + 1)
-    )
+    return tuple(tuple(k for k, colour in enumerate(colours) if colour == c) for c in range(max(colours) + 1))
 
 
 @register_order
@@ -120,10 +104,10 @@ def forward(neighbours: Neighbours) -> Groups:
 
 @register_order
 def backward(neighbours: Neighbours) -> Groups:
-    """One layer after the other, from the output to the input. The energy never rises.
+    """One layer after the other, from the output to the input. The energy never rises. Not in the paper.
 
-    A nudge of the output reaches every layer in a single sweep, where the asynchronous order takes half as many sweeps
-    as there are layers. Not in the paper.
+    A nudge of the output reaches every layer in a single sweep; in the asynchronous order that takes half as many
+    sweeps as there are layers.
     """
     return tuple((layer,) for layer in reversed(range(len(neighbours))))
 

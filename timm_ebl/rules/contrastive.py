@@ -177,8 +177,6 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
             code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
             point, but the short nudged phases get nearer to it. A force needs no such choice.
 
-    Raises:
-        ValueError: As for `ContrastiveRule`, or beta is 1 or more where the nudge is negative or damped.
     """
 
     damped: bool = False
@@ -186,6 +184,8 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("damped", self.damped)
+
+    def check(self) -> None:
         if self.nudging is not Nudging.POSITIVE and self.beta >= 1:
             raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
         if self.damped and self.beta >= 1:

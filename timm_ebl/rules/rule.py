@@ -118,6 +118,9 @@ class Rule(ABC):
         """The minimiser of the second phase (`second_field`)."""
         return None if self.second_field is None else getattr(self, self.second_field)
 
+    def check(self) -> None:  # noqa: B027 (most options go together)
+        """Refuse, by a ValueError, options that do not go together in learning; `create_rule` asks for it."""
+
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         """The rule's scalar for a batch.
@@ -192,4 +195,6 @@ def create_rule(name: str, **options: object) -> Rule:
         TypeError: A minimiser is none.
         ValueError: The rule or an option is unknown, or a value is out of range.
     """
-    return RULES[name].create(**options)
+    rule = RULES[name].create(**options)
+    rule.check()
+    return rule
