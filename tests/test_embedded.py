@@ -26,7 +26,7 @@ class TestEmbeddedSample:
         assert dataset.spec.mean == DATASETS["fashion-mnist"].mean
 
     def test_notice_is_included(self) -> None:
-        notice = (Path(data.__file__).parent / "embedded" / "README.md").read_text(encoding="utf-8")
+        notice = (Path(data.__file__).parents[1] / "embedded" / "README.md").read_text(encoding="utf-8")
         assert "Copyright © 2017 Zalando SE, https://tech.zalando.com" in notice
         assert "Permission is hereby granted, free of charge" in notice
 
