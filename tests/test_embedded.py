@@ -40,7 +40,7 @@ class TestEmbeddedSample:
             if taken[label] < per_class:
                 taken[label] += 1
                 rows.append(row)
-        sample = read_table(Path(data.__file__).parent / "embedded" / f"{split}.parquet")
+        sample = read_table(Path(data.__file__).parents[1] / "embedded" / f"{split}.parquet")
         assert sample.equals(source.take(rows), check_metadata=True)
 
 
