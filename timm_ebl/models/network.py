@@ -165,11 +165,11 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         """The linear response of a free state to a perturbation (`timm_ebl.relaxation.response`). Not in the paper.
 
         The pooling routes are held, which keeps the energy smooth in the strength of the perturbation, and the free
-        state counts as at rest.
+        state is treated as an equilibrium.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
-            perturbation: What is done, to each copy.
+            perturbation: The perturbation of each copy.
             minimizer: How to minimise.
 
         Raises:

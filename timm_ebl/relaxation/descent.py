@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["descend", "relative_change"]
 
 SWEEPS_BETWEEN_LOOKS = 4
-"""With a tolerance, how often the residual is looked at: a look makes the processor wait for the device."""
+"""With a tolerance, how often the residual is computed: the processor then waits for the device."""
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ class _Tolerance:
 
 
 def _step(phase: Phase, minimizer: Minimizer) -> Callable[..., None]:
-    """The sweep of a phase, compiled where asked; compiled code takes every other number for another programme."""
+    """The sweep of a phase, compiled where asked; it is compiled anew for every other number."""
     if not minimizer.compiled:
         return phase.sweep
     sweep = compiled_sweep(type(phase))

@@ -21,9 +21,9 @@ SWEEPS, MOST_SWEEPS = 7, 1000
 """Sweeps of a relaxation by default: without a tolerance, and at most with one."""
 
 LEAST_TOLERANCE = 8
-"""The least tolerance, in units of the state's rounding: at rest it leaves a residual of one to seven by itself."""
+"""The least tolerance, in units of the state's rounding: at an equilibrium, it alone leaves a residual of 1 to 7."""
 
-_LEAST_OMEGA = torch.finfo(torch.float32).tiny  # what is below it is 0 in 32 bits: nothing would move
+_LEAST_OMEGA = torch.finfo(torch.float32).tiny  # a smaller one is 0 in 32 bits: no layer would change
 
 
 class Start(Choice):
@@ -32,7 +32,7 @@ class Start(Choice):
     ZERO = "zero"
     """Every layer at zero, as the paper evaluates."""
     FEEDFORWARD = "feedforward"
-    """One bottom-up pass without feedback; its drives are used by the first sweep, so that it costs next to nothing."""
+    """One bottom-up pass without feedback; its drives are used by the first sweep, so that it adds almost no time."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Minimizer:
         order: Name of a registered order of update (`timm_ebl.list_orders`).
         sweeps: Number of sweeps, by default 7; with a tolerance the most of them, by default 1000.
         tolerance: Stop a sample once its residual is at most this; ``None`` makes all sweeps, as the paper does. The
-            residual is looked at every fourth sweep, and a sample that is done stays as it is: where it ends does not
+            residual is computed every fourth sweep, and a sample that is done stays as it is: where it ends does not
             depend on the others. A warning tells of samples that do not get there (`Relaxation.converged`).
         omega: Over-relaxation ``s <- clip(s + omega (h - s))`` of the hidden layers in the field ``h``,
-            ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are for
-            whoever goes on (`further`). The paper has 1. With a tolerance, a sample goes on with 1 once its residual is
-            above that of its first look.
+            ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are
+            used when a relaxation is continued (`further`). The paper has 1. With a tolerance, a sample goes on with 1 once its residual is
+            above the first that was computed.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SETTLING_SWEEPS", "EnergyModel", "require_energy"]
 
 SETTLING_SWEEPS = 2
-"""How many more sweeps a free state is given before it is contrasted: a gradient asks for more than an answer."""
+"""How many more sweeps a free state is given before it is contrasted: a gradient needs a state nearer to equilibrium."""
 
 
 class EnergyModel(ABC):
@@ -53,12 +53,12 @@ class EnergyModel(ABC):
     def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
         """The linear response of a free state to a perturbation, without autograd.
 
-        A choice that the energy makes of the state (the pooling routes) stays as it is in the free state, which counts
-        as at rest. A model without such an approximation relaxes from the free state, as here.
+        A choice that the energy makes of the state (the pooling routes) stays as it is in the free state, which is
+        treated as an equilibrium. A model without such an approximation relaxes from the free state, as here.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`).
-            perturbation: What is done, to each copy.
+            perturbation: The perturbation of each copy.
             minimizer: How to minimise.
         """
         return self.relax(free.input, free, perturbation, minimizer)

@@ -50,11 +50,11 @@ class Phase(ABC):
 
     @abstractmethod
     def begin(self, sweep: int, ends: bool) -> None:
-        """Get ready for a sweep, given its number, from 1, and whether the phase may end with it."""
+        """Prepare a sweep, given its number, from 1, and whether the phase may end with it."""
 
     @abstractmethod
     def field(self, layer: int) -> Tensor:
-        """The field on a layer, perturbed, in a tensor of its own; of the output layer the state of least energy."""
+        """The field on a layer, perturbed, in a new tensor; for the output layer the state of least energy."""
 
     @abstractmethod
     def replace(self, layer: int, value: Tensor) -> None:
@@ -62,7 +62,7 @@ class Phase(ABC):
 
     @abstractmethod
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
-        """The phase so far as a relaxation; nothing is computed for its sake if no residual is given."""
+        """The phase so far as a relaxation; nothing more is computed if no residual is given."""
 
     def sweep(self, groups: Groups, omega: float | Tensor = 1.0, frozen: Tensor | None = None) -> None:
         """Update every layer once; the output layer is never over-relaxed.

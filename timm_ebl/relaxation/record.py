@@ -23,7 +23,7 @@ Stamp = tuple[tuple[Tensor, int], ...]
 
 @dataclass(frozen=True)
 class Cache:
-    """What a relaxation has computed, for whoever goes on from where it ended.
+    """What a relaxation has computed, for one that continues from where it ended.
 
     Attributes:
         operators: The operator of each edge, for single states.

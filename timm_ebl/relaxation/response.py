@@ -6,7 +6,7 @@ layer, ``s = clip(u)``, a perturbed state relaxes to
     s' = clip(u + W (s' - s) + W^T (s' - s)),
 
 ``W`` and ``W^T`` standing for the drives from the layers below and the feedbacks from those above. The free state
-counts as at rest: how far it is from it has no part in the response. At an equilibrium, ``u`` is the field, and ``s'``
+is treated as an equilibrium: its distance from one does not change the response. At an equilibrium, ``u`` is the field, and ``s'``
 minimises the perturbed energy.
 """
 
@@ -45,7 +45,7 @@ class ResponsePhase(Phase):
     Args:
         graph: The layers and their interactions.
         free: The free relaxation, or two copies of it (`Relaxation.twice`).
-        perturbation: What is done, to each copy.
+        perturbation: The perturbation of each copy.
         cache: What that relaxation has computed.
 
     Raises:
@@ -109,7 +109,7 @@ class ResponsePhase(Phase):
         return change
 
     def _change(self, layer: int) -> Tensor:
-        """The difference of both responses, or the change that one is."""
+        """The difference of the two responses, or the change of a single one."""
         if self.copies == 2:
             first, second = copies_of(self.state[layer])
             return second - first

@@ -79,7 +79,7 @@ class _Holder(nn.Module):
 
 
 def with_parameters(model: nn.Module, parameters: Sequence[Tensor], call: Callable[[], Result]) -> Result:
-    """The result of a call, made while a model has these parameters, in the order of its own.
+    """The result of a call, with these parameters in place of the model's own, in their order.
 
     Raises:
         RuntimeError: They are not those of the model as it is now.
@@ -105,7 +105,7 @@ class _Call:
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         self.free = self.model.relax(x.detach())
-        # Copies: whoever changes a result in place leaves the state alone that the backward pass starts from.
+        # Copies: changing a result in place does not change the state from which the backward pass starts.
         return tuple(_layer(self.free, index).clone() for index in self.layers)
 
     def backward(

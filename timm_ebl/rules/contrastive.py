@@ -28,7 +28,7 @@ from .rule import Rule, RuleOutput, as_target
 __all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging", "require_strength"]
 
 ROUNDINGS = 1024
-"""How many times rounding a perturbation is to be at least: three digits of what it does are left."""
+"""Least size of a perturbation in units of rounding, so that three digits of its effect remain."""
 
 
 class Nudging(Enum):
@@ -43,8 +43,8 @@ class Nudging(Enum):
 class ContrastiveRule(Rule):
     """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
 
-    Where the free phase has not converged, a perturbed phase also does what was left of it, and that is no effect of
-    the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one:
+    Where the free phase has not converged, a perturbed phase also moves the rest of the way to the equilibrium, which
+    is not an effect of the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one:
     there the unperturbed state needs a companion, or the linear response.
 
     Attributes:
@@ -53,12 +53,12 @@ class ContrastiveRule(Rule):
         nudging: Which two equilibria.
         linear_response: Relax the perturbed states by `EnergyModel.respond`: the free state's pooling routes are held,
             so that the energy is smooth in the strength of the perturbation, which is to be small, and the free state
-            counts as at rest. Ours, not the paper's.
+            is treated as an equilibrium. Ours, not the paper's.
         settle: Give the free state two more free sweeps before the perturbed phases start from it. Ours, not the
             paper's; by default not where there is a companion.
         companion: In a one-sided rule, relax the unperturbed state as long as the perturbed one, from the same free
             state and under a perturbation of strength 0, as the paper's released code does. By default where pooling
-            routes are followed: in the linear response the free state counts as at rest and is its own companion.
+            routes are followed: the linear response treats the free state as an equilibrium, which needs no companion.
 
     Raises:
         TypeError: A minimiser or the nudging is none.

@@ -59,7 +59,7 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     Raises:
         TypeError: The labels are no tensor of whole or real numbers.
         ValueError: There are none, they are on another device, their shape does not fit, a label is out of range or a
-            target not finite (both looked at on the CPU only, for the sake of speed).
+            target not finite (both checked on the CPU only, for speed).
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"Labels are a tensor, not {type(y).__name__}: torch.as_tensor makes one of a list.")
