@@ -90,7 +90,7 @@ from timm_ebl.training.task import RuleTask
         (lambda: create_rule("c-ep", damped=1), ["damped is True or False", "1"]),
         (lambda: create_backward("ep", linear_response="no"), ["linear_response is True or False", "'no'"]),
         (lambda: register_rule("c-ep", CoupledLearning), ["'c-ep'", "own rules", "replace=True"]),
-        (lambda: register_rule("mine", CoupledLearning, bta=1), ["CoupledLearning", "'bta'", "beta"]),
+        (lambda: register_rule("mine", CoupledLearning, bta=1), ["'mine'", "'bta'", "beta"]),
     ],
 )
 def test_a_wrong_setting_is_refused(call, words):

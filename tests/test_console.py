@@ -11,7 +11,7 @@ from runs import train
 from tqdm import tqdm
 
 from timm_ebl.hub import __main__ as hub
-from timm_ebl.tools import benchmark, gradients, overhead, plots, predict
+from timm_ebl.tools import benchmark, gradients, plots, predict
 from timm_ebl.training.console import OptionalStream, bars_in_terminals_alone, survive_output
 
 
@@ -71,7 +71,7 @@ def bars():
     assert not bars_are_off()
 
 
-@pytest.mark.parametrize("command", [benchmark, gradients, hub, overhead, plots, predict])
+@pytest.mark.parametrize("command", [benchmark, gradients, hub, plots, predict])
 @pytest.mark.usefixtures("bars")
 def test_in_a_log_libraries_show_no_bars_of_their_own(command):
     with pytest.raises(SystemExit, match="0"):

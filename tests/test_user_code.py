@@ -14,16 +14,17 @@ from runs import SCRIPT, assert_same_run, train, write_images
 from safetensors.torch import load_file
 
 from timm_ebl import list_rules
+from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError, ConfigError
 from timm_ebl.hub.__main__ import verify
 from timm_ebl.hub.package import stage
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import trained as trained_runs
-from timm_ebl.training.build import build_rule, check_config
+from timm_ebl.training.build import build_model, build_rule, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
-from timm_ebl.training.trained import Checkpoint
+from timm_ebl.training.trained import TrainedModel
 from timm_ebl.training.user_code import import_modules
 
 TESTS = Path(__file__).parent
@@ -90,12 +91,12 @@ def test_commands_that_open_a_run_import_what_it_needs(run, folder):
     error = json.loads((run / "summary.json").read_text())["test_error"]
     assert verify(run).error == pytest.approx(error)
     image = next((folder / "test" / "left").iterdir())
-    (prediction,) = classify(Checkpoint.open(run), [str(image)])
+    (prediction,) = classify(TrainedModel.open(run), [str(image)])
     assert set(prediction.classes) == {"left", "right", "dark"}
 
 
 def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
-    checkpoint = Checkpoint.open(run)
+    checkpoint = TrainedModel.open(run)
     stage(checkpoint, tmp_path, "mine", "mine", checkpoint.test_split())
     card = (tmp_path / "README.md").read_text()
     assert "| rule | `half-clamping` |" in card
@@ -153,19 +154,26 @@ def test_a_run_whose_module_is_gone_is_refused_by_name(run):
     recipe = yaml.safe_load((run / "args.yaml").read_text())
     (run / "args.yaml").write_text(yaml.safe_dump(recipe | {"imports": ["gone"]}))
     with pytest.raises(CheckpointError, match=r"args.yaml: imports gone: there is no module gone on the Python path"):
-        Checkpoint.open(run)
+        TrainedModel.open(run)
 
 
 def test_what_comes_from_the_hub_imports_nothing(run, monkeypatch):
     monkeypatch.setattr(trained_runs, "_download", lambda repo_id: run)
     with pytest.raises(CheckpointError, match=r"args.yaml asks for the module outside: import it first"):
-        Checkpoint.open("owner/name")
+        TrainedModel.open("owner/name")
     assert "outside" not in sys.modules
     import_modules(["outside"])
-    assert Checkpoint.open("owner/name").recipe.algo == "half-clamping"
+    assert TrainedModel.open("owner/name").recipe.algo == "half-clamping"
 
 
 def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("imports: [nowhere]\n")
     config = parse_config(["--config", str(tmp_path / "recipe.yaml"), "--import", "json", "--import", "yaml", "csv"])
     assert config.imports == ("json", "yaml", "csv")
+
+
+def test_a_model_that_does_not_say_how_many_channels_it_takes_is_refused_beforehand():
+    config = parse_config([*OWN, "--dataset", "mnist"])
+    grey = load_dataset(None, "train")
+    with pytest.raises(ConfigError, match="'outside_dense' does not say that it takes 1 channels: set in_chans"):
+        build_model(config, grey)

@@ -48,9 +48,9 @@ class Minimizer:
             residual is computed every fourth sweep, and a sample that is done stays as it is: where it ends does not
             depend on the others. A warning tells of samples that do not get there (`Relaxation.converged`).
         omega: Over-relaxation ``s <- clip(s + omega (h - s))`` of the hidden layers in the field ``h``,
-            ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are
-            used when a relaxation is continued (`further`). The paper has 1. With a tolerance, a sample goes on with 1 once its residual is
-            above the first that was computed.
+            ``0 < omega < 2``, or one for each sweep, the last one for all that follow; those beyond `sweeps` are used
+            when a relaxation is continued (`further`). The paper has 1. With a tolerance, a sample goes on with 1 once
+            its residual is above the first that was computed.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
             batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["SETTLING_SWEEPS", "EnergyModel", "require_energy"]
 
 SETTLING_SWEEPS = 2
-"""How many more sweeps a free state is given before it is contrasted: a gradient needs a state nearer to equilibrium."""
+"""How many more sweeps a free state is given before it is contrasted: a gradient needs one nearer to equilibrium."""
 
 
 class EnergyModel(ABC):

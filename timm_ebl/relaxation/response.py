@@ -5,9 +5,9 @@ layer, ``s = clip(u)``, a perturbed state relaxes to
 
     s' = clip(u + W (s' - s) + W^T (s' - s)),
 
-``W`` and ``W^T`` standing for the drives from the layers below and the feedbacks from those above. The free state
-is treated as an equilibrium: its distance from one does not change the response. At an equilibrium, ``u`` is the field, and ``s'``
-minimises the perturbed energy.
+``W`` and ``W^T`` standing for the drives from the layers below and the feedbacks from those above. The free state is
+treated as an equilibrium: its distance from one does not change the response. At an equilibrium, ``u`` is the field,
+and ``s'`` minimises the perturbed energy.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class ContrastiveRule(Rule):
     """Contrast of two equilibria: ``mean(E(theta, x, s_2) - E(theta, x, s_1)) / (beta_2 - beta_1)``.
 
     Where the free phase has not converged, a perturbed phase also moves the rest of the way to the equilibrium, which
-    is not an effect of the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one with the free one:
-    there the unperturbed state needs a companion, or the linear response.
+    is not an effect of the perturbation. It cancels in the contrast of two perturbed states, but not of a perturbed one
+    with the free one: there the unperturbed state needs a companion, or the linear response.
 
     Attributes:
         perturbed: Minimiser of the perturbed phases.
