@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from timm_ebl import list_rules
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError, ConfigError
-from timm_ebl.hub.__main__ import verify
 from timm_ebl.hub.package import stage
+from timm_ebl.hub.verify import verify
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import trained as trained_runs
