@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from convolutions import CONVOLUTIONS, IMAGE, build, near_copies
 
 from timm_ebl.kernels.packed import Packed
 from timm_ebl.kernels.plain import Plain
+from timm_ebl.kernels.pooling import AveragePooling
 from timm_ebl.kernels.winograd import Winograd
 from timm_ebl.models.interactions import AveragePooled, ConvInteraction, DenseInteraction
 
@@ -153,6 +155,13 @@ def test_two_copies_in_16_bits_choose_one_route(generator):
     assert len(drive.route) == 3
     chosen = unpooled.flatten(2).gather(2, drive.route.repeat(2, 1, 1, 1).flatten(2))
     torch.testing.assert_close(drive.value.flatten(2), chosen, rtol=0, atol=0)
+
+
+def test_means_along_a_route_are_summed_in_32_bits(generator):
+    unpooled = torch.rand(2, 3, 4, 6, generator=generator).bfloat16()
+    found = AveragePooling(2).hold(unpooled, None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), F.avg_pool2d(unpooled.double(), 2), atol=1e-7, rtol=0)
 
 
 @torch.no_grad()
