@@ -34,7 +34,7 @@ BUGS = {
         "if route is None and self.dtype == torch.float16:",
         "test_rounding.py::test_two_copies_in_16_bits_choose_one_route",
     ),
-    "a weight is packed while it is traced": Bug(
+    "a weight is packed while code is compiled": Bug(
         "kernels/convolution.py",
         "and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())",
         "and not (torch.is_grad_enabled() or torch.jit.is_tracing())",
@@ -92,8 +92,7 @@ BUGS = {
         "models/network.py",
         "state = (*layers[:-1], perturbation.start(layers[-1]))",
         "state = layers",
-        "test_minimize.py::test_every_sweep_from_a_given_state_ends_where_the_references_does"
-        "[clamped-1.4-asynchronous]",
+        "test_minimize.py::test_every_sweep_from_a_given_state_ends_where_the_references_does[clamped-1.4-forward]",
     ),
     "the energy forgets the held routes": Bug(
         "models/network.py",
