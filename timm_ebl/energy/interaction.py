@@ -2,7 +2,8 @@
 
 An interaction between a lower layer ``s`` and an upper layer ``o`` adds ``-<o, drive(s)>`` to the energy. Its drive is
 linear up to a choice that it makes of ``s``, its route (pooling: the place of each maximum), and may hold a bias of the
-upper layer. The lower layer feels its feedback ``d <o, drive(s)> / d s``.
+upper layer. The lower layer feels its feedback ``d <o, drive(s)> / d s``. If a drive is not linear, the linear response
+is an approximation, however weak the perturbation.
 """
 
 from __future__ import annotations

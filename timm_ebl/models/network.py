@@ -153,7 +153,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if cache is None:
             self.check_input(x, layers)
         if layers is None:
-            phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation)
+            phase = EnergyPhase.begun(graph, x, Start(minimizer.start if start is None else start), perturbation)
         else:
             state = (*layers[:-1], perturbation.start(layers[-1]))
             phase = EnergyPhase(graph, x, state, perturbation, cache)

@@ -108,15 +108,22 @@ class Relaxation:
 
     @classmethod
     def pair(cls, first: Relaxation, second: Relaxation) -> Relaxation:
-        """Two relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
+        """Two relaxations of one batch as one, block after block: 16 bits keep the digits of their difference.
+
+        Those of different inputs, networks or parameters are joined as well, but nothing that they computed is kept.
+        """
         cache = first._cache
-        if cache is not None and second._cache is not None:
+        if cache is None or second._cache is None or not _same(cache.made_of, second._cache.made_of):
+            cache = None
+        else:
             routes = [(a.route, b.route) for a, b in zip(cache.drives, second._cache.drives, strict=True)]
             drives = tuple(Drive(None, a if a is b else torch.cat([a, b])) for a, b in routes)
             cache = replace(cache, drives=drives, potentials=())
         return first._beside(second, cache)
 
     def _beside(self, other: Relaxation, cache: Cache | None) -> Relaxation:
+        if cache is not None and version_of(self.input) != cache.made_of[0][1]:
+            cache = None  # the input was changed in place
         x = torch.cat([self.input, other.input])
         state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
         if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
@@ -143,6 +150,10 @@ def parameters_of(graph: Graph) -> Iterator[Tensor]:
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
     """Tensors, each with its version (`version_of`)."""
     return tuple((tensor, version_of(tensor)) for tensor in tensors)
+
+
+def _same(first: Stamp, second: Stamp) -> bool:
+    return len(first) == len(second) and all(a is b and m == n for (a, m), (b, n) in zip(first, second, strict=True))
 
 
 def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
