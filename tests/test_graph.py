@@ -242,3 +242,32 @@ def test_every_rule_has_the_same_gradient_where_autograd_makes_the_operators(gen
         made(model, x, y).loss.backward()
         found.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
+
+
+class Saturating(Interaction, torch.nn.Module):
+    """A dense interaction whose drive is ``tanh(W s)``."""
+
+    def __init__(self, lower, upper):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(upper, lower, dtype=torch.float64))
+
+    def shape(self, lower):
+        return torch.Size([len(self.weight)])
+
+    def drive(self, lower):
+        return torch.tanh(lower.flatten(1) @ self.weight.T)
+
+    def initialise(self, gain, bias_gain, generator=None):
+        with torch.no_grad():
+            self.weight.uniform_(-gain, gain, generator=generator)
+
+
+def test_a_network_with_a_drive_that_is_not_linear_relaxes_where_others_respond(generator):
+    graph = Graph.chain([DenseInteraction(6, 5, dtype=torch.float64), Saturating(5, 3)])
+    model, converged = GraphNetwork(graph, gain=0.4), Minimizer(sweeps=400, omega=1.0)
+    x, y = torch.rand(4, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    rule = create_rule("c-ep", beta=1e-3, free=converged, perturbed=converged)
+    exact = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=100, omega=1.0))
+    found, expected = (torch.autograd.grad(each(model, x, y).loss, list(model.parameters())) for each in (rule, exact))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

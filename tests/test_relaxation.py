@@ -171,3 +171,24 @@ def test_a_pair_of_other_inputs_or_parameters_knows_nothing_of_them(make_dchn, b
 def test_an_empty_name_is_no_start(make_dchn, batch):
     with pytest.raises(ValueError, match="Unknown start ''"):
         make_dchn().relax(batch[0], "")
+
+
+def test_in_inference_mode_a_changed_input_has_new_drives(make_dchn, batch):
+    model, x = make_dchn(), batch[0]
+    with torch.inference_mode():
+        x = x.clone()
+        free = model.relax(x)
+        x.mul_(0.5)
+        again, expected = model.relax(x, free), model.relax(x, free.state)
+        assert distance(again.state, expected.state) == 0
+
+
+def test_a_network_of_another_type_has_other_drives(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    model.float()
+    state = tuple(layer.float() for layer in free.state)
+    again, expected = model.relax(x, free).state, model.relax(x.float(), state).state
+    assert distance(again, expected) <= 1e-5
+    with pytest.raises(ValueError, match="under the same parameters"):
+        model.respond(free, Nudged(TARGET, 0.1), Minimizer())

@@ -2,8 +2,7 @@
 
 An interaction between a lower layer ``s`` and an upper layer ``o`` adds ``-<o, drive(s)>`` to the energy. Its drive is
 linear up to a choice that it makes of ``s``, its route (pooling: the place of each maximum), and may hold a bias of the
-upper layer. The lower layer feels its feedback ``d <o, drive(s)> / d s``. If a drive is not linear, the linear response
-is an approximation, however weak the perturbation.
+upper layer. The lower layer feels its feedback ``d <o, drive(s)> / d s``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,13 @@ class Interaction(ABC):
 
     A new kind needs `shape` and `drive`, and `initialise` if it has parameters to draw. A class names `Interaction`
     before the `nn.Module` that it is as well, whose ``forward`` it takes the place of.
+
+    Attributes:
+        is_linear: Whether the drive is linear in the lower state, up to its route and a bias. A network has a linear
+            response (`EnergyModel.respond`) only if all its interactions are.
     """
+
+    is_linear = False
 
     @abstractmethod
     def shape(self, lower: torch.Size) -> torch.Size:
