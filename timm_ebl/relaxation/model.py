@@ -28,9 +28,17 @@ class EnergyModel(ABC):
 
     Attributes:
         minimizer: How it relaxes unless it is told otherwise.
+        perturbed: The same under a perturbation, in rules that are not told otherwise.
+        beta: Strength of such a rule's perturbation.
+        force: Norm of the force by which the gradient of a loss perturbs it.
+        rests: Whether ``dE/dtheta = 0`` at every free state: a rule then needs no free state to contrast.
     """
 
     minimizer: Minimizer = Minimizer()
+    perturbed: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))
+    beta: float = 0.25
+    force: float = 0.5
+    rests: bool = False
 
     @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:

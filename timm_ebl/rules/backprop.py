@@ -12,7 +12,8 @@ from torch import Tensor
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel, require_energy
 from .backward import Backward, inner
-from .rule import Rule, RuleOutput, as_target, squared_error
+from .cost import Cost
+from .rule import Rule, RuleOutput, as_target
 
 if TYPE_CHECKING:
     from ..energy.functional import State
@@ -29,11 +30,17 @@ class TruncatedBackprop(Rule, Backward):
 
     Attributes:
         unrolled: The sweeps that are gone back through.
+        cost: What is descended.
     """
 
     unrolled: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "unrolled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cost", Cost(self.cost))
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         require_energy(model)
@@ -41,7 +48,7 @@ class TruncatedBackprop(Rule, Backward):
         target = as_target(y, free.output)
         state = self._unroll(model, x, free.state)
         last = tuple(layer.detach() for layer in state)
-        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free, last)
+        return RuleOutput(self.cost.value(state[-1], target).mean(), free.output, free, last)
 
     def pullback(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
         return inner(forces, self._unroll(model, free.input, free.state))
@@ -62,19 +69,25 @@ class RecurrentBackprop(Rule, Backward):
 
     Attributes:
         adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps.
+        cost: What is descended.
     """
 
     adjoint: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
+    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "adjoint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cost", Cost(self.cost))
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         require_energy(model)
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]
+        forces = [None] * (len(free.state) - 1) + [self.cost.gradient(free.state[-1], target) / len(target)]
         projection, swept = self._project(model, x, free.state, forces)
-        cost = squared_error(free.state[-1], target).mean()
+        cost = self.cost.value(free.state[-1], target).mean()
         last = tuple(layer.detach() for layer in swept)
         return RuleOutput(cost + projection - projection.detach(), free.output, free, last)
 

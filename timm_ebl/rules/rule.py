@@ -28,7 +28,9 @@ __all__ = [
     "as_target",
     "create_rule",
     "list_rules",
+    "random_signs",
     "register_rule",
+    "require_signs",
     "rule_class",
     "rule_options",
     "squared_error",
@@ -84,6 +86,20 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
 
 
+def random_signs(count: int, generator: torch.Generator) -> Tensor:
+    """A sign -1 or 1 for each of some samples, ``(B,)``, drawn from a generator on the CPU."""
+    return torch.randint(2, (count,), generator=generator) * 2 - 1
+
+
+def require_signs(signs: Tensor | None, samples: Tensor) -> None:
+    """Refuse, by a ValueError, what is no sign for each sample of a batch."""
+    if signs is None or signs.shape != samples.shape or signs.device != samples.device:
+        raise ValueError(
+            f"A random nudge needs a sign for each of the {len(samples)} samples, on their device: "
+            "signs=timm_ebl.random_signs(len(x), generator)."
+        )
+
+
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """The cost ``C(o, y) = 1/2 |o - y|^2``, ``(B,)``."""
     return ((output - target) ** 2).sum(1) / 2
@@ -111,12 +127,21 @@ class Rule(ABC):
     def __post_init__(self) -> None:
         require_minimizer("free", self.free, optional=True)
         if self.second_field is not None:
-            require_minimizer(self.second_field, self.second_phase)
+            require_minimizer(self.second_field, self.second_phase, optional=True)
 
     @property
     def second_phase(self) -> Minimizer | None:
-        """The minimiser of the second phase (`second_field`)."""
+        """The minimiser of the second phase (`second_field`); ``None`` for none, or for the model's own (`fitted`)."""
         return None if self.second_field is None else getattr(self, self.second_field)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it needs a random sign for each sample."""
+        return False
+
+    def fitted(self, model: EnergyModel) -> Rule:
+        """The rule with the model's own settings where an option is ``None``."""
+        return self
 
     def check(self) -> None:  # noqa: B027 (most options go together)
         """Refuse, by a ValueError, options that do not go together in learning; `create_rule` asks for it."""
@@ -124,6 +149,8 @@ class Rule(ABC):
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         """The rule's scalar for a batch.
+
+        A rule that `draws` takes the signs of the samples as well, ``signs=``, ``(B,)`` (`random_signs`).
 
         Args:
             model: An energy model.
@@ -184,12 +211,13 @@ def create_rule(name: str, **options: object) -> Rule:
     """Create a rule by name.
 
     Args:
-        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
-            ``rbp``.
+        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``r-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``,
+            ``r-cpl``, ``tbp``, ``rbp``.
         **options: Fields of the rule: ``free`` (`Minimizer`) for all; ``perturbed`` (`Minimizer`), ``beta``,
             ``linear_response`` and ``settle`` for the contrastive ones (``cl`` has neither ``beta`` nor
             ``linear_response``: it clamps to the target, and follows the routes that far); ``companion`` for the
-            one-sided ones; ``damped`` for equilibrium propagation; ``unrolled`` for ``tbp``; ``adjoint`` for ``rbp``.
+            one-sided ones; ``damped`` for equilibrium propagation; ``cost`` for equilibrium propagation and the
+            baselines; ``unrolled`` for ``tbp``; ``adjoint`` for ``rbp``.
 
     Raises:
         TypeError: A minimiser is none.
