@@ -21,7 +21,6 @@ from ..arguments import Parser
 from ..data.requests import explain, is_transient, retry
 from ..errors import CheckpointError, HubError, WeightsError, one_sentence
 from ..models.weights import CONFIG, WEIGHTS, read_config
-from ..training.build import build_rule
 from ..training.console import bars_in_terminals_alone
 from ..training.files import temporary_folder, writing
 from ..training.inference import same_error
@@ -175,7 +174,7 @@ def _prepare(checkpoint: TrainedModel, folder: Path, repo_id: str, test: ImageDa
         shutil.copyfile(checkpoint.record(file), folder / file)
     name = checkpoint.name.rpartition("/")[2]
     recipe = checkpoint.recipe
-    card = render_card(name, f"hf-hub:{repo_id}", recipe, build_rule(recipe), checkpoint.summary, checkpoint.config)
+    card = render_card(name, f"hf-hub:{repo_id}", recipe, checkpoint.summary, checkpoint.config)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

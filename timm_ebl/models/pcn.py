@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ..arguments import is_count
 from ..energy.graph import Graph
-from ..energy.interaction import Interaction
 from ..rules.autograd import equilibrium
 from ..rules.backward import Backward
 from ..rules.catalogue import create_backward, name_of
@@ -31,6 +30,9 @@ from .graphs import is_symbolic
 from .interactions import RectifiedConv
 from .predictive import PredictiveCodingNetwork
 from .timm_network import TimmNetwork
+
+if TYPE_CHECKING:
+    from ..energy.interaction import Interaction
 
 __all__ = ["PCN", "default_cfgs"]
 
@@ -129,7 +131,7 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
         if isinstance(backward, str):
             backward = None if backward == AUTOGRAD else create_backward(backward)
         if not (backward is None or isinstance(backward, Backward)):
-X
+            raise TypeError(f"backward is a name, a timm_ebl.Backward or None, not {backward!r}.")
         self._backward = backward
 
     def extra_repr(self) -> str:
