@@ -119,8 +119,12 @@ class RectifiedConv(ConvInteraction):
     """A convolution, pooled or not, whose call is the state of its upper layer, ``f(s) = relu(P(w * s) + b)``."""
 
     def forward(self, lower: Tensor, state: Tensor | None = None) -> Tensor:
-        """``relu(drive(lower))``, or the state that is given."""
-        return F.relu(self.drive(lower)) if state is None else state
+        """``f(lower)``, or the state that is given."""
+        if state is not None:
+            return state
+        weight, *bias = self.tensors()
+        unpooled = F.conv2d(lower, weight, *bias or (None,), self.stride, self.padding)
+        return F.relu(self._pool(unpooled) if self.pool > 1 else unpooled)
 
     def plain(self) -> nn.Module:
         """The same of PyTorch's own modules, which share the parameters."""

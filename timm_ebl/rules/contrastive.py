@@ -23,15 +23,12 @@ from ..relaxation.model import SETTLING_SWEEPS, EnergyModel, require_energy
 from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
 from .cost import Cost
-from .rule import Rule, RuleOutput, as_target, require_signs
+from .rule import Rule, RuleOutput, as_target, require_signs, require_strength
 
 if TYPE_CHECKING:
     from ..relaxation.minimizer import Minimizer
 
-__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging", "require_strength"]
-
-ROUNDINGS = 1024
-"""Least size of a perturbation in units of rounding, so that three digits of its effect remain."""
+__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging"]
 
 
 class Nudging(Enum):
@@ -242,23 +239,3 @@ class CoupledLearning(ContrastiveRule):
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         return Clamped((1 - beta) * output + beta * target)  # Equation 7, and Equation 2 where beta is 1
-
-
-def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
-    """Refuse a strength of a perturbation of which rounding leaves nothing.
-
-    Args:
-        beta: The strength, a positive number.
-        dtype: Type of the states; contrasted ones are kept in at least 32 bits.
-        below_1: Whether ``1 - beta`` is divided by.
-
-    Raises:
-        ValueError: It, its inverse or ``1 - beta`` is too near to 0.
-    """
-    wide = torch.promote_types(dtype, torch.float32)
-    least = ROUNDINGS * torch.finfo(wide).eps
-    here = f"In {str(wide).removeprefix('torch.')}"
-    if not least <= beta <= 1 / least:
-        raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
-    if below_1 and 1 - beta < least:
-        raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")

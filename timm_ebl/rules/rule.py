@@ -31,10 +31,15 @@ __all__ = [
     "random_signs",
     "register_rule",
     "require_signs",
+    "require_strength",
     "rule_class",
     "rule_options",
     "squared_error",
 ]
+
+
+ROUNDINGS = 1024
+"""Least size of a perturbation in units of rounding, so that three digits of its effect remain."""
 
 
 class RuleOutput(NamedTuple):
@@ -98,6 +103,26 @@ def require_signs(signs: Tensor | None, samples: Tensor) -> None:
             f"A random nudge needs a sign for each of the {len(samples)} samples, on their device: "
             "signs=timm_ebl.random_signs(len(x), generator)."
         )
+
+
+def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
+    """Refuse a strength of a perturbation of which rounding leaves nothing.
+
+    Args:
+        beta: The strength, a positive number.
+        dtype: Type of the states; contrasted ones are kept in at least 32 bits.
+        below_1: Whether ``1 - beta`` is divided by.
+
+    Raises:
+        ValueError: It, its inverse or ``1 - beta`` is too near to 0.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    least = ROUNDINGS * torch.finfo(wide).eps
+    here = f"In {str(wide).removeprefix('torch.')}"
+    if not least <= beta <= 1 / least:
+        raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
+    if below_1 and 1 - beta < least:
+        raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from ..errors import ConfigError
 from ..models.factory import family_of
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel
-from ..rules.contrastive import ContrastiveRule, require_strength
-from ..rules.rule import Rule, create_rule, rule_class, rule_options
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
 from .config import TrainConfig
 
 if TYPE_CHECKING:
