@@ -59,7 +59,7 @@ def test_recurrent_backpropagation_in_a_few_steps_is_backpropagation_through_as_
 def test_recurrent_backpropagation_leaves_the_sweep_that_it_differentiates(make_dchn, batch):
     """As in the released code: the next free phase starts one synchronous sweep beyond the free state."""
     model, (x, y) = make_dchn(), batch
-    rule = create_rule("rbp", free=Minimizer(sweeps=3))
+    rule = create_rule("rbp", free=Minimizer(sweeps=3)).fitted(model)
     found, free = rule(model, x, y).last, model.relax(x, minimizer=rule.free)
     for left, layer, start in zip(found, model.sweep(x, free.state, rule.adjoint), free.state, strict=True):
         torch.testing.assert_close(left, layer.detach())

@@ -109,12 +109,18 @@ class PredictiveCodingNetwork(LayeredNetwork):
 
     phase = PredictivePhase
     rests = True
+    unrolled = Minimizer(order="forward", sweeps=1, omega=1.0)  # a forward pass
     beta = force = 0.02
 
     @property
     def perturbed(self) -> Minimizer:
         """As many asynchronous sweeps as there are layers: a perturbation reaches two layers in each."""
         return Minimizer(sweeps=len(self.graph.layers), omega=1.0)
+
+    @property
+    def adjoint(self) -> Minimizer:
+        """As many steps as there are layers, which make recurrent backpropagation exact."""
+        return Minimizer(order="synchronous", sweeps=len(self.graph.layers), omega=1.0)
 
     @torch.no_grad()
     def sources(self, relaxation: Relaxation, cache: Cache, weights: Tensor) -> tuple[Tensor, State]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel, require_energy
 from .backward import Backward, inner
 from .cost import Cost
@@ -17,6 +16,7 @@ from .rule import Rule, RuleOutput, as_target
 
 if TYPE_CHECKING:
     from ..energy.functional import State
+    from ..relaxation.minimizer import Minimizer
     from ..relaxation.record import Relaxation
 
 __all__ = ["RecurrentBackprop", "TruncatedBackprop"]
@@ -29,11 +29,11 @@ class TruncatedBackprop(Rule, Backward):
     Its memory grows with the number of sweeps.
 
     Attributes:
-        unrolled: The sweeps that are gone back through.
+        unrolled: The sweeps that are gone back through; ``None`` takes the model's own (`EnergyModel.unrolled`).
         cost: What is descended.
     """
 
-    unrolled: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+    unrolled: Minimizer | None = None
     cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "unrolled"
@@ -55,8 +55,9 @@ class TruncatedBackprop(Rule, Backward):
 
     def _unroll(self, model: EnergyModel, x: Tensor, state: State) -> State:
         """The state after the sweeps, differentiable through all of them."""
-        for _ in range(_steps(self)):
-            state = model.sweep(x, state, self.unrolled)
+        unrolled = self.fitted(model).unrolled
+        for _ in range(_steps("unrolled", unrolled)):
+            state = model.sweep(x, state, unrolled)
         return state
 
 
@@ -68,11 +69,12 @@ class RecurrentBackprop(Rule, Backward):
     adjoint state at a fixed point of ``F``; the gradient is ``(dF/dtheta)^T v_T``.
 
     Attributes:
-        adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps.
+        adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps. ``None``
+            takes the model's own (`EnergyModel.adjoint`).
         cost: What is descended.
     """
 
-    adjoint: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
+    adjoint: Minimizer | None = None
     cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "adjoint"
@@ -98,23 +100,23 @@ class RecurrentBackprop(Rule, Backward):
         self, model: EnergyModel, x: Tensor, state: State, forces: Sequence[Tensor | None]
     ) -> tuple[Tensor, State]:
         """``<v_T, F(state)>``, and one sweep ``F(state)``, both differentiable in the parameters and in `x`."""
+        adjoint = self.fitted(model).adjoint
         with torch.enable_grad():
             leaves = tuple(layer.detach().requires_grad_() for layer in state)
-            swept = model.sweep(x, leaves, self.adjoint)
+            swept = model.sweep(x, leaves, adjoint)
         forces = tuple(torch.zeros_like(s) if f is None else f.to(s.dtype) for f, s in zip(forces, swept, strict=True))
         adjoints = forces
-        for _ in range(_steps(self) - 1):
+        for _ in range(_steps("adjoint", adjoint) - 1):
             pulled = torch.autograd.grad(swept, leaves, adjoints, retain_graph=True, materialize_grads=True)
             adjoints = tuple(p + f for p, f in zip(pulled, forces, strict=True))
         return inner(adjoints, swept), swept
 
 
-def _steps(rule: Rule) -> int:
+def _steps(name: str, minimizer: Minimizer) -> int:
     """The number of steps back, one for each sweep."""
-    minimizer = rule.second_phase
     if minimizer.tolerance is not None:
         raise ValueError(
             f"Backpropagation takes a fixed number of sweeps, not a tolerance ({minimizer.tolerance:g}): leave the "
-            f"tolerance of `{rule.second_field}` out."
+            f"tolerance of `{name}` out."
         )
     return minimizer.sweeps

@@ -103,9 +103,6 @@ class ContrastiveRule(Rule):
     def draws(self) -> bool:
         return self.nudging is Nudging.RANDOM
 
-    def fitted(self, model: EnergyModel) -> ContrastiveRule:
-        return replace(self, perturbed=self.perturbed or model.perturbed, beta=self.beta or model.beta)
-
     def __call__(
         self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None, signs: Tensor | None = None
     ) -> RuleOutput:

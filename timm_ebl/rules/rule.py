@@ -7,7 +7,7 @@ A rule called on ``(model, x, y)`` returns a scalar whose gradient in the parame
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -165,8 +165,9 @@ class Rule(ABC):
         return False
 
     def fitted(self, model: EnergyModel) -> Rule:
-        """The rule with the model's own settings where an option is ``None``."""
-        return self
+        """The rule with the model's own settings where `second_field` or ``beta`` is ``None``."""
+        left = (name for name in (self.second_field, "beta") if name and getattr(self, name, 0) is None)
+        return replace(self, **{name: getattr(model, name) for name in left})
 
     def check(self) -> None:  # noqa: B027 (most options go together)
         """Refuse, by a ValueError, options that do not go together in learning; `create_rule` asks for it."""
