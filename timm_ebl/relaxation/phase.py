@@ -178,7 +178,8 @@ class EnergyPhase(Phase):
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         state, energy, output = tuple(self.state), None, None
         if residual is not None:
-            energy, output = self.energy(), self.perturbation.output(self.drive_into(self.last), state[-1]).clone()
+            energy = self.energy()
+            output = self.perturbation.output(self.drive_into(self.last), state[-1]).clone()
         drives = tuple(self._drives[edge] or self.drive(edge) for edge in range(len(self.graph.edges)))
         potentials = (*self._potentials[:-1], state[-1]) if self._keeps_potentials else ()
         made_of = stamp([self.x, *parameters_of(self.graph)])
