@@ -131,9 +131,7 @@ class TrainConfig:
         bool,
     )
     settle: bool | None = _rule(
-        None,
-        "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's",
-        bool,
+        None, "give the free state two more sweeps before the contrast (not in the paper); by default the rule's", bool
     )
     companion: bool | None = _rule(
         None,
