@@ -120,13 +120,13 @@ BUGS = {
     ),
     "an error feeds back through units at rest": Bug(
         "models/predictive.py",
-        "return error.masked_fill_((drive <= bounds[0]) | (drive >= bounds[1]), 0)",
+        "return error.masked_fill_(beyond, 0)",
         "return error",
         "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
     ),
     "the projected gradient is the plain one": Bug(
         "models/predictive.py",
-        "field = drive.clone()",
+        "field = drive",
         "field = self.graph.layers[layer].clip(drive)",
         "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
     ),

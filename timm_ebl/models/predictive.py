@@ -16,6 +16,7 @@ rise on the way.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,18 +81,22 @@ class PredictivePhase(EnergyPhase):
 
     def source(self, layer: int) -> Tensor:
         """``e_k`` masked by the derivative of ``f_k`` in ``a_k``."""
-        error, bounds = self.error(layer), self.graph.layers[layer].bounds
+        drive, bounds = self.drive_into(layer), self.graph.layers[layer].bounds
+        error = self.state[layer] - drive  # between the bounds
         if bounds is None:
             return error
-        drive = self.drive_into(layer)
-        return error.masked_fill_((drive <= bounds[0]) | (drive >= bounds[1]), 0)
+        low, high = bounds
+        beyond = drive <= low if high == math.inf else (drive <= low) | (drive >= high)
+        return error.masked_fill_(beyond, 0)
 
     def field(self, layer: int) -> Tensor:
         drive = self.drive_into(layer)
         if layer == self.last:
             return self.perturbation.output(drive, self.state[layer])
-        field = drive.clone()
-        for edge in self.graph.outgoing[layer] if self.perturbation is not FREE else ():
+        if self.perturbation is FREE:
+            return drive.clone()
+        field = drive
+        for edge in self.graph.outgoing[layer]:
             source = self.source(self.graph.edges[edge].upper)
             field = self._operators[edge].feedback(source, self.drive(edge).route).add_(field)
         return self.perturbation.hidden(layer, field)
