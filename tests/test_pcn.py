@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from oracles import images_for
 from predictive import small_network
-from runs import arguments, assert_same_run, train, write_images
+from runs import SMALL, arguments, assert_same_run, train, write_images
 from test_checkpoint import train_until  # noqa: F401 (a fixture)
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from timm_ebl import PCN
-from timm_ebl.errors import ConfigError
 from timm_ebl.models.factory import family_of
 
 NAMES = timm.list_models("pcn*")
@@ -54,12 +53,8 @@ def test_parameters_are_those_of_the_published_layers():
 def test_shapes_are_those_of_the_configuration(name):
     model = timm.create_model(name, device="meta").eval()
     config, x = model.default_cfg, torch.randn(2, *model.default_cfg["input_size"], device="meta")
-    features = model.forward_features(x)
-    assert features.shape == (
-        2,
-        model.num_features,
-        *(side // model.feature_info[-1]["reduction"] for side in x.shape[2:]),
-    )
+    features, (height, width), last = model.forward_features(x), x.shape[2:], model.feature_info[-1]["reduction"]
+    assert features.shape == (2, model.num_features, height // last, width // last)
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert model(x).shape == model.forward_head(features).shape == (2, config["num_classes"])
     assert {config["first_conv"] + ".weight", config["classifier"] + ".weight"} <= set(model.state_dict())
@@ -124,7 +119,7 @@ def test_what_it_cannot_do_is_refused(tiny):
     ):
         with pytest.raises(ValueError, match=words):
             PCN(**settings)
-    with pytest.raises(TypeError, match="backward is a name, a timm_ebl.Backward or None, not 3"):
+    with pytest.raises(TypeError, match=r"backward is a name, a timm_ebl\.Backward or None, not 3"):
         tiny.backward = 3
     for call in (tiny, tiny.answer, tiny.relax):
         with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\)"):
@@ -145,28 +140,27 @@ def test_a_plain_loop_learns_by_equilibrium_propagation():
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["r-ep", "r-cpl"])
-def test_a_run_with_random_signs_stopped_within_an_epoch_goes_on_exactly(tmp_path, train_until, name):  # noqa: F811
+def test_a_run_with_random_signs_stopped_within_an_epoch_goes_on_exactly(tmp_path, train_until):  # noqa: F811
     folder = write_images(tmp_path / "images")
-    small = ["--algo", name, *TINY, "--model-kwargs", "widths=[4, 4, 4, 4, 4]"]
-    whole, stopped = ([*arguments(folder, tmp_path / out)[:-5], *small, "--threads", 1] for out in ("whole", "stopped"))
+    small = ["--algo", "r-ep", *TINY, "--model-kwargs", "widths=[4, 4, 4, 4, 4]"]
+    whole, stopped = (
+        [*arguments(folder, tmp_path / out)[: -len(SMALL)], *small, "--threads", 1] for out in ("whole", "stopped")
+    )
     train(*whole)
     train_until(8, *stopped)
     train(*stopped, "--resume")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    args = (tmp_path / "whole" / "args.yaml").read_text()
-    assert f"algo: {name}" in args
 
 
-def test_a_run_by_the_cross_entropy_says_so_and_other_rules_refuse_it(tmp_path):
+def test_a_run_by_the_cross_entropy_says_so_and_other_rules_refuse_it(tmp_path, capsys):
     folder = write_images(tmp_path / "images")
-    words = [*arguments(folder, tmp_path / "run")[:-5], *TINY, "--threads", 1, "--epochs", 1]
+    words = [*arguments(folder, tmp_path / "run")[: -len(SMALL)], *TINY, "--threads", 1, "--epochs", 1]
     train(*words, "--cost", "cross-entropy")
     assert "cost: cross-entropy" in (tmp_path / "run" / "args.yaml").read_text()
     for more, answer in (
         (["--cost", "hinge"], "--cost is one of squared-error, cross-entropy, not 'hinge'"),
         (["--cost", "cross-entropy", "--algo", "c-cpl"], "Rule 'c-cpl' has no use for --cost"),
     ):
-        with pytest.raises((ConfigError, SystemExit)) as refusal:
+        with pytest.raises(SystemExit):
             train(*words, *more)
-        assert answer in str(refusal.value) or refusal.type is SystemExit
+        assert answer in capsys.readouterr().err
