@@ -143,9 +143,8 @@ def test_a_plain_loop_learns_by_equilibrium_propagation():
 def test_a_run_with_random_signs_stopped_within_an_epoch_goes_on_exactly(tmp_path, train_until):  # noqa: F811
     folder = write_images(tmp_path / "images")
     small = ["--algo", "r-ep", *TINY, "--model-kwargs", "widths=[4, 4, 4, 4, 4]"]
-    whole, stopped = (
-        [*arguments(folder, tmp_path / out)[: -len(SMALL)], *small, "--threads", 1] for out in ("whole", "stopped")
-    )
+    outs = tmp_path / "whole", tmp_path / "stopped"
+    whole, stopped = ([*arguments(folder, out)[: -len(SMALL)], *small, "--threads", 1] for out in outs)
     train(*whole)
     train_until(8, *stopped)
     train(*stopped, "--resume")
