@@ -79,8 +79,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         on_main(accelerator, lambda: RunFolder.create(config.output_dir, "", config.resume))
     with report.passing_on(DataWarning):
         data = load_splits(config)
-    rule = build_rule(config)
     model = build_model(config, data.train, origin)
+    rule = build_rule(config, model)
     transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
     schedule = Schedule(optimizer, config.epochs, config.min_lr, config.warmup_epochs)

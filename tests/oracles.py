@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from timm_ebl import Minimizer, create_rule
+from timm_ebl import Minimizer, create_rule, random_signs
 from timm_ebl.kernels.plain import Plain
 
 BETAS = (0.1, 0.05, 0.025)
@@ -82,6 +82,11 @@ def record_products(monkeypatch, model, names=("up", "down"), note=None):
     kernels = [tuple(layer.weight.shape) for layer in model.layers]
     note = note or (lambda engine, _: kernels.index(tuple(engine.kernel.shape)))
     return record_calls(monkeypatch, Plain, names, note)
+
+
+def signs_for(rule, x):
+    """What a rule takes beside its batch: a sign for each sample where it draws them."""
+    return {"signs": random_signs(len(x), torch.Generator().manual_seed(0))} if rule.draws else {}
 
 
 def distance(first, second):

@@ -28,7 +28,7 @@ BUGS = {
     ),
     "the input's gradient lacks the weights": Bug(
         "energy/gradient.py",
-        "part = _of_copies(operator, copies).feedback(weighted[upper], route)",
+        "part = _of_copies(operator, copies).feedback(uppers[upper], route)",
         "part = _of_copies(operator, copies).feedback(layers[upper], route)",
         "test_energy.py::test_a_contrast_and_its_gradient_are_those_of_autograd_at_the_states",
     ),
@@ -90,7 +90,7 @@ BUGS = {
     ),
     "the answer is the output layer as it was left": Bug(
         "relaxation/phase.py",
-        "output = self.perturbation.output(drives[-1], state[-1]).clone()",
+        "output = self.perturbation.output(self.drive_into(self.last), state[-1]).clone()",
         "output = state[-1].clone()",
         "test_relaxation.py::test_the_answer_is_the_same_by_every_way_of_asking",
     ),
@@ -181,7 +181,7 @@ BUGS = {
     ),
     "Equation 6 lacks a factor 2": Bug(
         "rules/contrastive.py",
-        "weights = weights / ((second - first) * self.beta)",
+        "weights = weights / ((signs if self.draws else second - first) * self.beta)",
         "weights = weights / self.beta",
         "test_theorems.py::test_theorem_3_centred_propagation_descends_the_cost_up_to_beta_squared",
     ),
@@ -217,26 +217,26 @@ BUGS = {
     ),
     "the state that goes on is the first of two": Bug(
         "rules/contrastive.py",
-        "return RuleOutput(loss, free.output, free, tuple(layer[len(target) :] for layer in pair.state))",
+        "return RuleOutput(loss, free.output, free, tuple(layer[-len(target) :] for layer in pair.state))",
         "return RuleOutput(loss, free.output, free, tuple(layer[: len(target)] for layer in pair.state))",
         "test_rules.py::test_every_rules_update_is_the_slow_references[n-cpl-held as it is]",
     ),
     "the pulled back gradient lacks the forces' norm": Bug(
         "rules/contrastive.py",
-        "return self.contrast(model, free, perturb, norm)[0]",
-        "return self.contrast(model, free, perturb, torch.ones_like(norm))[0]",
+        "return rule.contrast(model, free, perturb, norm)[0]",
+        "return rule.contrast(model, free, perturb, torch.ones_like(norm))[0]",
         "test_backward.py::test_one_sided_equilibrium_propagation_of_a_loss_leaves_the_free_state_as_it_is",
     ),
     "the forces are not a mean over the batch": Bug(
         "rules/backprop.py",
-        "forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]",
-        "forces = [None] * (len(free.state) - 1) + [free.state[-1] - target]",
+        "forces = [None] * (len(free.state) - 1) + [self.cost.gradient(free.state[-1], target) / len(target)]",
+        "forces = [None] * (len(free.state) - 1) + [self.cost.gradient(free.state[-1], target)]",
         "test_rules.py::test_recurrent_backpropagations_update_is_the_references",
     ),
     "there is one adjoint step too many": Bug(
         "rules/backprop.py",
-        "for _ in range(_steps(self) - 1):",
-        "for _ in range(_steps(self)):",
+        'for _ in range(_steps("adjoint", adjoint) - 1):',
+        'for _ in range(_steps("adjoint", adjoint)):',
         "test_rules.py::test_recurrent_backpropagation_in_a_few_steps_is_backpropagation_through_as_many_sweeps[1]",
     ),
     "a layer used twice has one gradient": Bug(

@@ -95,20 +95,20 @@ BUGS = {
         "test_minimize.py::test_a_sweep_has_the_over_relaxation_of_the_last_one",
     ),
     "a clamped output goes on from where it is": Bug(
-        "models/network.py",
+        "models/layered.py",
         "state = (*layers[:-1], perturbation.start(layers[-1]))",
         "state = layers",
         "test_minimize.py::test_every_sweep_from_a_given_state_ends_where_the_references_does[clamped-1.4-forward]",
     ),
     "the energy forgets the held routes": Bug(
-        "models/network.py",
+        "models/layered.py",
         "phase.hold([drive.route for drive in cache.drives])",
         "phase.hold([None for drive in cache.drives])",
         "test_energy.py::test_a_relaxation_with_held_routes_has_the_energy_of_those_routes",
     ),
     "strides round the size of an image down": Bug(
         "models/interactions.py",
-        "sides = ((side - 1) // step + 1 for side, step in zip(lower[1:], self.stride, strict=True))",
+        "sides = ((side - lost) // step + 1 for side, step in zip(lower[1:], self.stride, strict=True))",
         "sides = (side // step for side, step in zip(lower[1:], self.stride, strict=True))",
         "test_operators.py::test_the_drive_has_the_announced_shape[ConvInteraction, kernel 3, stride 2, pool 1]",
     ),
@@ -123,5 +123,29 @@ BUGS = {
         "renew_weight(self)",
         "self.weight.requires_grad",
         "test_operators.py::test_of_pruned_weights_the_operator_has_what_pruning_leaves",
+    ),
+    "an error feeds back through units at rest": Bug(
+        "models/predictive.py",
+        "return error.masked_fill_(beyond, 0)",
+        "return error",
+        "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
+    ),
+    "the projected gradient is the plain one": Bug(
+        "models/predictive.py",
+        "field = drive",
+        "field = self.graph.layers[layer].clip(drive)",
+        "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
+    ),
+    "a layer above a moved one stays": Bug(
+        "models/predictive.py",
+        "if not (self._moved & {layer, *near[layer]} or self.perturbation.reaches(layer))",
+        "if not (self._moved & {layer, layer + 1} or self.perturbation.reaches(layer))",
+        "test_predictive.py::test_centred_propagation_is_backpropagation_up_to_beta_squared",
+    ),
+    "a cross-entropy's Newton step lacks its second part": Bug(
+        "rules/cost.py",
+        "return slope.norm(dim=1, keepdim=True), part + rank_one * p / diagonal",
+        "return slope.norm(dim=1, keepdim=True), -part",
+        "test_cost.py::test_a_nudged_output_is_the_minimum",
     ),
 }

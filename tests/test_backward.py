@@ -181,7 +181,7 @@ def test_a_layer_used_twice_has_the_sum_of_its_gradients(make_live, batch):
 
 
 @pytest.mark.parametrize("linear_response", [True, False])
-@pytest.mark.parametrize("nudging", Nudging)
+@pytest.mark.parametrize("nudging", [Nudging.POSITIVE, Nudging.NEGATIVE, Nudging.CENTERED])
 def test_a_loss_is_contrasted_as_a_rule_contrasts_its_cost(make_live, batch, nudging, linear_response):
     """The squared error's force is ``(o_* - y) / B``; where beta is small, a nudge is that force."""
     model, (x, y) = make_live(), batch

@@ -104,7 +104,7 @@ def test_a_wrong_setting_is_refused(call, words):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: create_rule("c-ep", perturbed=None), r"perturbed is a timm_ebl.Minimizer, not None"),
+        (lambda: create_rule("c-ep", perturbed=3), r"perturbed is a timm_ebl.Minimizer, not 3"),
         (lambda: create_rule("rbp", free=3), r"free is a timm_ebl.Minimizer, not 3"),
         (lambda: create_backward("tbp", unrolled="x"), r"unrolled is a timm_ebl.Minimizer, not 'x'"),
         (lambda: create_rule("rbp", adjoint=0.5), r"adjoint is a timm_ebl.Minimizer, not 0.5"),

@@ -4,7 +4,6 @@ import pytest
 
 from timm_ebl.hub.card import render_card
 from timm_ebl.hub.paper import TABLE_1, paper_error
-from timm_ebl.training.build import build_rule
 from timm_ebl.training.config import TrainConfig
 
 SUMMARY = {
@@ -30,7 +29,7 @@ CONFIG = {
 def test_a_card_says_what_a_stranger_needs():
     recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, free_sweeps=8, omega=(1.5,))
     summary = SUMMARY | {"note": "Its images were stored as JPEG."}
-    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, build_rule(recipe), summary, CONFIG)
+    card = render_card("dchn_small_cifar10.c_ep", "hf-hub:me/net", recipe, summary, CONFIG)
     for words in (
         "**25.00 %** (standard error 0.61 over 5,000 images)",
         "| held-out error | 24.00 % |",
@@ -61,7 +60,7 @@ def test_a_card_says_what_a_stranger_needs():
 def test_a_card_says_which_errors_are_of_the_trainings_own_free_phase(sweeps):
     config = CONFIG | {"model_args": {}}
     recipe = TrainConfig(dataset="cifar10", free_sweeps=sweeps)
-    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    card = render_card("name", "name", recipe, SUMMARY, config)
     own = " (by the free phase of the training)" if sweeps == 9 else ""
     assert f"| held-out error | 24.00 %{own} |" in card
     assert f"| free phase | {sweeps} sweeps, asynchronous, omega 1.9-" in card
@@ -73,7 +72,7 @@ def test_a_card_loads_the_images_that_were_measured():
     config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"test_split": "hard"}}
     config["pretrained_cfg"] = {"input_size": [1, 64, 64], "mean": [0.5], "std": [0.25]}
     recipe = TrainConfig(dataset="owner/set", **chosen)
-    card = render_card("name", "name", recipe, build_rule(recipe), SUMMARY, config)
+    card = render_card("name", "name", recipe, SUMMARY, config)
     assert 'load_dataset("owner/set", "hard", label_column="fine", image_size=64, channels="grey")' in card
     assert "split: hard" in card
 
@@ -81,14 +80,14 @@ def test_a_card_loads_the_images_that_were_measured():
 @pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
 def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
     recipe = TrainConfig(dataset=dataset)
-    card = render_card("name", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY | {"dataset": dataset}, CONFIG)
+    card = render_card("name", "hf-hub:me/net", recipe, SUMMARY | {"dataset": dataset}, CONFIG)
     assert f"`python -m timm_ebl.hub verify hf-hub:me/net{given}` measures" in card
 
 
 def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_out():
     recipe = TrainConfig(dataset="cifar10", epochs=30, seed=4, holdout=0.0)
     summary = SUMMARY | {"held_out_error": None, "best_epoch": 30}
-    card = render_card("name", "name", recipe, build_rule(recipe), summary, CONFIG)
+    card = render_card("name", "name", recipe, summary, CONFIG)
     for words in (
         "| normalisation | mean 0.5, 0.5, 0.5; deviation 0.25, 0.25, 0.25 (the paper's: 0.6069, 0.5982, 0.603) |",
         "| held-out error | nothing was held out |",

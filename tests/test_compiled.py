@@ -20,7 +20,7 @@ def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, 
     monkeypatch.setattr(descent, "compiled_sweep", compiled_sweep)
     torch.compiler.reset()
     model, (x, y) = make_dchn(dtype=torch.float32), batch
-    rule = create_rule(name)
+    rule = create_rule(name).fitted(model)
     phases = {"free": model.minimizer, rule.second_field: rule.second_phase}
     compiled = replace(rule, **{name: replace(phase, compiled=True) for name, phase in phases.items()})
     for step in range(4):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_ebl import PAPER, Minimizer, create_rule
+from timm_ebl import PAPER, EnergyModel, Minimizer, create_rule
 from timm_ebl.errors import ConfigError
 from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
@@ -227,15 +227,17 @@ FOLLOWED = {**PAPERS, "settle": False, "linear_response": False}
         ("p-ep", {**FOLLOWED, "companion": True, "damped": True}),
         ("n-ep", {**FOLLOWED, "companion": True, "damped": True}),
         ("c-ep", {**FOLLOWED, "damped": True}),
+        ("r-ep", {**FOLLOWED, "companion": True, "damped": True}),
         ("p-cpl", {**FOLLOWED, "companion": True}),
         ("n-cpl", {**FOLLOWED, "companion": True}),
         ("c-cpl", FOLLOWED),
+        ("r-cpl", {**FOLLOWED, "companion": True}),
         ("tbp", {"free": PAPER, "unrolled": FIFTEEN}),
         ("rbp", {"free": PAPER, "adjoint": Minimizer(sweeps=15, omega=1.0, order="synchronous")}),
     ],
 )
 def test_under_the_preset_and_in_table_1_every_rule_is_the_released_codes(algo, options):
-    expected = create_rule(algo, **options)
+    expected = create_rule(algo, **options).fitted(EnergyModel)
     assert build_rule(parse_config(["--preset", "paper", "--algo", algo])) == expected
     for recipe in RECIPES:
         if recipe.stem.startswith("table1"):

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from oracles import signs_for
 from runs import SMALL, arguments, assert_same_run, results, train, write_images
 from safetensors.torch import load_file, save_file
 from test_checkpoint import train_until  # noqa: F401 (a fixture)
@@ -216,7 +217,8 @@ def test_frozen_interactions_keep_their_weights_under_every_rule(folder, algo):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = build_optimizer(config, model)
     x = torch.rand(6, 1, 32, 32)
-    create_rule(algo)(model, x, torch.tensor([0, 1, 2] * 2)).loss.backward()
+    rule = create_rule(algo)
+    rule(model, x, torch.tensor([0, 1, 2] * 2), **signs_for(rule, x)).loss.backward()
     assert [parameter.grad is None for parameter in model.parameters()] == [True] * 4 + [False] * 6
     optimizer.step()
     same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]

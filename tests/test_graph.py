@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from graphs import GraphNetwork, random_graph, residual_graph
-from oracles import distance, record_calls
+from oracles import distance, record_calls, signs_for
 
 from timm_ebl import (
     FREE,
@@ -151,7 +151,8 @@ def test_the_contrast_has_the_gradient_of_the_energies(x, generator, copies):
 def test_every_rule_trains_a_network_with_skips(x, rule):
     model = GraphNetwork(residual_graph(bounds=(0.0, 1.0)), gain=0.7)
     y = torch.tensor([0, 1, 2, 0])
-    create_rule(rule)(model, x, y).loss.backward()
+    rule = create_rule(rule)
+    rule(model, x, y, **signs_for(rule, x)).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
 
 

@@ -257,6 +257,6 @@ def test_what_is_named_by_its_path_in_the_package_is_there():
 
 
 def test_parameter_counts_are_right():
-    for size in ("", "small_", "tiny_"):
-        count = sum(parameter.numel() for parameter in timm.create_model(f"dchn_{size}cifar10").parameters())
+    for name in (f"{family}_{size}cifar10" for family in ("dchn", "pcn_vgg5") for size in ("", "small_", "tiny_")):
+        count = sum(parameter.numel() for parameter in timm.create_model(name, device="meta").parameters())
         assert f"{count:,}" in README.read_text()

@@ -17,7 +17,6 @@ from timm_ebl.hub import card
 from timm_ebl.hub.verify import verify
 from timm_ebl.models.weights import SHIPPED, list_shipped, source_of
 from timm_ebl.training import trained as published
-from timm_ebl.training.build import build_rule
 from timm_ebl.training.trained import RECIPES, TrainedModel
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +36,7 @@ def test_weights_and_record_belong_together(name):
     assert shipped.config["architecture"] == name.partition(".")[0]
     assert shipped.summary["test_error"] == shipped.evaluation.error
     assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
-    text = card.render_card(name, name, shipped.recipe, build_rule(shipped.recipe), shipped.summary, shipped.config)
+    text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
     assert (RECIPES / name / published.CARD).read_text() == text
     assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 

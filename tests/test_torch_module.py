@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import error, flat, images_for, parameter_gradients
+from oracles import error, flat, images_for, parameter_gradients, signs_for
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -112,11 +112,13 @@ def test_a_functional_call_has_the_gradient_of_the_parameters_given(make_live, b
 @pytest.mark.parametrize("name", list_rules())
 def test_a_rule_called_with_other_parameters_has_their_gradient(make_live, batch, name):
     model, other, (x, y) = make_live(), make_live(seed=5), batch
-    expected = parameter_gradients(other, create_rule(name)(other, x, y).loss)
-    task = RuleTask(model, create_rule(name), verbose=False)
+    rule = create_rule(name)
+    signs = signs_for(rule, x)
+    expected = parameter_gradients(other, rule(other, x, y, **signs).loss)
+    task = RuleTask(model, rule, verbose=False)
     given = [value.detach().clone().requires_grad_() for value in other.parameters()]
     names = [name for name, _ in task.named_parameters()]
-    torch.func.functional_call(task, dict(zip(names, given, strict=True)), (x, y))["loss"].backward()
+    torch.func.functional_call(task, dict(zip(names, given, strict=True)), (x, y), signs)["loss"].backward()
     torch.testing.assert_close([value.grad for value in given], expected, rtol=1e-12, atol=1e-15)
 
 

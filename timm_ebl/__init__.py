@@ -1,6 +1,6 @@
 """Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
 
-Importing the package registers the ``dchn_*`` models with timm. Where torch is not loaded yet and neither
+Importing the package registers the ``dchn_*`` and ``pcn_*`` models with timm. Where torch is not loaded yet and neither
 ``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a hundredth of what GNU's OpenMP has by
 default: a relaxation is many small kernels, and on a machine with other work to do their threads would spin for each
 other instead of running.
@@ -24,6 +24,8 @@ from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbati
 from .models.dchn import DCHN
 from .models.interactions import ConvInteraction, DenseInteraction
 from .models.network import HopfieldNetwork
+from .models.pcn import PCN
+from .models.predictive import PredictiveCodingNetwork
 from .relaxation.minimizer import EQUILIBRIUM, PAPER, Minimizer, Start
 from .relaxation.model import EnergyModel
 from .relaxation.order import list_orders, register_order
@@ -32,13 +34,14 @@ from .rules.autograd import equilibrium
 from .rules.backward import Backward
 from .rules.catalogue import create_backward, list_backwards
 from .rules.contrastive import Nudging
-from .rules.rule import Rule, RuleOutput, create_rule, list_rules, register_rule
+from .rules.rule import Rule, RuleOutput, create_rule, list_rules, random_signs, register_rule
 
 __all__ = [
     "DCHN",
     "EQUILIBRIUM",
     "FREE",
     "PAPER",
+    "PCN",
     "Backward",
     "Clamped",
     "ConvInteraction",
@@ -52,6 +55,7 @@ __all__ = [
     "Nudged",
     "Nudging",
     "Perturbation",
+    "PredictiveCodingNetwork",
     "Relaxation",
     "Rule",
     "RuleOutput",
@@ -64,6 +68,7 @@ __all__ = [
     "list_backwards",
     "list_orders",
     "list_rules",
+    "random_signs",
     "register_order",
     "register_rule",
 ]

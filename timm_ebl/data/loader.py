@@ -25,6 +25,7 @@ class Stream(IntEnum):
 
     ORDER = 0
     AUGMENTATION = 1
+    SIGNS = 2
 
 
 def epoch_generator(seed: int, epoch: int, stream: Stream) -> torch.Generator:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 from torch import Tensor
 
-from .functional import State, weigh
-
 if TYPE_CHECKING:
     from ..kernels.operator import Drive, Operator
+    from .functional import State
     from .graph import Graph
 
 __all__ = ["NO_SECOND", "WeightedEnergy"]
@@ -22,37 +21,38 @@ NO_SECOND = "The gradient of a relaxation cannot be differentiated again: there 
 class WeightedEnergy(torch.autograd.Function):
     """``sum_b w_b E(theta, x_b, s_b)`` at fixed states, and its gradient in the parameters and the input.
 
-    ``dE/dtheta_jk = -d <s_k, drive_jk(s_j)> / dtheta_jk`` needs the state and the pooling routes alone, so no forward
-    pass is repeated. ``apply(weights, graph, operators, drives, layers, copies, x, *tensors)`` returns the
-    scalar, for a batch that holds every sample once or twice; operators and drives (their routes) are those of the
-    edges, the tensors those of the interactions, in the order of the edges.
+    ``w_b dE/dtheta_jk = -d <u_k, drive_jk(s_j)> / dtheta_jk`` needs the state, the pooling routes and ``u`` alone, so
+    no forward pass is repeated: ``u_k`` is ``w s_k`` in a Hopfield network. ``apply(rest, graph, operators, drives,
+    layers, uppers, copies, x, *tensors)`` returns the scalar ``rest - sum_jk <u_k, drive_jk(s_j)>``, for a batch that
+    holds every sample once or twice; operators and drives (their routes) are those of the edges, the tensors those of
+    the interactions, in the order of the edges.
     """
 
     @staticmethod
     def forward(
         ctx,
-        weights: Tensor,
+        rest: Tensor,
         graph: Graph,
         operators: Sequence[Operator],
         drives: Sequence[Drive],
         layers: State,
+        uppers: State,
         copies: int,
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        weighted = [weigh(s, weights) for s in layers]
-        total = sum((s * w).sum() for s, w in zip(layers, weighted, strict=True)) / 2
+        total = rest
         gradients: list[Tensor | None] = []
         input_gradient = None
         for (_, lower, upper), operator, (_, route) in zip(graph.edges, operators, drives, strict=True):
             if lower is not None:
-                value, found = _of_copies(operator, copies).coupling(layers[lower], weighted[upper], route)
+                value, found = _of_copies(operator, copies).coupling(layers[lower], uppers[upper], route)
             else:  # both copies have the same input
-                above = sum(weighted[upper].chunk(copies))
+                above = sum(uppers[upper].chunk(copies))
                 once = None if route is None else route[: len(above)]
                 value, found = operator.coupling(x[: len(above)], above, once)
-                if ctx.needs_input_grad[6]:
-                    part = _of_copies(operator, copies).feedback(weighted[upper], route)
+                if ctx.needs_input_grad[7]:
+                    part = _of_copies(operator, copies).feedback(uppers[upper], route)
                     input_gradient = part if input_gradient is None else input_gradient.add_(part)
             total = total - value
             gradients += found
@@ -61,11 +61,11 @@ class WeightedEnergy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = zip(ctx.gradients, ctx.needs_input_grad[6:], strict=True)
+        gradients = zip(ctx.gradients, ctx.needs_input_grad[7:], strict=True)
         found = [-scale * g if g is not None and needed else None for g, needed in gradients]
         if torch.is_grad_enabled():
             found = [None if g is None else _Once.apply(g.detach().requires_grad_()) for g in found]
-        return *[None] * 6, *found
+        return *[None] * 7, *found
 
 
 def _of_copies(operator: Operator, copies: int) -> Operator:

@@ -16,6 +16,7 @@ from torch import nn
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
+from ..training.build import build_rule
 from ..training.progress import duration
 from ..training.records import METRIC
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
@@ -47,7 +48,7 @@ _CITATION = """```bibtex
 
 
 def render_card(
-    name: str, model: str, recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], config: Mapping[str, Any]
+    name: str, model: str, recipe: TrainConfig, summary: Mapping[str, Any], config: Mapping[str, Any]
 ) -> str:
     """The card's text: YAML metadata, then Markdown.
 
@@ -55,11 +56,11 @@ def render_card(
         name: Name of the checkpoint.
         model: What ``timm.create_model`` loads it by: its name, or ``hf-hub:owner/name``.
         recipe: Resolved settings of the run.
-        rule: Their rule.
         summary: Result of the run, with ``other_seeds`` and ``note`` if there are any.
         config: timm's ``config.json`` with its ``evaluation``.
     """
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    rule = build_rule(recipe, network)
     sections = [
         _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),

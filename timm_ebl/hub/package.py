@@ -19,7 +19,6 @@ from torch import Tensor
 from ..data.catalogue import EMBEDDED
 from ..errors import CheckpointError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
-from ..training.build import build_rule
 from ..training.files import temporary_folder, write_whole, writing
 from ..training.inference import predict, same_error
 from ..training.records import CARD, read_metrics
@@ -179,7 +178,7 @@ def stage(
         CONFIG: json.dumps(config, indent=2) + "\n",
         "summary.json": json.dumps(summary, indent=2) + "\n",
         "args.yaml": dump_yaml(recipe.to_dict()),
-        CARD: render_card(name, model, recipe, build_rule(recipe), summary, config),
+        CARD: render_card(name, model, recipe, summary, config),
     }
     for file, text in texts.items():
         (target / file).write_text(text, encoding="utf-8")

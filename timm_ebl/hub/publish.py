@@ -15,7 +15,6 @@ from huggingface_hub.utils import validate_repo_id
 from ..data.requests import explain, is_transient, retry
 from ..errors import HubError, WeightsError
 from ..models.weights import CONFIG, WEIGHTS, read_config
-from ..training.build import build_rule
 from ..training.files import temporary_folder, writing
 from ..training.records import CARD
 from ..training.trained import RECORDS, TrainedModel
@@ -131,7 +130,7 @@ def _prepare(checkpoint: TrainedModel, folder: Path, repo_id: str, test: ImageDa
         shutil.copyfile(checkpoint.record(file), folder / file)
     name = checkpoint.name.rpartition("/")[2]
     recipe = checkpoint.recipe
-    card = render_card(name, f"hf-hub:{repo_id}", recipe, build_rule(recipe), checkpoint.summary, checkpoint.config)
+    card = render_card(name, f"hf-hub:{repo_id}", recipe, checkpoint.summary, checkpoint.config)
     (folder / CARD).write_text(card, encoding="utf-8")
 
 

@@ -133,14 +133,6 @@ class DCHN(TimmHopfieldNetwork):
         energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
         return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
 
-    def top_shape(self, img_size: tuple[int, int]) -> torch.Size:
-        shape = torch.Size([self.in_chans, *img_size])
-        for layer in self.layers:
-            shape = layer.shape(shape)
-        if 0 in shape:
-            raise ValueError(f"An image of {img_size} pixels is too small for {len(self.layers)} poolings.")
-        return shape
-
 
 def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict[str, Any]:
     spec = DATASETS[dataset]

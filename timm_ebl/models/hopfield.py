@@ -1,4 +1,4 @@
-"""What timm asks of a network, for every family of Hopfield networks in its registry.
+"""What timm asks of a Hopfield network, for every family of them in its registry.
 
 The equilibrium states of the hidden layers are the feature maps; ``forward`` relaxes them from scratch for every input,
 and any loss on them or on the output has its gradient by equilibrium propagation (`timm_ebl.rules.autograd`).
@@ -6,8 +6,6 @@ and any loss on them or on the output has its gradient by equilibrium propagatio
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,174 +13,41 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.fx
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import is_count, is_number
 from ..energy.graph import Edge, Graph, Layer
-from ..energy.interaction import Interaction
 from ..kernels.native import is_watched
-from ..relaxation.checks import require_input
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
 from ..rules.catalogue import create_backward
 from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
 from .network import HopfieldNetwork
-from .readout import ReadOut, as_global_pool, as_size
+from .timm_network import TimmNetwork
 
 if TYPE_CHECKING:
-    from ..energy.functional import State
     from ..relaxation.minimizer import Minimizer
 
 __all__ = ["TimmHopfieldNetwork"]
 
 
-class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
-    """A Hopfield network of maps with a dense read-out, as timm's scripts use a model.
-
-    A family names its interactions: `layers`, those between the input and the hidden layers, upwards, and `head`, the
-    read-out of the last hidden layer. It sets `layers` and `feature_info`, tells `top_shape`, and then calls
-    `add_head`.
+class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
+    """A Hopfield network of maps with a dense read-out, as timm's scripts use a model (`TimmNetwork`).
 
     Args:
-        num_classes: Units ``M`` of the output layer; 0 for none, the network then ends at the last hidden layer.
-        in_chans: Channels of the input.
-        img_size: Height and width of the input in pixels (one number for a square).
-        global_pool: ``"flatten"``, as the read-out is dense; without classes also ``""``, which leaves the last hidden
-            layer a map.
-        drop_rate: Present for timm's sake, whose scripts pass it to every model; there is no dropout, so it is 0.
-        bias_gain: Initial gain of the biases, which start in ``U(+-bias_gain / sqrt(fan_in))``.
         minimizer: How ``forward`` relaxes.
         backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
             `Backward`. It is an attribute too, free to be set.
+        **arguments: Those of `TimmNetwork`.
 
     Raises:
         ValueError: An argument is out of range; the message says which.
     """
 
-    layers: nn.ModuleList
-    feature_info: list[dict[str, object]]
-    gains: tuple[float, ...]
-    _graph: Graph | None
-
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        in_chans: int,
-        img_size: int | tuple[int, int],
-        global_pool: str,
-        drop_rate: float,
-        bias_gain: float,
-        minimizer: Minimizer,
-        backward: str | Backward,
-    ) -> None:
-        super().__init__()
-        self._key, self._graph = register_network(self), None
-        if not is_count(in_chans) or not is_count(num_classes, 0):
-            raise ValueError(
-                f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
-                f"{num_classes!r}."
-            )
-        if drop_rate:
-            raise ValueError(f"A {type(self).__name__} has no dropout; got drop_rate={drop_rate!r}.")
-        if not is_number(bias_gain) or not 0 <= bias_gain < math.inf:
-            raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
-        self.num_classes, self.in_chans, self.bias_gain = num_classes, in_chans, bias_gain
-        self.global_pool, self.img_size = as_global_pool(global_pool, num_classes), as_size(img_size)
-        self.minimizer = minimizer
+    def __init__(self, *, minimizer: Minimizer, backward: str | Backward, **arguments) -> None:
+        super().__init__(**arguments)
+        self._key, self.minimizer = register_network(self), minimizer
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
-
-    @abstractmethod
-    def top_shape(self, img_size: tuple[int, int]) -> torch.Size:
-        """Shape ``(C, H, W)`` of the last hidden layer for images of a size.
-
-        Raises:
-            ValueError: The images are too small.
-        """
-
-    @property
-    def graph(self) -> Graph:
-        parts = (*self.layers, self.head)
-        if self._graph is None or any(a is not b for a, b in zip(parts, self._graph.interactions, strict=True)):
-            if not isinstance(self.head, Interaction):
-                raise TypeError(
-                    f"head is a {type(self.head).__name__}, and the read-out of a {type(self).__name__} takes part in "
-                    "its relaxation: model.reset_classifier(num_classes) makes one."
-                )
-            strangers = [layer for layer in self.layers if not isinstance(layer, Interaction)]
-            if strangers:
-                raise TypeError(
-                    f"A layer of a {type(self).__name__} is a timm_ebl.Interaction, not a "
-                    f"{type(strangers[0]).__name__}."
-                )
-            self._graph = self.joined(parts)
-        return self._graph
-
-    def joined(self, parts: Sequence[Interaction]) -> Graph:
-        """The graph of the interactions `layers` and `head`; a chain, unless a family has another one."""
-        return Graph.chain(parts)
-
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
-        for interaction, gain in zip(self.interactions, self.gains, strict=False):
-            interaction.initialise(gain, self.bias_gain, generator)
-
-    def check_input(self, x: Tensor, start: State | None = None) -> None:
-        require_input(x)
-        expected = (self.in_chans, *self.img_size)
-        if x.ndim != 4 or tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"This network takes images of shape (B, {', '.join(map(str, expected))}), not {tuple(x.shape)}: "
-                f"pad or resize them, or build it with in_chans and img_size to match."
-            )
-        super().check_input(x, start)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | Sequence[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Hidden layers at equilibrium, from the input upwards, each ``(B, C, H, W)``.
-
-        Args:
-            x: Images ``(B, C, H, W)``.
-            indices: Which hidden layers: the last n, those of a sequence, or all.
-            norm: Without effect, there is no normalisation.
-            stop_early: Without effect: every layer's equilibrium depends on all the others.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: Leave out the last hidden layer.
-
-        Returns:
-            The last hidden layer and the list of those asked for, or that list alone.
-
-        Raises:
-            ValueError: Another format is asked for.
-        """
-        if output_fmt != "NCHW":
-            name = type(self).__name__
-            raise ValueError(f"The states of a {name} are maps in NCHW format; got output_fmt={output_fmt!r}.")
-        taken, _ = feature_take_indices(len(self.feature_info), indices)
-        if intermediates_only:
-            return list(self._equilibrium(x, tuple(taken)))
-        last, *states = self._equilibrium(x, (-2, *taken))
-        return last, states
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """State of the last hidden layer at equilibrium, ``(B, C, H, W)``."""
-        return self._equilibrium(x, (-2,))[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output layer at equilibrium, ``(B, M)``; without classes, the last hidden layer.
-
-        It is differentiable in the parameters and the input by the method of `backward`.
-        """
-        return self._equilibrium(x, (-1,))[0] if self.num_classes else self.forward_head(self.forward_features(x))
 
     def flops(self) -> int:
         """Floating-point operations of `forward` for one image, without gradients, by the present minimiser.
@@ -201,14 +66,6 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
         relax = partial(self.answer if self.num_classes else self.relax, x)
         return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, object]:
-        """Patterns that group the parameters by interaction, from the input upwards, for layer-wise decay."""
-        return {"stem": r"^layers\.0", "blocks": r"^layers\.(\d+)"}
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are never decayed: none."""
-        return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Refuse gradient checkpointing: a relaxation keeps no activations to save.

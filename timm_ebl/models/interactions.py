@@ -19,7 +19,7 @@ from ..kernels.pooling import AveragePooling, MaxPooling, NoPooling, Pooling
 if TYPE_CHECKING:
     from ..kernels.operator import Operator
 
-__all__ = ["AveragePooled", "ConvInteraction", "DenseInteraction", "EmptyInteraction"]
+__all__ = ["AveragePooled", "ConvInteraction", "DenseInteraction", "EmptyInteraction", "RectifiedConv"]
 
 
 class _Uniform(Interaction):
@@ -50,10 +50,11 @@ class ConvInteraction(_Uniform, nn.Conv2d):
     Args:
         in_channels: Channels of the lower layer.
         out_channels: Channels of the upper layer.
-        kernel_size: Side of the kernel; the padding keeps the image size if the stride is 1.
+        kernel_size: Side of the kernel; with padding, it keeps the image size if the stride is 1.
         pool: Side and stride of the pooling window; 1 for no pooling.
         stride: Step of the convolution.
         bias: Whether there is a bias.
+        pads: Whether there are zeros around the image.
         **factory: ``device`` and ``dtype`` of the parameters.
 
     Raises:
@@ -68,6 +69,7 @@ class ConvInteraction(_Uniform, nn.Conv2d):
         pool: int = 2,
         stride: int = 1,
         bias: bool = True,
+        pads: bool = True,
         **factory,
     ) -> None:
         if not (is_count(kernel_size) and is_count(pool) and is_count(stride)) or kernel_size % 2 != 1:
@@ -75,12 +77,15 @@ class ConvInteraction(_Uniform, nn.Conv2d):
                 "kernel_size is an odd whole number, and pool and stride are whole numbers of at least 1; got "
                 f"{kernel_size!r}, {pool!r} and {stride!r}."
             )
-        super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias, **factory)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, pads * (kernel_size // 2), bias=bias, **factory
+        )
         self.pool = pool
 
     def shape(self, lower: torch.Size) -> torch.Size:
-        sides = ((side - 1) // step + 1 for side, step in zip(lower[1:], self.stride, strict=True))
-        return torch.Size([self.out_channels, *(side // self.pool for side in sides)])
+        lost = self.kernel_size[0] - 2 * self.padding[0]
+        sides = ((side - lost) // step + 1 for side, step in zip(lower[1:], self.stride, strict=True))
+        return torch.Size([self.out_channels, *(max(side, 0) // self.pool for side in sides)])
 
     def drive(self, lower: Tensor) -> Tensor:
         weight, *bias = self.tensors()
@@ -111,6 +116,25 @@ class AveragePooled(ConvInteraction):
         return AveragePooling(self.pool)
 
 
+class RectifiedConv(ConvInteraction):
+    """A convolution, pooled or not, whose call is the state of its upper layer, ``f(s) = relu(P(w * s) + b)``."""
+
+    def forward(self, lower: Tensor, state: Tensor | None = None) -> Tensor:
+        """``f(lower)``, or the state that is given."""
+        if state is not None:
+            return state
+        weight, *bias = self.tensors()
+        unpooled = F.conv2d(lower, weight, *bias or (None,), self.stride, self.padding)
+        return F.relu(self._pool(unpooled) if self.pool > 1 else unpooled)
+
+    def plain(self) -> nn.Module:
+        """The same of PyTorch's own modules, which share the parameters."""
+        sizes = self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding
+        plain = nn.Conv2d(*sizes, bias=self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return nn.Sequential(plain, nn.MaxPool2d(self.pool), nn.ReLU())
+
+
 class DenseInteraction(_Uniform, nn.Linear):
     """Dense interaction: ``drive(s) = W s + b``, the lower layer flattened (paper, Section 3)."""
 
@@ -124,6 +148,12 @@ class DenseInteraction(_Uniform, nn.Linear):
     def operator(self, lower_shape: torch.Size) -> Operator:
         weight, *bias = self.tensors()
         return dense(weight, bias[0] if bias else None, lower_shape)
+
+    def plain(self) -> nn.Module:
+        """The same of PyTorch's own modules, which share the parameters; the lower layer is flat."""
+        plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
 
 
 class EmptyInteraction(Interaction, nn.Identity):

@@ -28,9 +28,20 @@ class EnergyModel(ABC):
 
     Attributes:
         minimizer: How it relaxes unless it is told otherwise.
+        perturbed, unrolled, adjoint: The same for what follows the free phase, in rules that are not told otherwise
+            (`timm_ebl.rules.rule.Rule.second_field`).
+        beta: Strength of such a rule's perturbation.
+        force: Norm of the force by which the gradient of a loss perturbs it.
+        rests: Whether ``dE/dtheta = 0`` at every free state: a rule then needs no free state to contrast.
     """
 
     minimizer: Minimizer = Minimizer()
+    perturbed: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))
+    unrolled: Minimizer = Minimizer(sweeps=15, omega=1.0)
+    adjoint: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")
+    beta: float = 0.25
+    force: float = 0.5
+    rests: bool = False
 
     @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:

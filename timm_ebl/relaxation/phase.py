@@ -153,6 +153,10 @@ class EnergyPhase(Phase):
             total = total + self.drive(edge).value
         return total
 
+    def energy(self) -> Tensor:
+        """The energy of the present state, ``(B,)``, without the cost of a perturbation."""
+        return energy_from_drives(tuple(self.state), [self.drive_into(layer) for layer in range(len(self.state))])
+
     def field(self, layer: int) -> Tensor:
         drive = self.drive_into(layer)
         if layer == self.last:
@@ -174,9 +178,8 @@ class EnergyPhase(Phase):
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         state, energy, output = tuple(self.state), None, None
         if residual is not None:
-            drives = [self.drive_into(layer) for layer in range(len(state))]
-            energy = energy_from_drives(state, drives)
-            output = self.perturbation.output(drives[-1], state[-1]).clone()
+            energy = self.energy()
+            output = self.perturbation.output(self.drive_into(self.last), state[-1]).clone()
         drives = tuple(self._drives[edge] or self.drive(edge) for edge in range(len(self.graph.edges)))
         potentials = (*self._potentials[:-1], state[-1]) if self._keeps_potentials else ()
         made_of = stamp([self.x, *parameters_of(self.graph)])

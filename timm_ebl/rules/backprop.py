@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel, require_energy
 from .backward import Backward, inner
-from .rule import Rule, RuleOutput, as_target, squared_error
+from .cost import Cost
+from .rule import Rule, RuleOutput, as_target
 
 if TYPE_CHECKING:
     from ..energy.functional import State
+    from ..relaxation.minimizer import Minimizer
     from ..relaxation.record import Relaxation
 
 __all__ = ["RecurrentBackprop", "TruncatedBackprop"]
@@ -28,12 +29,18 @@ class TruncatedBackprop(Rule, Backward):
     Its memory grows with the number of sweeps.
 
     Attributes:
-        unrolled: The sweeps that are gone back through.
+        unrolled: The sweeps that are gone back through; ``None`` takes the model's own (`EnergyModel.unrolled`).
+        cost: What is descended.
     """
 
-    unrolled: Minimizer = Minimizer(sweeps=15, omega=1.0)  # noqa: RUF009 (frozen)
+    unrolled: Minimizer | None = None
+    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "unrolled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cost", Cost(self.cost))
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         require_energy(model)
@@ -41,15 +48,16 @@ class TruncatedBackprop(Rule, Backward):
         target = as_target(y, free.output)
         state = self._unroll(model, x, free.state)
         last = tuple(layer.detach() for layer in state)
-        return RuleOutput(squared_error(state[-1], target).mean(), free.output, free, last)
+        return RuleOutput(self.cost.value(state[-1], target).mean(), free.output, free, last)
 
     def pullback(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
         return inner(forces, self._unroll(model, free.input, free.state))
 
     def _unroll(self, model: EnergyModel, x: Tensor, state: State) -> State:
         """The state after the sweeps, differentiable through all of them."""
-        for _ in range(_steps(self)):
-            state = model.sweep(x, state, self.unrolled)
+        unrolled = self.fitted(model).unrolled
+        for _ in range(_steps("unrolled", unrolled)):
+            state = model.sweep(x, state, unrolled)
         return state
 
 
@@ -61,20 +69,27 @@ class RecurrentBackprop(Rule, Backward):
     adjoint state at a fixed point of ``F``; the gradient is ``(dF/dtheta)^T v_T``.
 
     Attributes:
-        adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps.
+        adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps. ``None``
+            takes the model's own (`EnergyModel.adjoint`).
+        cost: What is descended.
     """
 
-    adjoint: Minimizer = Minimizer(sweeps=15, omega=1.0, order="synchronous")  # noqa: RUF009 (frozen)
+    adjoint: Minimizer | None = None
+    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "adjoint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cost", Cost(self.cost))
 
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         require_energy(model)
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        forces = [None] * (len(free.state) - 1) + [(free.state[-1] - target) / len(target)]
+        forces = [None] * (len(free.state) - 1) + [self.cost.gradient(free.state[-1], target) / len(target)]
         projection, swept = self._project(model, x, free.state, forces)
-        cost = squared_error(free.state[-1], target).mean()
+        cost = self.cost.value(free.state[-1], target).mean()
         last = tuple(layer.detach() for layer in swept)
         return RuleOutput(cost + projection - projection.detach(), free.output, free, last)
 
@@ -85,23 +100,23 @@ class RecurrentBackprop(Rule, Backward):
         self, model: EnergyModel, x: Tensor, state: State, forces: Sequence[Tensor | None]
     ) -> tuple[Tensor, State]:
         """``<v_T, F(state)>``, and one sweep ``F(state)``, both differentiable in the parameters and in `x`."""
+        adjoint = self.fitted(model).adjoint
         with torch.enable_grad():
             leaves = tuple(layer.detach().requires_grad_() for layer in state)
-            swept = model.sweep(x, leaves, self.adjoint)
+            swept = model.sweep(x, leaves, adjoint)
         forces = tuple(torch.zeros_like(s) if f is None else f.to(s.dtype) for f, s in zip(forces, swept, strict=True))
         adjoints = forces
-        for _ in range(_steps(self) - 1):
+        for _ in range(_steps("adjoint", adjoint) - 1):
             pulled = torch.autograd.grad(swept, leaves, adjoints, retain_graph=True, materialize_grads=True)
             adjoints = tuple(p + f for p, f in zip(pulled, forces, strict=True))
         return inner(adjoints, swept), swept
 
 
-def _steps(rule: Rule) -> int:
+def _steps(name: str, minimizer: Minimizer) -> int:
     """The number of steps back, one for each sweep."""
-    minimizer = rule.second_phase
     if minimizer.tolerance is not None:
         raise ValueError(
             f"Backpropagation takes a fixed number of sweeps, not a tolerance ({minimizer.tolerance:g}): leave the "
-            f"tolerance of `{rule.second_field}` out."
+            f"tolerance of `{name}` out."
         )
     return minimizer.sweeps

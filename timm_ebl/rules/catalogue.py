@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..registry import Registry, Variant
 from .backprop import RecurrentBackprop, TruncatedBackprop
 from .contrastive import CoupledLearning, EquilibriumPropagation, Nudging
+from .cost import Cost
 from .rule import RULES, register_rule
 
 if TYPE_CHECKING:
@@ -18,19 +19,21 @@ register_rule("cl", CoupledLearning, nudging=Nudging.POSITIVE, beta=1.0, linear_
 register_rule("p-ep", EquilibriumPropagation, nudging=Nudging.POSITIVE)
 register_rule("n-ep", EquilibriumPropagation, nudging=Nudging.NEGATIVE)
 register_rule("c-ep", EquilibriumPropagation, nudging=Nudging.CENTERED, companion=False)
+register_rule("r-ep", EquilibriumPropagation, nudging=Nudging.RANDOM)
 register_rule("p-cpl", CoupledLearning, nudging=Nudging.POSITIVE)
 register_rule("n-cpl", CoupledLearning, nudging=Nudging.NEGATIVE)
 register_rule("c-cpl", CoupledLearning, nudging=Nudging.CENTERED, companion=False)
+register_rule("r-cpl", CoupledLearning, nudging=Nudging.RANDOM)
 register_rule("tbp", TruncatedBackprop)
 register_rule("rbp", RecurrentBackprop)
 RULES.close()
 
-# The free phase is the network's own, and a force has one update, damped or not.
+# The free phase is the network's own, the loss is the cost, and a force has one update, damped or not.
 _BACKWARDS: Registry[Variant[Backward]] = Registry("backward")
-_FORCED = {"free": None, "damped": False}
-_BACKWARDS.register("ep", Variant("Backward 'ep'", EquilibriumPropagation, _FORCED, {"beta": 0.5}))
-_BACKWARDS.register("tbp", Variant("Backward 'tbp'", TruncatedBackprop, {"free": None}))
-_BACKWARDS.register("rbp", Variant("Backward 'rbp'", RecurrentBackprop, {"free": None}))
+_FORCED = {"free": None, "cost": Cost.SQUARED_ERROR}
+_BACKWARDS.register("ep", Variant("Backward 'ep'", EquilibriumPropagation, {**_FORCED, "damped": False}))
+_BACKWARDS.register("tbp", Variant("Backward 'tbp'", TruncatedBackprop, _FORCED))
+_BACKWARDS.register("rbp", Variant("Backward 'rbp'", RecurrentBackprop, _FORCED))
 
 
 def list_backwards() -> list[str]:
@@ -48,9 +51,9 @@ def create_backward(name: str, **options: object) -> Backward:
 
     Args:
         name: ``ep``, ``tbp`` or ``rbp``.
-        **options: Fields of the method: for ``ep`` ``perturbed``, ``beta`` (by default 0.5), ``nudging`` (by default
-            centred), ``linear_response``, ``settle`` and ``companion``; ``unrolled`` for ``tbp``; ``adjoint`` for
-            ``rbp``.
+        **options: Fields of the method: for ``ep`` ``perturbed``, ``beta`` (by default `EnergyModel.force`),
+            ``nudging`` (by default centred), ``linear_response``, ``settle`` and ``companion``; ``unrolled`` for
+            ``tbp``; ``adjoint`` for ``rbp``.
 
     Raises:
         TypeError: A minimiser is none.

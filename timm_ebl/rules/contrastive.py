@@ -9,26 +9,26 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..arguments import is_number, require_flag
 from ..energy.functional import State, weigh
-from ..energy.perturbation import Clamped, Forced, Nudged, Perturbation
-from ..relaxation.minimizer import Minimizer
+from ..energy.perturbation import Clamped, Forced, Perturbation
 from ..relaxation.model import SETTLING_SWEEPS, EnergyModel, require_energy
 from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
-from .rule import Rule, RuleOutput, as_target
+from .cost import Cost
+from .rule import Rule, RuleOutput, as_target, require_signs, require_strength
 
-__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging", "require_strength"]
+if TYPE_CHECKING:
+    from ..relaxation.minimizer import Minimizer
 
-ROUNDINGS = 1024
-"""Least size of a perturbation in units of rounding, so that three digits of its effect remain."""
+__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging"]
 
 
 class Nudging(Enum):
@@ -37,6 +37,7 @@ class Nudging(Enum):
     POSITIVE = (0, 1)
     NEGATIVE = (-1, 0)
     CENTERED = (-1, 1)
+    RANDOM = (0, None)  # -1 or 1, drawn for each sample
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class ContrastiveRule(Rule):
     with the free one: there the unperturbed state needs a companion, or the linear response.
 
     Attributes:
-        perturbed: Minimiser of the perturbed phases.
-        beta: Strength of the perturbation, positive; the nudging carries the sign.
+        perturbed: Minimiser of the perturbed phases; ``None`` takes the model's own (`EnergyModel.perturbed`).
+        beta: Strength of the perturbation, positive; the nudging carries the sign. ``None`` takes the model's own.
         nudging: Which two equilibria.
         linear_response: Relax the perturbed states by `EnergyModel.respond`: the free state's pooling routes are held,
             so that the energy is smooth in the strength of the perturbation, which is to be small, and the free state
@@ -65,8 +66,8 @@ class ContrastiveRule(Rule):
         ValueError: beta is not a positive number, or a flag is neither true nor false.
     """
 
-    perturbed: Minimizer = Minimizer(order="backward", sweeps=3, omega=(1.6, 1.4, 1.2))  # noqa: RUF009 (frozen)
-    beta: float = 0.25
+    perturbed: Minimizer | None = None
+    beta: float | None = None
     nudging: Nudging = Nudging.CENTERED
     linear_response: bool = True
     settle: bool | None = None
@@ -76,7 +77,7 @@ class ContrastiveRule(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_number(self.beta) and 0 < self.beta < math.inf):
+        if self.beta is not None and not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
         if not isinstance(self.nudging, Nudging):
             raise TypeError(f"nudging is a timm_ebl.Nudging, such as Nudging.CENTERED, not {self.nudging!r}.")
@@ -98,24 +99,32 @@ class ContrastiveRule(Rule):
         """Whether the free state goes on by itself before the perturbed phases."""
         return not self.accompanies if self.settle is None else self.settle
 
-    def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
+    @property
+    def draws(self) -> bool:
+        return self.nudging is Nudging.RANDOM
+
+    def __call__(
+        self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None, signs: Tensor | None = None
+    ) -> RuleOutput:
         require_energy(model)
+        rule = self.fitted(model)
         free = model.relax(x, start, minimizer=self.free)  # Equation 1
         target = as_target(y, free.output)
 
-        def perturb(output: Tensor, signs: Sequence[int]) -> Perturbation:
-            betas = [target.new_full((len(target), 1), sign * self.beta) for sign in signs]
-            return self.perturbation(output, target.repeat(len(signs), 1), torch.cat(betas))
+        def perturb(output: Tensor, signs: Sequence[int | Tensor]) -> Perturbation:
+            betas = [target.new_ones(len(target), 1) * (rule.beta * sign) for sign in signs]
+            return rule.perturbation(output, target.repeat(len(signs), 1), torch.cat(betas))
 
-        loss, pair = self.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)))
-        return RuleOutput(loss, free.output, free, tuple(layer[len(target) :] for layer in pair.state))
+        loss, pair = rule.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)), signs)
+        return RuleOutput(loss, free.output, free, tuple(layer[-len(target) :] for layer in pair.state))
 
     def contrast(
         self,
         model: EnergyModel,
         free: Relaxation,
-        perturb: Callable[[Tensor, Sequence[int]], Perturbation],
+        perturb: Callable[[Tensor, Sequence[int | Tensor]], Perturbation],
         weights: Tensor,
+        signs: Tensor | None = None,
     ) -> tuple[Tensor, Relaxation]:
         """Relax the two states and contrast their energies.
 
@@ -123,35 +132,44 @@ class ContrastiveRule(Rule):
             model: The network.
             free: Its free phase.
             perturb: ``perturb(output, signs)`` makes the perturbation of a batch that holds every sample once for each
-                sign (-1, 0 or 1), block after block, given the outputs that the states start from, ``(nB, M)``.
+                sign (-1, 0, 1, or `signs` as a column), block after block, given the outputs that the states start
+                from, ``(nB, M)``.
             weights: ``w``, ``(B,)``.
+            signs: For a random nudging that of each sample, ``(B,)``.
 
         Returns:
             ``sum_b w_b (E(theta, x_b, s_2) - E(theta, x_b, s_1)) / (beta_2 - beta_1)``, differentiable in the
             parameters and in the input of the free phase; and both states as one relaxation, ``s_1`` before ``s_2``.
+            A free state without a gradient (`EnergyModel.rests`) is left out.
 
         Raises:
-            ValueError: Rounding leaves nothing of beta.
+            ValueError: Rounding leaves nothing of beta, or there are no signs.
         """
         require_strength(self.beta, free.output.dtype)
         first, second = self.nudging.value
+        if self.draws:
+            require_signs(signs, weights)
+            second = signs[:, None]
         rest = self._at_rest(model, free)
-        relaxed = [sign for sign in (first, second) if sign or self.accompanies]
+        accompanies = self.accompanies and not model.rests
+        relaxed = [sign for sign in (first, second) if isinstance(sign, Tensor) or sign or accompanies]
         begin = rest.twice() if len(relaxed) == 2 else rest
         perturbation = perturb(begin.state[-1], relaxed)
         if self.linear_response:
             pair = model.respond(begin, perturbation, self.perturbed)
         else:
             pair = model.relax(begin.input, begin, perturbation, self.perturbed)
+        # Equation 3 (cl), Equation 5 (p-ep, n-ep), Equation 6 (c-ep), Equation 8 (p-cpl, n-cpl), Equation 9 (c-cpl)
+        weights = weights / ((signs if self.draws else second - first) * self.beta)
+        if len(relaxed) == 1 and model.rests:
+            return model.contrast(pair, -weights if first else weights), pair
         if len(relaxed) == 1:
             pair = Relaxation.pair(pair, rest) if first else Relaxation.pair(rest, pair)
-        # Equation 3 (cl), Equation 5 (p-ep, n-ep), Equation 6 (c-ep), Equation 8 (p-cpl, n-cpl), Equation 9 (c-cpl)
-        weights = weights / ((second - first) * self.beta)
         return model.contrast(pair, torch.cat([-weights, weights])), pair
 
     def _at_rest(self, model: EnergyModel, free: Relaxation) -> Relaxation:
         """The free state that the perturbed phases start from."""
-        if not self.settles:
+        if model.rests or not self.settles:
             return free
         if self.linear_response:
             return model.settle(free, self.free)
@@ -176,34 +194,37 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
         damped: Update a nudged output by ``o <- u - beta (o - y)``, ``u`` the drive into it, as the paper's released
             code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
             point, but the short nudged phases get nearer to it. A force needs no such choice.
-
+        cost: What is nudged by, ``"squared-error"`` as in the paper or ``"cross-entropy"``.
     """
 
     damped: bool = False
+    cost: Cost = Cost.SQUARED_ERROR
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("damped", self.damped)
+        object.__setattr__(self, "cost", Cost(self.cost))
 
     def check(self) -> None:
-        if self.nudging is not Nudging.POSITIVE and self.beta >= 1:
+        beta = self.beta or 0
+        if self.nudging is not Nudging.POSITIVE and beta >= 1:
             raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
-        if self.damped and self.beta >= 1:
+        if self.damped and beta >= 1:
             raise ValueError(f"A damped nudge needs beta below 1, or it does not converge; got {self.beta!r}.")
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         require_strength(self.beta, output.dtype, below_1=self.nudging is not Nudging.POSITIVE)
-        return Nudged(target, beta, self.damped)  # Equation 4
+        return self.cost.nudge(target, beta, self.damped)  # Equation 4
 
     def pullback(self, model: EnergyModel, free: Relaxation, forces: Sequence[Tensor | None]) -> Tensor:
-        norm = force_norm(forces)
-        step = self.beta / norm.where(norm != 0, 1)
+        norm, rule = force_norm(forces), replace(self, beta=self.beta or model.force).fitted(model)
+        step = rule.beta / norm.where(norm != 0, 1)
 
         def perturb(output: Tensor, signs: Sequence[int]) -> Perturbation:
             steps = [None if f is None else weigh(f, step) for f in forces]
             return Forced([None if f is None else torch.cat([sign * f for sign in signs]) for f in steps])
 
-        return self.contrast(model, free, perturb, norm)[0]
+        return rule.contrast(model, free, perturb, norm)[0]
 
 
 @dataclass(frozen=True)
@@ -215,23 +236,3 @@ class CoupledLearning(ContrastiveRule):
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:
         return Clamped((1 - beta) * output + beta * target)  # Equation 7, and Equation 2 where beta is 1
-
-
-def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
-    """Refuse a strength of a perturbation of which rounding leaves nothing.
-
-    Args:
-        beta: The strength, a positive number.
-        dtype: Type of the states; contrasted ones are kept in at least 32 bits.
-        below_1: Whether ``1 - beta`` is divided by.
-
-    Raises:
-        ValueError: It, its inverse or ``1 - beta`` is too near to 0.
-    """
-    wide = torch.promote_types(dtype, torch.float32)
-    least = ROUNDINGS * torch.finfo(wide).eps
-    here = f"In {str(wide).removeprefix('torch.')}"
-    if not least <= beta <= 1 / least:
-        raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
-    if below_1 and 1 - beta < least:
-        raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")

@@ -7,7 +7,7 @@ A rule called on ``(model, x, y)`` returns a scalar whose gradient in the parame
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -28,11 +28,18 @@ __all__ = [
     "as_target",
     "create_rule",
     "list_rules",
+    "random_signs",
     "register_rule",
+    "require_signs",
+    "require_strength",
     "rule_class",
     "rule_options",
     "squared_error",
 ]
+
+
+ROUNDINGS = 1024
+"""Least size of a perturbation in units of rounding, so that three digits of its effect remain."""
 
 
 class RuleOutput(NamedTuple):
@@ -84,6 +91,40 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
 
 
+def random_signs(count: int, generator: torch.Generator) -> Tensor:
+    """A sign -1 or 1 for each of some samples, ``(B,)``, drawn from a generator on the CPU."""
+    return torch.randint(2, (count,), generator=generator) * 2 - 1
+
+
+def require_signs(signs: Tensor | None, samples: Tensor) -> None:
+    """Refuse, by a ValueError, what is no sign for each sample of a batch."""
+    if signs is None or signs.shape != samples.shape or signs.device != samples.device:
+        raise ValueError(
+            f"A random nudge needs a sign for each of the {len(samples)} samples, on their device: "
+            "signs=timm_ebl.random_signs(len(x), generator)."
+        )
+
+
+def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
+    """Refuse a strength of a perturbation of which rounding leaves nothing.
+
+    Args:
+        beta: The strength, a positive number.
+        dtype: Type of the states; contrasted ones are kept in at least 32 bits.
+        below_1: Whether ``1 - beta`` is divided by.
+
+    Raises:
+        ValueError: It, its inverse or ``1 - beta`` is too near to 0.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    least = ROUNDINGS * torch.finfo(wide).eps
+    here = f"In {str(wide).removeprefix('torch.')}"
+    if not least <= beta <= 1 / least:
+        raise ValueError(f"{here}, rounding leaves a beta of {least:.1e} to {1 / least:.1e} its digits, not {beta!r}.")
+    if below_1 and 1 - beta < least:
+        raise ValueError(f"{here}, a negative nudge needs beta below 1 - {least:.1e}; got {beta!r}.")
+
+
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """The cost ``C(o, y) = 1/2 |o - y|^2``, ``(B,)``."""
     return ((output - target) ** 2).sum(1) / 2
@@ -111,12 +152,22 @@ class Rule(ABC):
     def __post_init__(self) -> None:
         require_minimizer("free", self.free, optional=True)
         if self.second_field is not None:
-            require_minimizer(self.second_field, self.second_phase)
+            require_minimizer(self.second_field, self.second_phase, optional=True)
 
     @property
     def second_phase(self) -> Minimizer | None:
-        """The minimiser of the second phase (`second_field`)."""
+        """The minimiser of the second phase (`second_field`); ``None`` for none, or for the model's own (`fitted`)."""
         return None if self.second_field is None else getattr(self, self.second_field)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it needs a random sign for each sample."""
+        return False
+
+    def fitted(self, model: EnergyModel) -> Rule:
+        """The rule with the model's own settings where `second_field` or ``beta`` is ``None``."""
+        left = (name for name in (self.second_field, "beta") if name and getattr(self, name, 0) is None)
+        return replace(self, **{name: getattr(model, name) for name in left})
 
     def check(self) -> None:  # noqa: B027 (most options go together)
         """Refuse, by a ValueError, options that do not go together in learning; `create_rule` asks for it."""
@@ -124,6 +175,8 @@ class Rule(ABC):
     @abstractmethod
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
         """The rule's scalar for a batch.
+
+        A rule that `draws` takes the signs of the samples as well, ``signs=``, ``(B,)`` (`random_signs`).
 
         Args:
             model: An energy model.
@@ -184,12 +237,13 @@ def create_rule(name: str, **options: object) -> Rule:
     """Create a rule by name.
 
     Args:
-        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``, ``tbp``,
-            ``rbp``.
+        name: One of `list_rules`: ``cl``, ``p-ep``, ``n-ep``, ``c-ep``, ``r-ep``, ``p-cpl``, ``n-cpl``, ``c-cpl``,
+            ``r-cpl``, ``tbp``, ``rbp``.
         **options: Fields of the rule: ``free`` (`Minimizer`) for all; ``perturbed`` (`Minimizer`), ``beta``,
             ``linear_response`` and ``settle`` for the contrastive ones (``cl`` has neither ``beta`` nor
             ``linear_response``: it clamps to the target, and follows the routes that far); ``companion`` for the
-            one-sided ones; ``damped`` for equilibrium propagation; ``unrolled`` for ``tbp``; ``adjoint`` for ``rbp``.
+            one-sided ones; ``damped`` for equilibrium propagation; ``cost`` for equilibrium propagation and the
+            baselines; ``unrolled`` for ``tbp``; ``adjoint`` for ``rbp``.
 
     Raises:
         TypeError: A minimiser is none.

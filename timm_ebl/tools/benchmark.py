@@ -26,7 +26,7 @@ from torch import Tensor
 from ..arguments import Parser, positive_count
 from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer
-from ..relaxation.model import SETTLING_SWEEPS
+from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..rules import reference
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule
@@ -112,7 +112,7 @@ def plain_procedure(model: HopfieldNetwork, name: str, free: Minimizer, nudged_s
 
 def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
     """Settings of our own procedure, from the paper's to fewer and fewer sweeps."""
-    second = ContrastiveRule.perturbed
+    second = EnergyModel.perturbed
     settings = [(PAPER, Minimizer(sweeps=20, omega=1.0)), (Minimizer(sweeps=20), replace(second, sweeps=8))]
     settings += [(Minimizer(sweeps=10), replace(second, sweeps=4))]
     settings += [(Minimizer(sweeps=n), second) for n in (12, 10, 8, 7, 6, 4)]
@@ -128,6 +128,7 @@ def study(model: HopfieldNetwork, beta: float) -> list[Procedure]:
 
 def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str | None = None) -> Procedure:
     """A rule with a free phase of its own as a row of the table, under autocast given a precision of `PRECISIONS`."""
+    rule = rule.fitted(model)
     free, second = rule.free, rule.second_phase
     contrastive = isinstance(rule, ContrastiveRule)
     settles = contrastive and rule.settles
@@ -160,7 +161,7 @@ def rule_procedure(model: HopfieldNetwork, name: str, rule: Rule, precision: str
 
 def variants(model: HopfieldNetwork, beta: float, precisions: Sequence[str], compiled: bool) -> list[Procedure]:
     """The default setting of c-ep in other precisions, and compiled."""
-    plain = create_rule("c-ep", free=Minimizer(), beta=beta)
+    plain = create_rule("c-ep", free=Minimizer(), beta=beta).fitted(model)
     rows = [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
     if compiled:
         free, perturbed = (replace(phase, compiled=True) for phase in (plain.free, plain.perturbed))

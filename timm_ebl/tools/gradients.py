@@ -23,7 +23,7 @@ from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
-from ..rules.rule import create_rule, list_rules, rule_options
+from ..rules.rule import create_rule, list_rules, random_signs, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 
@@ -90,10 +90,12 @@ def rule_gradients(
     model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, precision: torch.dtype | None = None, **options: object
 ) -> list[Tensor]:
     """The gradient of a rule by name, under autocast where a precision is given."""
+    rule = create_rule(name, **options)
+    signs = {"signs": random_signs(len(x), torch.Generator().manual_seed(0)).to(x.device)} if rule.draws else {}
 
     def step() -> None:
         with torch.autocast(x.device.type, precision or torch.bfloat16, enabled=precision is not None):
-            loss = create_rule(name, **options)(model, x, y).loss
+            loss = rule(model, x, y, **signs).loss
         loss.backward()
 
     return gradients(model, step)

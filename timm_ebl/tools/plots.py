@@ -84,7 +84,7 @@ def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapp
     (left,) = energy.plot(number, [epoch["energy"] for epoch in epochs], "o-", color="C0", label="energy")
     (right,) = residual.plot(number, [epoch["residual"] for epoch in epochs], "s--", color="0.4", label="residual")
     energy.set(xlabel="epoch", ylabel="energy of the free state (mean)")
-    residual.set(ylabel="residual of the last sweep (mean)", yscale="log")
+    residual.set(ylabel="residual of the last sweep (mean)", yscale="symlog" if not epochs[0]["residual"] else "log")
     energy.legend(handles=[left, right], loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False, ncols=2)
 
     for axes in (errors, energy):

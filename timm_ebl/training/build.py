@@ -19,8 +19,8 @@ from ..errors import ConfigError
 from ..models.factory import family_of
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel
-from ..rules.contrastive import ContrastiveRule, require_strength
-from ..rules.rule import Rule, create_rule, rule_class, rule_options
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -95,8 +95,9 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         ConfigError: The rule, the model or the optimiser cannot be built, or the data options contradict each other.
     """
-    build_rule(config)
-    build_optimizer(config, _create_model(config, config.model or "dchn_tiny_cifar10"))
+    model = _create_model(config, config.model or "dchn_tiny_cifar10")
+    build_rule(config, model)
+    build_optimizer(config, model)
     dataset = config.dataset or EMBEDDED
     if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
         raise ConfigError(
@@ -203,8 +204,10 @@ def default_model(train: ImageDataset) -> str:
     return "dchn_tiny_fashion_mnist" if train.images.shape[1] == 1 else "dchn_tiny_cifar10"
 
 
-def build_rule(config: TrainConfig) -> Rule:
-    """The configured rule; the baselines have their own order and over-relaxation in the second phase, the paper's.
+def build_rule(config: TrainConfig, model: EnergyModel | type[EnergyModel] = EnergyModel) -> Rule:
+    """The configured rule; what it leaves open is as the model prefers it (`Rule.fitted`).
+
+    The baselines have their own order and over-relaxation in the second phase, the paper's.
 
     Raises:
         ConfigError: The rule cannot be built, beta does not go with it, or rounding leaves nothing of beta.
@@ -216,6 +219,7 @@ def build_rule(config: TrainConfig) -> Rule:
         "settle": config.settle,
         "companion": config.companion,
         "damped": config.damped,
+        "cost": config.cost,
     }
     second = {
         "sweeps": config.nudged_sweeps,
@@ -226,8 +230,9 @@ def build_rule(config: TrainConfig) -> Rule:
     allowed, field = rule_options(config.algo), rule_class(config.algo).second_field
     try:
         if field in allowed:
-            options[field] = replace(create_rule(config.algo).second_phase, **_given(second))
-        rule = create_rule(config.algo, **{name: value for name, value in _given(options).items() if name in allowed})
+            options[field] = replace(create_rule(config.algo).fitted(model).second_phase, **_given(second))
+        given = {name: value for name, value in _given(options).items() if name in allowed}
+        rule = create_rule(config.algo, **given).fitted(model)
         if isinstance(rule, ContrastiveRule):
             require_strength(rule.beta, torch.float32)
             rule.perturbation(*torch.zeros(2, 1, 1), torch.full((1, 1), rule.beta))

@@ -14,6 +14,7 @@ from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
+from ..rules.cost import Cost
 from ..rules.rule import list_rules, rule_class, rule_options
 from .options import GROUPS, flag_of, option, read_option, read_setting
 from .tracking import TRACKERS
@@ -42,7 +43,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 What the rule has no option for is left out: `resolve`."""
 
-_OF_THE_RULE = ("beta", "linear_response", "settle", "companion", "damped")
+_OF_THE_RULE = ("beta", "cost", "linear_response", "settle", "companion", "damped")
 """Settings that are options of some rules (`rule_options`)."""
 
 _OF_THE_PERTURBED = ("nudged_order", "nudged_omega")
@@ -105,7 +106,8 @@ class TrainConfig:
     grad_accum_steps: int = _optimisation(1, "batches whose gradients are summed up in a step of the optimiser", int)
     skip_bad_batches: bool = _optimisation(False, "leave out a step whose gradient is not finite", bool)
     eval_batch_size: int = _run(250, "images in an evaluation step, on each process", int)
-    beta: float | None = _rule(None, "strength of the perturbation; by default the rule's", float)
+    beta: float | None = _rule(None, "strength of the perturbation; by default the model's", float)
+    cost: str | None = _rule(None, f"what is descended: {', '.join(Cost)}; by default the rule's")
     free_sweeps: int = _rule(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
     omega: tuple[float, ...] = _rule(
         Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
@@ -129,9 +131,7 @@ class TrainConfig:
         bool,
     )
     settle: bool | None = _rule(
-        None,
-        "give the free state two more sweeps before it is contrasted (not in the paper); by default the rule's",
-        bool,
+        None, "give the free state two more sweeps before the contrast (not in the paper); by default the rule's", bool
     )
     companion: bool | None = _rule(
         None,
@@ -206,6 +206,7 @@ class TrainConfig:
         for name in ("order", "nudged_order"):
             known = getattr(self, name) is None or getattr(self, name) in list_orders()
             self._require(name, known, f"one of {', '.join(list_orders())}")
+        self._require("cost", self.cost is None or self.cost in tuple(Cost), f"one of {', '.join(Cost)}")
         self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
         self._require("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
         trackers = self.log_with is None or set(self.log_with) <= set(TRACKERS)

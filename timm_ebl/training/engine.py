@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.loader import Stream, epoch_generator
 from ..errors import Diverged
-from ..rules.rule import squared_error
+from ..rules.rule import random_signs, squared_error
 from .progress import Averages, Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def train_epoch(
         optimizer: A prepared optimiser.
         transform: Augmentation and normalisation.
         progress: The epoch to train and the batches of it that are done; kept up to date.
-        seed: Seed of the augmentation.
+        seed: Seed of the augmentation, and of the signs of a rule that draws them.
         warm_start: Start every free phase but the epoch's first from the state that the second phase of the batch
             before left, as the paper's released code does.
         skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
@@ -72,13 +72,17 @@ def train_epoch(
     loader.set_epoch(progress.epoch)
     generator = epoch_generator(seed, progress.epoch, Stream.AUGMENTATION)
     draws = transform.draw(len(loader.dataset), generator).to(accelerator.device)
+    signs = None
+    if accelerator.unwrap_model(task).rule.draws:  # of every row, whichever process has it
+        generator = epoch_generator(seed, progress.epoch, Stream.SIGNS)
+        signs = random_signs(len(loader.dataset), generator).to(accelerator.device)
     rest = skip_first_batches(loader, progress.step) if progress.step else loader
     hidden = None if accelerator.is_local_main_process else True
     with tqdm(rest, title, len(loader), leave=False, disable=hidden, initial=progress.step) as bar:
         for images, labels, rows in bar:
             x = transform.train(images, draws[:, rows])
             with accelerator.accumulate(task):
-                result = task(x, labels, progress.state)
+                result = task(x, labels, progress.state, *(() if signs is None else (signs[rows],)))
                 accelerator.backward(result["loss"])
                 good = not (skip_bad_batches and accelerator.sync_gradients) or has_finite_gradients(task, accelerator)
                 if clip_grad and accelerator.sync_gradients:

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.model import SETTLING_SWEEPS
+from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, rule_options
 from .progress import Progress, duration
@@ -189,6 +189,7 @@ def describe_rule(algo: str, rule: Rule) -> str:
         algo: Its name.
         rule: The rule.
     """
+    rule = rule.fitted(EnergyModel)
     parts, second = [], rule.second_phase
     if rule.free is not None:
         start = "" if rule.free.start is Minimizer.start else f" from {rule.free.start}"

@@ -54,22 +54,26 @@ class RuleTask(TrainingTask):
     def no_sync(self) -> AbstractContextManager:
         return self._distributed[0].no_sync() if self._distributed else super().no_sync()
 
-    def forward(self, input: Tensor, target: Tensor, start: State | None = None) -> dict[str, Tensor | State]:
+    def forward(
+        self, input: Tensor, target: Tensor, start: State | None = None, signs: Tensor | None = None
+    ) -> dict[str, Tensor | State]:
         """One step's loss.
 
         Args:
             input: Images ``(B, C, H, W)``.
             target: Class indices ``(B,)`` or desired outputs ``(B, M)``.
             start: State from which the free phase starts.
+            signs: Those of the samples, for a rule that `draws`, ``(B,)``.
 
         Returns:
             ``loss``, the scalar to descend; ``output``, the free phase's ``(B, M)``; its ``energy`` and ``residual``,
             ``(B,)`` each; its ``state``; and ``last``, the state that the second phase left.
         """
+        given = (input, target, start) if signs is None else (input, target, start, signs)
         if self._distributed:
-            loss, output, free, last = self._distributed[0](input, target, start)
+            loss, output, free, last = self._distributed[0](*given)
         else:
-            loss, output, free, last = self.rule(self.trainable_module, input, target, start)
+            loss, output, free, last = self.rule(self.trainable_module, *given)
         metrics = {"energy": free.energy, "residual": free.residual}
         return {"loss": loss, "output": output, **metrics, "state": free.state, "last": last}
 
@@ -81,5 +85,5 @@ class _Step(nn.Module):
         super().__init__()
         self.model, self.rule = model, rule
 
-    def forward(self, x: Tensor, y: Tensor, start: State | None) -> RuleOutput:
-        return self.rule(self.model, x, y, start)
+    def forward(self, *given: Tensor | State | None) -> RuleOutput:
+        return self.rule(self.model, *given)

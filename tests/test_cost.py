@@ -1,0 +1,135 @@
+"""The cross-entropy as the cost of a rule: the nudged output, the rules' gradients, and random signs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import CONVERGED, error, gradient
+from predictive import forward_pass, small_network
+
+from timm_ebl import Minimizer, Nudging, create_backward, create_rule, random_signs
+from timm_ebl.rules.cost import Cost, CrossEntropyNudged
+
+
+def minimum(drive, target, beta):
+    """``argmin 1/2 |o - u|^2 + beta C(o, y)`` by bisection.
+
+    With ``c = u + beta y`` each ``o_i`` solves ``o_i + beta exp(o_i - z) = c_i``, where ``z = logsumexp(o)``: the right
+    ``z`` is the one at which the shares ``exp(o_i - z)`` sum up to 1.
+    """
+    centre = drive + beta * target
+
+    def outputs(z):
+        low, high = centre - beta - 1e-3, centre + 1e-3
+        for _ in range(60):
+            middle = (low + high) / 2
+            above = middle + beta * torch.exp((middle - z).clamp(max=30)) > centre
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return (low + high) / 2
+
+    low, high = (centre.logsumexp(1, keepdim=True) + shift for shift in (-beta - 1, beta + 1))
+    for _ in range(60):
+        z = (low + high) / 2
+        too_low = torch.exp(outputs(z) - z).sum(1, keepdim=True) > 1
+        low, high = torch.where(too_low, z, low), torch.where(too_low, high, z)
+    return outputs((low + high) / 2)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("beta", [0.5, -0.5, 1e-3, 5.0])
+def test_a_nudged_output_is_the_minimum(generator, beta, scale):
+    drive = torch.randn(6, 5, generator=generator, dtype=torch.float64) * scale
+    target = torch.eye(5, dtype=torch.float64)[[0, 1, 2, 3, 4, 0]]
+    nudge = CrossEntropyNudged(target, beta)
+    found = nudge.output(drive, drive)
+    assert (found - drive + beta * (found.softmax(1) - target)).abs().max() < 1e-11
+    if beta > 0:  # where the equation of a single unit has one solution
+        torch.testing.assert_close(found, minimum(drive, target, beta), atol=1e-9, rtol=0)
+    narrow = CrossEntropyNudged(target.float(), torch.full((6, 1), beta)).output(drive.float(), drive.float())
+    torch.testing.assert_close(narrow, found.float(), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cost", Cost)
+def test_a_damped_nudge_has_the_same_fixed_point(generator, cost):
+    drive = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    target = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
+    output = drive
+    for _ in range(200):
+        output = cost.nudge(target, -0.3, damped=True).output(drive, output)
+    torch.testing.assert_close(output, cost.nudge(target, -0.3).output(drive, drive))
+
+
+@pytest.mark.parametrize("cost", Cost)
+def test_the_costs_are_pytorchs_and_their_gradients_autograds(generator, cost):
+    output = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 2, 1, 1])
+    target = torch.eye(3, dtype=torch.float64)[labels]
+    expected = F.cross_entropy(output, labels, reduction="none")
+    if cost is Cost.SQUARED_ERROR:
+        expected = F.mse_loss(output, target, reduction="none").sum(1) / 2
+    torch.testing.assert_close(cost.value(output, target), expected)
+    torch.testing.assert_close(cost.gradient(output, target), *torch.autograd.grad(expected.sum(), output))
+    torch.testing.assert_close(cost.nudge(target, 0.3).cost([output]), 0.3 * expected)
+
+
+@pytest.mark.parametrize("name", ["c-ep", "tbp", "rbp"])
+def test_rules_descend_the_cross_entropy(make_live, batch, name):
+    """Against the loss's own backward pass at a converged state of a Hopfield network."""
+    model, (x, y) = make_live(), batch
+    model.minimizer, model.backward = CONVERGED, create_backward("tbp", unrolled=Minimizer(sweeps=150, omega=1.0))
+    expected = gradient(model, F.cross_entropy(model(x), y))
+    second = {"c-ep": {"perturbed": CONVERGED, "beta": 1e-3}}.get(name, {})
+    second |= {"tbp": {"unrolled": Minimizer(sweeps=150, omega=1.0)}}.get(name, {})
+    second |= {"rbp": {"adjoint": Minimizer(sweeps=150, omega=1.0, order="synchronous")}}.get(name, {})
+    rule = create_rule(name, cost="cross-entropy", free=CONVERGED, **second)
+    assert error(gradient(model, rule(model, x, y).loss), expected) < 1e-5
+
+
+def test_a_predictive_network_descends_the_cross_entropy(generator):
+    model, y = small_network(), torch.tensor([0, 1, 2, 0])
+    x = torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
+    expected = gradient(model, F.cross_entropy(forward_pass(model, x)[-1], y))
+    rule = create_rule("c-ep", cost="cross-entropy", beta=2e-3)
+    assert error(gradient(model, rule(model, x, y).loss), expected) < 1e-4
+
+
+def test_an_unknown_cost_is_refused():
+    with pytest.raises(ValueError, match="Unknown cost 'hinge': choose one of squared-error, cross-entropy"):
+        create_rule("c-ep", cost="hinge")
+    with pytest.raises(ValueError, match="has no option 'cost'"):
+        create_rule("c-cpl", cost="cross-entropy")
+
+
+# Random signs.
+
+
+@pytest.mark.parametrize(("name", "plus", "minus"), [("r-ep", "p-ep", "n-ep"), ("r-cpl", "p-cpl", "n-cpl")])
+@pytest.mark.parametrize("linear_response", [True, False])
+def test_a_random_rule_is_the_positive_one_for_some_samples_and_the_negative_for_others(
+    make_live, batch, name, plus, minus, linear_response
+):
+    model, (x, y) = make_live(), batch
+    signs = torch.tensor([1, -1, -1, 1, 1, -1])
+
+    def update(name, rows, **given):
+        rule = create_rule(name, linear_response=linear_response)
+        return gradient(model, rule(model, x[rows], y[rows], **given).loss) * len(rows) / len(x)
+
+    expected = update(plus, [0, 3, 4]) + update(minus, [1, 2, 5])
+    assert error(update(name, range(6), signs=signs), expected) < 1e-9
+
+
+def test_signs_are_needed_one_for_each_sample(make_live, batch):
+    model, (x, y) = make_live(), batch
+    for given in ({}, {"signs": torch.ones(5)}):
+        with pytest.raises(ValueError, match="A random nudge needs a sign for each of the 6 samples"):
+            create_rule("r-ep")(model, x, y, **given)
+    model.backward = create_backward("ep", nudging=Nudging.RANDOM)
+    with pytest.raises(ValueError, match="needs a sign for each"):
+        model(x).sum().backward()
+
+
+def test_signs_come_from_their_generator_in_equal_parts():
+    first, again = (random_signs(10_000, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert set(first.tolist()) == {-1, 1}
+    assert abs(first.float().mean()) < 0.05
