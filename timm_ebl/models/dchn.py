@@ -19,7 +19,6 @@ from torch import nn
 
 from ..arguments import Choice, is_count
 from ..relaxation.minimizer import Minimizer, Start
-from ..rules.catalogue import name_of
 from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
@@ -128,9 +127,8 @@ class DCHN(TimmHopfieldNetwork):
         minimizer.groups(self.graph.neighbours)
 
     def extra_repr(self) -> str:
-        """Energy, minimiser and backward pass."""
-        energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
-        return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
+        """Pooling, energy, minimiser and backward pass."""
+        return f"pooling={str(self.pooling)!r}, {super().extra_repr()}"
 
     def top_shape(self, img_size: tuple[int, int]) -> torch.Size:
         shape = torch.Size([self.in_chans, *img_size])

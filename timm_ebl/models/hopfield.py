@@ -25,7 +25,7 @@ from ..kernels.native import is_watched
 from ..relaxation.checks import require_input
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
-from ..rules.catalogue import create_backward
+from ..rules.catalogue import create_backward, name_of
 from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
 from .network import HopfieldNetwork
@@ -41,9 +41,9 @@ __all__ = ["TimmHopfieldNetwork"]
 class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
     """A Hopfield network of maps with a dense read-out, as timm's scripts use a model.
 
-    A family names its interactions: `layers`, those between the input and the hidden layers, upwards, and `head`, the
-    read-out of the last hidden layer. It sets `layers` and `feature_info`, tells `top_shape`, and then calls
-    `add_head`.
+    A family names its interactions: `layers`, those that lead to the hidden layers, upwards, and `head`, the read-out
+    of the last hidden layer. It sets `layers` and `feature_info`, with one entry for each hidden layer, tells
+    `top_shape`, and `joined` if its graph is no chain, and then calls `add_head`.
 
     Args:
         num_classes: Units ``M`` of the output layer; 0 for none, the network then ends at the last hidden layer.
@@ -102,6 +102,10 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
             ValueError: The images are too small.
         """
 
+    def extra_repr(self) -> str:
+        """Energy, minimiser and backward pass."""
+        return f"energy='Hopfield'\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
+
     @property
     def graph(self) -> Graph:
         parts = (*self.layers, self.head)
@@ -121,7 +125,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         return self._graph
 
     def joined(self, parts: Sequence[Interaction]) -> Graph:
-        """The graph of the interactions `layers` and `head`; a chain, unless a family has another one."""
+        """The graph of the interactions `layers` and `head`, in this order; a chain, unless a family has another one."""
         return Graph.chain(parts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -35,6 +35,9 @@ __all__ = ["HopfieldResNet", "default_cfgs"]
 BOUNDS = (0.0, 6.0)
 """Between which values every hidden unit lies."""
 
+_GAINS, _HEAD_GAIN = (0.6, 0.6, 0.7), 0.8
+"""The published gains of the interactions of a block, and of the read-out."""
+
 
 @register_family
 class HopfieldResNet(TimmHopfieldNetwork):
@@ -49,7 +52,7 @@ class HopfieldResNet(TimmHopfieldNetwork):
             layer a map.
         drop_rate: Present for timm's sake, whose scripts pass it to every model; there is no dropout, so it is 0.
         gains: Initial gain of each interaction, block by block (to the first layer, to the second, skip), read-out
-            last, or one for all: weights start in ``U(+-gain / sqrt(fan_in))``.
+            last, or one for all: weights start in ``U(+-gain / sqrt(fan_in))``. By default the published ones.
         bias_gain: The same for the biases.
         order: Order of update (`timm_ebl.relaxation.order.list_orders`).
         sweeps: Sweeps of a relaxation; with a tolerance the most of them, by default 1000.
@@ -74,7 +77,7 @@ class HopfieldResNet(TimmHopfieldNetwork):
         img_size: int | tuple[int, int] = 32,
         global_pool: str = "flatten",
         drop_rate: float = 0.0,
-        gains: float | Sequence[float] = 0.6,
+        gains: float | Sequence[float] | None = None,
         bias_gain: float = 0.5,
         order: str = Minimizer.order,
         sweeps: int | None = None,
@@ -115,7 +118,7 @@ class HopfieldResNet(TimmHopfieldNetwork):
                 for step in (0, 1)
             ]
         self.num_features = widths[-1]
-        self.add_head(gains, **factory)
+        self.add_head((*_GAINS * len(widths), _HEAD_GAIN) if gains is None else gains, **factory)
         minimizer.groups(self.graph.neighbours)
 
     def joined(self, parts: Sequence[Interaction]) -> Graph:
