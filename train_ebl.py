@@ -31,7 +31,7 @@ from accelerate.utils import set_seed
 
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
-from timm_ebl.hub.__main__ import check_access, publish
+from timm_ebl.hub.publish import check_access, publish
 from timm_ebl.tools.plots import plot_curves
 from timm_ebl.training.build import (
     build_model,

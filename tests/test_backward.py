@@ -19,7 +19,8 @@ from oracles import (
 )
 from quartic import QuarticHopfield
 
-from timm_ebl import Forced, Minimizer, create_backward, equilibrium, list_backwards
+from timm_ebl import Forced, Minimizer, Nudging, create_backward, equilibrium, list_backwards
+from timm_ebl.rules.contrastive import EquilibriumPropagation
 from timm_ebl.rules.rule import squared_error
 
 TEACHER = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8], [0.5, 0.4, 0.1], [0.3, 0.4, 0.3]]).double()
@@ -177,6 +178,35 @@ def test_a_layer_used_twice_has_the_sum_of_its_gradients(make_live, batch):
         return gradient(model, (last * count).square().sum() if count > 1 else (last + states[0]).square().sum())
 
     torch.testing.assert_close(gradients(1), gradients(2))
+
+
+@pytest.mark.parametrize("linear_response", [True, False])
+@pytest.mark.parametrize("nudging", Nudging)
+def test_a_loss_is_contrasted_as_a_rule_contrasts_its_cost(make_live, batch, nudging, linear_response):
+    """The squared error's force is ``(o_* - y) / B``; where beta is small, a nudge is that force."""
+    model, (x, y) = make_live(), batch
+    model.minimizer = CONVERGED
+    options = {"nudging": nudging, "linear_response": linear_response, "beta": 1e-4, "perturbed": CONVERGED}
+    model.backward = create_backward("ep", **options)
+    target = torch.eye(3, dtype=x.dtype)[y]
+    found = gradient(model, squared_error(model(x), target).mean())
+    expected = gradient(model, EquilibriumPropagation(free=CONVERGED, **options)(model, x, y).loss)
+    assert error(found, expected) < 1e-3
+
+
+@pytest.mark.parametrize(("nudging", "sign"), [(Nudging.POSITIVE, 1), (Nudging.NEGATIVE, -1)])
+def test_one_sided_equilibrium_propagation_of_a_loss_leaves_the_free_state_as_it_is(make_live, batch, nudging, sign):
+    """By hand: ``|f| (E(s_beta) - E(s_*)) / beta``, the force of norm beta for each sample, routes followed."""
+    model, (x, _) = make_live(), batch
+    model.minimizer = CONVERGED
+    beta, free = 0.2, model.relax(x)
+    force = free.output
+    unit = force / force.norm(dim=1, keepdim=True)
+    moved = model.relax(x, free, Forced([None] * 4 + [sign * beta * unit]), CONVERGED)
+    weights = sign * force.norm(dim=1) / beta
+    expected = gradient(model, (weights * (model.energy(x, moved.state) - model.energy(x, free.state))).sum())
+    model.backward = create_backward("ep", nudging=nudging, beta=beta, linear_response=False, perturbed=CONVERGED)
+    assert error(gradient(model, model(x).square().sum() / 2), expected) < 1e-9
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

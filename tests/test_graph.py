@@ -3,7 +3,7 @@
 import pytest
 import torch
 from graphs import GraphNetwork, random_graph, residual_graph
-from oracles import distance
+from oracles import distance, record_calls
 
 from timm_ebl import (
     FREE,
@@ -20,6 +20,7 @@ from timm_ebl.energy.graph import Edge, Graph, Layer
 from timm_ebl.models.interactions import ConvInteraction, DenseInteraction
 from timm_ebl.relaxation import order
 from timm_ebl.relaxation.order import asynchronous
+from timm_ebl.relaxation.response import ResponsePhase
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
 
@@ -157,6 +158,25 @@ def test_the_linear_response_of_a_network_without_pooling_is_exact_between_the_b
     free, nudge = model.relax(x, minimizer=converged), Nudged(TARGET, 0.3)
     response = model.respond(free, nudge, Minimizer(sweeps=400, omega=1.2))
     assert distance(response.state, model.relax(x, free, nudge, converged).state) <= 1e-9
+
+
+def test_a_response_leaves_out_at_first_the_layers_that_the_input_alone_drives(x, monkeypatch):
+    model = GraphNetwork(residual_graph())
+    free = model.relax(x)
+    updates = record_calls(monkeypatch, ResponsePhase, ("replace",), lambda _, layer: layer)
+    model.respond(free, Nudged(TARGET, 0.1), Minimizer(order="forward", sweeps=2))
+    assert updates == [1, 2, 3, 4, 0, 1, 2, 3, 4]  # layer 1 has a skip from the input, but is driven by layer 0 too
+
+
+@pytest.mark.parametrize("order", ["asynchronous", "synchronous", "backward"])
+def test_an_answer_of_a_network_with_skips_is_the_relaxations(order, generator):
+    for seed in range(10):
+        model = GraphNetwork(random_graph(seed), seed=seed)
+        x = torch.randn(4, 2, 12, 12, generator=generator, dtype=torch.float64)
+        minimizer = Minimizer(order=order, sweeps=2)
+        torch.testing.assert_close(
+            model.answer(x, minimizer), model.relax(x, minimizer=minimizer).output, atol=1e-13, rtol=0
+        )
 
 
 def test_a_loss_is_differentiated_through_skips(x):

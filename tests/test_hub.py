@@ -19,8 +19,10 @@ from published_runs import write_run
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.data.requests import is_transient, retry
 from timm_ebl.errors import CheckpointError, HubError
-from timm_ebl.hub.__main__ import check_access, main, publish, verify
+from timm_ebl.hub.__main__ import main
 from timm_ebl.hub.package import package
+from timm_ebl.hub.publish import check_access, publish
+from timm_ebl.hub.verify import verify
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.records import card_error
 from timm_ebl.training.trained import TrainedModel

@@ -175,6 +175,15 @@ def test_a_minimiser_that_goes_further_ends_where_one_of_all_the_sweeps_does(mak
         assert distance(found.state, model.relax(x, minimizer=replace(few, sweeps=3 + more)).state) <= 1e-14
 
 
+@torch.no_grad()
+def test_a_sweep_has_the_over_relaxation_of_the_last_one(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    start = model.relax(x, minimizer=Minimizer(sweeps=2)).state
+    for omegas, last in (((1.9, 1.5, 1.2), 1.2), ((1.9, 1.5, 1.2, 1.1), 1.2)):
+        swept = model.sweep(x, start, Minimizer(sweeps=3, omega=omegas))
+        assert distance(swept, model.relax(x, start, minimizer=Minimizer(sweeps=1, omega=last)).state) <= 1e-14
+
+
 def test_16_bits_stay_near_32(make_dchn):
     model = make_dchn(dtype=torch.float32, gains=1.0, sweeps=8, omega=1.5)
     x = torch.randn(6, 2, 16, 16, generator=torch.Generator().manual_seed(1))

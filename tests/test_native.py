@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
-from timm_ebl.energy import interaction as module_of_interactions
 from timm_ebl.kernels import native
+from timm_ebl.models import interactions as module_of_interactions
 from timm_ebl.models.interactions import ConvInteraction, DenseInteraction
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import DataError
-from timm_ebl.hub.__main__ import publish
+from timm_ebl.hub.publish import publish
 from timm_ebl.tools.predict import classify, find_images, main
 from timm_ebl.training.inference import load_model, predict, prepare
 from timm_ebl.training.trained import TrainedModel

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
-from timm_ebl.hub.__main__ import main, verify
+from timm_ebl.hub.__main__ import main
 from timm_ebl.hub.package import _default_tag, package
+from timm_ebl.hub.verify import verify
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig

@@ -8,9 +8,8 @@ import responses
 import torch
 from oracles import BETAS, CONVERGED, LABELS, TARGET, error, finite_difference, gradient, slope, true_gradient
 
-from timm_ebl import Forced, Minimizer, Nudged, Nudging, create_backward, create_rule, list_rules
+from timm_ebl import Minimizer, Nudged, create_rule, list_rules
 from timm_ebl.rules import contrastive, reference
-from timm_ebl.rules.contrastive import EquilibriumPropagation
 from timm_ebl.rules.rule import as_target, rule_options, squared_error
 
 CONTRASTIVE = [name for name in list_rules() if name not in ("tbp", "rbp")]
@@ -255,6 +254,20 @@ def test_what_the_free_phase_left_undone_is_no_effect_of_the_perturbation(make_d
         assert errors[2] > 3 * max(errors[:2])
 
 
+@pytest.mark.parametrize("name", ["p-ep", "n-cpl"])
+def test_a_companion_is_there_by_default_where_routes_are_followed(make_dchn, batch, name):
+    model, (x, y) = make_dchn(), batch
+    options = {"beta": 0.3, "linear_response": False}
+    found = gradient(model, create_rule(name, **options)(model, x, y).loss)
+    for asked, same in (
+        ({"companion": True, "settle": False}, True),
+        ({"companion": False}, False),
+        ({"settle": True}, False),
+    ):
+        other = gradient(model, create_rule(name, **options, **asked)(model, x, y).loss)
+        assert torch.equal(other, found) is same
+
+
 def test_contrastive_learning_is_coupled_learning_at_beta_1(make_dchn, batch):
     model, (x, y) = make_dchn(), batch
     found = [create_rule("cl")(model, x, y), create_rule("p-cpl", beta=1.0, linear_response=False)(model, x, y)]
@@ -268,32 +281,3 @@ def test_contrastive_learning_is_coupled_learning_at_beta_1(make_dchn, batch):
 def test_every_equation_of_the_papers_rules_is_found_by_its_number(module):
     source = inspect.getsource(module)
     assert [n for n in range(1, 10) if not re.search(rf"Equation {n}\b", source)] == []
-
-
-@pytest.mark.parametrize("linear_response", [True, False])
-@pytest.mark.parametrize("nudging", Nudging)
-def test_a_loss_is_contrasted_as_a_rule_contrasts_its_cost(make_live, batch, nudging, linear_response):
-    """The squared error's force is ``(o_* - y) / B``; where beta is small, a nudge is that force."""
-    model, (x, y) = make_live(), batch
-    model.minimizer = CONVERGED
-    options = {"nudging": nudging, "linear_response": linear_response, "beta": 1e-4, "perturbed": CONVERGED}
-    model.backward = create_backward("ep", **options)
-    target = torch.eye(3, dtype=x.dtype)[y]
-    found = gradient(model, squared_error(model(x), target).mean())
-    expected = gradient(model, EquilibriumPropagation(free=CONVERGED, **options)(model, x, y).loss)
-    assert error(found, expected) < 1e-3
-
-
-@pytest.mark.parametrize(("nudging", "sign"), [(Nudging.POSITIVE, 1), (Nudging.NEGATIVE, -1)])
-def test_one_sided_equilibrium_propagation_of_a_loss_leaves_the_free_state_as_it_is(make_live, batch, nudging, sign):
-    """By hand: ``|f| (E(s_beta) - E(s_*)) / beta``, the force of norm beta for each sample, routes followed."""
-    model, (x, _) = make_live(), batch
-    model.minimizer = CONVERGED
-    beta, free = 0.2, model.relax(x)
-    force = free.output
-    unit = force / force.norm(dim=1, keepdim=True)
-    moved = model.relax(x, free, Forced([None] * 4 + [sign * beta * unit]), CONVERGED)
-    weights = sign * force.norm(dim=1) / beta
-    expected = gradient(model, (weights * (model.energy(x, moved.state) - model.energy(x, free.state))).sum())
-    model.backward = create_backward("ep", nudging=nudging, beta=beta, linear_response=False, perturbed=CONVERGED)
-    assert error(gradient(model, model(x).square().sum() / 2), expected) < 1e-9

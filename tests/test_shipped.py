@@ -14,7 +14,7 @@ from oracles import images_for
 from safetensors.torch import load_file
 
 from timm_ebl.hub import card
-from timm_ebl.hub.__main__ import verify
+from timm_ebl.hub.verify import verify
 from timm_ebl.models.weights import SHIPPED, list_shipped, source_of
 from timm_ebl.training import trained as published
 from timm_ebl.training.build import build_rule

@@ -17,8 +17,8 @@ from runs import SMALL, train
 
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import ConfigError, DataError, DataWarning, MissingSplitError
-from timm_ebl.hub.__main__ import verify
 from timm_ebl.hub.package import stage
+from timm_ebl.hub.verify import verify
 from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.config import TrainConfig

@@ -89,6 +89,14 @@ def test_a_sample_that_is_done_stays_as_it_was_then(make_dchn, batch):
     assert not left
 
 
+def test_a_sample_goes_on_until_both_of_its_copies_are_done(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    minimizer = Minimizer(tolerance=1e-7)
+    rest = model.relax(x, minimizer=minimizer).twice()
+    strengths = torch.tensor([0.0] * 6 + [0.9] * 6, dtype=torch.float64)[:, None]  # the first copy is done at once
+    assert model.relax(rest.input, rest, Nudged(TARGET.repeat(2, 1), strengths), minimizer).converged.all()
+
+
 def test_a_growing_residual_takes_the_over_relaxation_back_in_its_sample_alone(make_dchn, batch):
     model, (x, _) = make_dchn(gains=0.5), batch
     minimizer = Minimizer(order="synchronous", omega=1.4, tolerance=1e-3)

@@ -14,14 +14,13 @@ from runs import SCRIPT, assert_same_run, train, write_images
 from safetensors.torch import load_file
 
 from timm_ebl import list_rules
-from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError, ConfigError
-from timm_ebl.hub.__main__ import verify
 from timm_ebl.hub.package import stage
+from timm_ebl.hub.verify import verify
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import trained as trained_runs
-from timm_ebl.training.build import build_model, build_rule, check_config
+from timm_ebl.training.build import build_rule, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.trained import TrainedModel
@@ -170,10 +169,3 @@ def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_p
     (tmp_path / "recipe.yaml").write_text("imports: [nowhere]\n")
     config = parse_config(["--config", str(tmp_path / "recipe.yaml"), "--import", "json", "--import", "yaml", "csv"])
     assert config.imports == ("json", "yaml", "csv")
-
-
-def test_a_model_that_does_not_say_how_many_channels_it_takes_is_refused_beforehand():
-    config = parse_config([*OWN, "--dataset", "mnist"])
-    grey = load_dataset(None, "train")
-    with pytest.raises(ConfigError, match="'outside_dense' does not say that it takes 1 channels: set in_chans"):
-        build_model(config, grey)

@@ -148,7 +148,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
     bars_in_terminals_alone()
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.gradients", description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
     options = parser.parse_args(arguments)

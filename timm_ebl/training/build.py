@@ -192,9 +192,6 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
         raise ConfigError(
             f"The model {name!r} has no {lacking}: build it by timm.models.build_model_with_cfg, and set num_classes."
         )
-    usual = model.pretrained_cfg["input_size"][0]
-    if fitted.get("in_chans", usual) not in (usual, getattr(model, "in_chans", None)):
-        raise ConfigError(f"The model {name!r} does not say that it takes {fitted['in_chans']} channels: set in_chans.")
     return model
 
 

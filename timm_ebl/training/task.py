@@ -25,7 +25,7 @@ class RuleTask(TrainingTask):
     scaler) treats it as any other loss.
 
     Args:
-        model: A `timm_ebl.relaxation.network.EnergyModel`.
+        model: A `timm_ebl.EnergyModel`.
         rule: The rule.
         **kwargs: ``device``, ``dtype`` and ``verbose`` of `timm.task.TrainingTask`.
 
