@@ -19,7 +19,7 @@ SIZES = ("", "small_", "tiny_")
 
 
 def data_cfg(dataset: str, **kwargs: Any) -> dict[str, Any]:
-    """timm's configuration of a model for images of 32 x 32 of a data set; the data set as in `DATASET_NAMES`."""
+    """Timm's configuration of a model for images of 32 x 32 of a data set; the data set as in `DATASET_NAMES`."""
     spec = DATASETS[dataset.replace("_", "-")]
     return {
         "num_classes": 100 if dataset == "cifar100" else 10,
@@ -38,7 +38,7 @@ def data_cfg(dataset: str, **kwargs: Any) -> dict[str, Any]:
 
 
 def with_checkpoints(cfgs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """timm's ``default_cfgs`` of the models of a family by name, each with its checkpoints in the package, if any."""
+    """Timm's ``default_cfgs`` of the models of a family by name, each with its checkpoints in the package, if any."""
     names = [name for name in list_shipped() if name.partition(".")[0] in cfgs]
     shipped = {name: cfgs[name.partition(".")[0]] | source_of(name) for name in names}
     untrained = cfgs.keys() - {name.partition(".")[0] for name in names}
