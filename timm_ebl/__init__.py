@@ -1,9 +1,9 @@
 """Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
 
-Importing the package registers the ``dchn_*`` and ``hopfield_resnet13_*`` models with timm. Where torch is not loaded yet and neither
-``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a hundredth of what GNU's OpenMP has by
-default: a relaxation is many small kernels, and on a machine with other work to do their threads would spin for each
-other instead of running.
+Importing the package registers the ``dchn_*`` and ``hopfield_resnet13_*`` models with timm. Where torch is not loaded
+yet and neither ``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a hundredth of what GNU's
+OpenMP has by default: a relaxation is many small kernels, and on a machine with other work to do their threads would
+spin for each other instead of running.
 """
 
 import os

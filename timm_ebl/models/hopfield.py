@@ -125,7 +125,7 @@ class TimmHopfieldNetwork(ReadOut, HopfieldNetwork):
         return self._graph
 
     def joined(self, parts: Sequence[Interaction]) -> Graph:
-        """The graph of the interactions `layers` and `head`, in this order; a chain, unless a family has another one."""
+        """The graph of the interactions `layers` and `head`, in this order; by default a chain."""
         return Graph.chain(parts)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -139,9 +139,7 @@ class HopfieldResNet(TimmHopfieldNetwork):
 
 
 _WIDTHS = {"": (128, 256, 512, 512), "small_": (32, 64, 128, 128), "tiny_": (16, 32, 64, 64)}
-_VARIANTS = {
-    f"hopfield_resnet13_{size}{dataset}": (dataset, size) for size in SIZES for dataset in DATASET_NAMES
-}
+_VARIANTS = {f"hopfield_resnet13_{size}{dataset}": (dataset, size) for size in SIZES for dataset in DATASET_NAMES}
 _PAPER = {"paper_ids": "arXiv:2509.26003", "first_conv": ("layers.0", "layers.2")}
 default_cfgs = with_checkpoints({name: data_cfg(dataset, **_PAPER) for name, (dataset, _) in _VARIANTS.items()})
 
