@@ -67,3 +67,21 @@ def random_graph(seed):
         width, side = shapes[j + 1]
         edges.append(Edge(DenseInteraction(width * side**2, 3, dtype=torch.float64), j, last))
     return Graph((*[Layer(bounds)] * last, Layer(None)), tuple(edges))
+
+
+def slow_energy(graph, x, state):
+    """``1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>``, edge by edge."""
+    total = sum((s**2).flatten(1).sum(1) / 2 for s in state)
+    for interaction, lower, upper in graph.edges:
+        drive = interaction.drive(x if lower is None else state[lower])
+        total = total - (state[upper] * drive).flatten(1).sum(1)
+    return total
+
+
+def random_state(model, x, generator):
+    """A state within the bounds of its layers."""
+    state = []
+    for layer, shape in zip(model.graph.layers, model.state_shapes(x), strict=True):
+        low, high = layer.bounds or (-1.0, 1.0)
+        state.append(low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64))
+    return tuple(state)

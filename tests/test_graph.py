@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graphs import GraphNetwork, random_graph, residual_graph
+from graphs import GraphNetwork, random_graph, random_state, residual_graph, slow_energy
 from oracles import distance, record_calls, signs_for
 
 from timm_ebl import (
@@ -33,49 +33,9 @@ def x(generator):
     return torch.randn(4, 2, 8, 8, generator=generator, dtype=torch.float64)
 
 
-def slow_energy(graph, x, state):
-    """``1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>``, edge by edge."""
-    total = sum((s**2).flatten(1).sum(1) / 2 for s in state)
-    for interaction, lower, upper in graph.edges:
-        drive = interaction.drive(x if lower is None else state[lower])
-        total = total - (state[upper] * drive).flatten(1).sum(1)
-    return total
-
-
-def random_state(model, x, generator):
-    """A state within the bounds of its layers."""
-    state = []
-    for layer, shape in zip(model.graph.layers, model.state_shapes(x), strict=True):
-        low, high = layer.bounds or (-1.0, 1.0)
-        state.append(low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64))
-    return tuple(state)
-
-
 def test_a_chain_is_coloured_as_in_the_paper():
     graph = Graph.chain([ConvInteraction(1, 1)] * 4 + [DenseInteraction(1, 1)])
     assert asynchronous(graph.neighbours) == ((0, 2, 4), (1, 3))
-
-
-def test_a_residual_network_needs_three_colours():
-    # h1 .. h8 and o of Hopfield-ResNet13: h2-h3-h4, h4-h5-h6 and h6-h7-h8 are triangles.
-    block = ConvInteraction(1, 1, pool=1)
-    joins = [
-        (None, 0),
-        (0, 1),
-        (None, 1),
-        (1, 2),
-        (2, 3),
-        (1, 3),
-        (3, 4),
-        (4, 5),
-        (3, 5),
-        (5, 6),
-        (6, 7),
-        (5, 7),
-        (7, 8),
-    ]
-    graph = Graph((*[Layer()] * 8, Layer(None)), tuple(Edge(block, *join) for join in joins))
-    assert asynchronous(graph.neighbours) == ((0, 2, 4, 6, 8), (1, 5), (3, 7))
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,9 +1,9 @@
 """Energy-based learning of deep convolutional Hopfield networks, as a plugin for timm.
 
-Importing the package registers the ``dchn_*`` and ``pcn_*`` models with timm. Where torch is not loaded yet and neither
-``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a hundredth of what GNU's OpenMP has by
-default: a relaxation is many small kernels, and on a machine with other work to do their threads would spin for each
-other instead of running.
+Importing the package registers the ``dchn_*``, ``hopfield_resnet13_*`` and ``pcn_*`` models with timm. Where torch is
+not loaded yet and neither ``OMP_WAIT_POLICY`` nor ``GOMP_SPINCOUNT`` is set, the latter is set to 3000, a hundredth of
+what GNU's OpenMP has by default: a relaxation is many small kernels, and on a machine with other work to do their
+threads would spin for each other instead of running.
 """
 
 import os
@@ -22,6 +22,7 @@ from .energy.functional import State
 from .energy.interaction import Interaction
 from .energy.perturbation import FREE, Clamped, Forced, Free, Nudged, Perturbation
 from .models.dchn import DCHN
+from .models.hopfield_resnet import HopfieldResNet
 from .models.interactions import ConvInteraction, DenseInteraction
 from .models.network import HopfieldNetwork
 from .models.pcn import PCN
@@ -50,6 +51,7 @@ __all__ = [
     "Forced",
     "Free",
     "HopfieldNetwork",
+    "HopfieldResNet",
     "Interaction",
     "Minimizer",
     "Nudged",

@@ -14,17 +14,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import register_model
 from torch import nn
 
 from ..arguments import Choice, is_count
-from ..data.catalogue import DATASETS
 from ..relaxation.minimizer import Minimizer, Start
-from ..rules.catalogue import name_of
+from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
 from .factory import build_network, register_family
 from .hopfield import TimmHopfieldNetwork
 from .interactions import AveragePooled, ConvInteraction
-from .weights import list_shipped, source_of
 
 if TYPE_CHECKING:
     from ..rules.backward import Backward
@@ -129,38 +127,14 @@ class DCHN(TimmHopfieldNetwork):
         minimizer.groups(self.graph.neighbours)
 
     def extra_repr(self) -> str:
-        """Energy, minimiser and backward pass."""
-        energy = f"energy='Hopfield', pooling={str(self.pooling)!r}"
-        return f"{energy}\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
+        """Pooling, energy, minimiser and backward pass."""
+        return f"pooling={str(self.pooling)!r}, {super().extra_repr()}"
 
 
-def _cfg(dataset: str, num_classes: int = 10, **kwargs) -> dict[str, Any]:
-    spec = DATASETS[dataset]
-    return {
-        "num_classes": num_classes,
-        "input_size": (len(spec.mean), 32, 32),
-        "fixed_input_size": True,
-        "pool_size": (2, 2),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": spec.mean,
-        "std": spec.std,
-        "first_conv": "layers.0",
-        "classifier": "head",
-        "license": "apache-2.0",
-        "paper_name": "Energy-Based Learning Algorithms: A Comparative Study",
-        **kwargs,
-    }
-
-
-_CFGS = {
-    f"dchn_{size}{dataset}": _cfg(dataset.replace("_", "-"), 100 if dataset == "cifar100" else 10)
-    for size in ("", "small_", "tiny_")
-    for dataset in ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
-}
-_SHIPPED = {name: _CFGS[name.partition(".")[0]] | source_of(name) for name in list_shipped()}
-_UNTRAINED = _CFGS.keys() - {name.partition(".")[0] for name in _SHIPPED}
-default_cfgs = generate_default_cfgs(_SHIPPED | {name: _CFGS[name] for name in sorted(_UNTRAINED)})
+_PAPER = "Energy-Based Learning Algorithms: A Comparative Study"
+default_cfgs = with_checkpoints(
+    {f"dchn_{size}{name}": data_cfg(name, paper_name=_PAPER) for size in SIZES for name in DATASET_NAMES}
+)
 
 # The paper's gains leave the states of a narrow network almost at zero, from where it learns nothing for an epoch.
 _BASE = {"widths": (128, 256, 512, 512)}

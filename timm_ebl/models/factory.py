@@ -25,7 +25,6 @@ _FAMILIES: dict[str, type[nn.Module]] = {}
 
 _ADAPTED = ("num_classes", "in_chans", "img_size", "global_pool")
 _OF_FEATURES = ("features_only", "out_indices", "feature_cls")
-_STRUCTURE = {"first_conv": ("layers.0",), "classifier": ("head",), "label_offset": (None, 0)}
 
 
 def register_family(model_cls: type[nn.Module]) -> type[nn.Module]:
@@ -98,9 +97,11 @@ def read_settings(path: Path, model_cls: type[nn.Module]) -> dict[str, Any]:
             raise ValueError(f"num_classes is a whole number, not {classes}.")
         if "input_size" in cfg and not (isinstance(size, list) and len(size) == 3 and all(map(is_count, size))):
             raise ValueError(f"input_size is [channels, height, width], not {size}.")
-        for name, known in _STRUCTURE.items():
-            if name in cfg and cfg[name] not in known:
-                raise ValueError(f"{name} is {known[-1]!r}, not {cfg[name]!r}.")
+        usual = timm.get_pretrained_cfg(config["architecture"]).to_dict() | {"label_offset": 0}
+        for name in ("first_conv", "classifier", "label_offset"):
+            known, found = usual[name], cfg.get(name, usual[name])
+            if (tuple(found) if isinstance(found, list) else found or 0) != known:  # of JSON, and None for no offset
+                raise ValueError(f"{name} is {known!r}, not {found!r}.")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise WeightsError(
             f"{path} describes no {config['architecture']}: {textwrap.shorten(str(error), 200)}"

@@ -19,7 +19,7 @@ from ..energy.graph import Edge, Graph, Layer
 from ..kernels.native import is_watched
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
-from ..rules.catalogue import create_backward
+from ..rules.catalogue import create_backward, name_of
 from .flops import counted_flops
 from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
 from .network import HopfieldNetwork
@@ -48,6 +48,10 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         super().__init__(**arguments)
         self._key, self.minimizer = register_network(self), minimizer
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
+
+    def extra_repr(self) -> str:
+        """Energy, minimiser and backward pass."""
+        return f"energy='Hopfield'\n{super().extra_repr()}\nbackward={name_of(self.backward)!r}"
 
     def flops(self) -> int:
         """Floating-point operations of `forward` for one image, without gradients, by the present minimiser.

@@ -126,7 +126,7 @@ def as_global_pool(global_pool: str, num_classes: int) -> str:
     """
     if global_pool not in ("flatten", ""):
         raise ValueError(
-            f"A DCHN has a dense read-out of the whole last layer: global_pool is 'flatten' or '', not {global_pool!r}."
+            f"The read-out is dense, of the whole last layer: global_pool is 'flatten' or '', not {global_pool!r}."
         )
     if num_classes and not global_pool:
         raise ValueError("A read-out needs a flat last layer: global_pool='' goes with num_classes=0 alone.")

@@ -10,38 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data.catalogue import CHANNELS, DATASETS, IMG_SIZE
+from ..data.catalogue import CHANNELS, IMG_SIZE
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
 from ..rules.cost import Cost
 from ..rules.rule import list_rules, rule_class, rule_options
 from .options import GROUPS, flag_of, option, read_option, read_setting
+from .presets import preset
 from .tracking import TRACKERS
 from .user_code import import_modules
 from .yaml12 import read_yaml
 
-__all__ = ["PRESETS", "TrainConfig", "read_recipe", "resolve"]
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "fast": {},
-    "paper": {
-        "free_sweeps": 60,
-        "omega": (1.0,),
-        "start": "zero",
-        "warm_start": True,
-        "nudged_sweeps": 15,
-        "nudged_omega": (1.0,),
-        "nudged_order": "asynchronous",
-        "linear_response": False,
-        "settle": False,
-        "companion": True,
-        "damped": True,
-    },
-}
-"""How states are found: our default, and the procedure of the paper's comparative study (Section 4.1; released code).
-
-What the rule has no option for is left out: `resolve`."""
+__all__ = ["TrainConfig", "read_recipe", "resolve"]
 
 _OF_THE_RULE = ("beta", "cost", "linear_response", "settle", "companion", "damped")
 """Settings that are options of some rules (`rule_options`)."""
@@ -270,8 +251,7 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
     A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
-    phase and the number of sweeps from them. With the preset of the paper, CIFAR-10 is normalised as in the released
-    code.
+    phase and the number of sweeps from them. A preset is that of the model's family (`timm_ebl.training.presets`).
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them. Modules that they name
@@ -286,13 +266,9 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
         if "algo" in layer:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
-    preset = settings.pop("preset", "fast")
-    if preset not in PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
-    chosen = _without(PRESETS[preset], _foreign(settings.get("algo", TrainConfig.algo)))
-    for name, spec in DATASETS.items() if preset == "paper" else ():
-        if spec.paper_std and settings.get("dataset") in (name, spec.hub_id):
-            chosen |= {"mean": spec.mean, "std": spec.paper_std}
+    model = settings.get("model") or settings.get("pretrained")
+    chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"))
+    chosen = _without(chosen, _foreign(settings.get("algo", TrainConfig.algo)))
     return TrainConfig(**(chosen | settings))
 
 

@@ -1,0 +1,74 @@
+"""How a run finds states: our default, or the published procedure of a family of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models import is_model_in_modules
+
+from ..data.catalogue import DATASETS, EMBEDDED
+from ..errors import ConfigError
+
+__all__ = ["PRESETS", "preset"]
+
+PRESETS = ("fast", "paper")
+"""Our default, and the published procedure."""
+
+_PLAIN = {
+    "omega": (1.0,),
+    "start": "zero",
+    "nudged_omega": (1.0,),
+    "nudged_order": "asynchronous",
+    "linear_response": False,
+    "settle": False,
+    "damped": True,
+}
+"""What the published procedures share: sweeps without over-relaxation, from zero, and phases that follow the energy."""
+
+_DCHN, _RESNET = "dchn", "hopfield_resnet"
+"""Families, by the files that register their networks with timm."""
+
+_PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    # The comparative study, Section 4.1, and its released code.
+    _DCHN: {"free_sweeps": 60, "nudged_sweeps": 15, "warm_start": True, "companion": True},
+    # arXiv 2509.26003.
+    _RESNET: {"free_sweeps": 120, "nudged_sweeps": 50, "beta": 0.1},
+}
+
+_OF_A_DATASET: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    # The released code normalises CIFAR-10 by three times its deviations.
+    (_DCHN, "cifar10"): {"mean": DATASETS["cifar10"].mean, "std": DATASETS["cifar10"].paper_std},
+    (_RESNET, "fashion-mnist"): {"beta": 0.15},
+    (_RESNET, "cifar100"): {"beta": 0.15},
+}
+
+
+def preset(name: str, model: str | None, dataset: str | None) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Args:
+        name: Of `PRESETS`.
+        model: The model or, if none is named, the checkpoint that the run starts from. One of no family of the package,
+            and none, which is a DCHN, have the procedure of the comparative study.
+        dataset: The data set by name or Hub id, or ``None`` for the sample of Fashion-MNIST that the package has.
+
+    Raises:
+        ConfigError: There is no such preset, or the checkpoint's name does not tell its family.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    if name == "fast":
+        return {}
+    if ":" in (model or ""):
+        raise ConfigError(f"--preset {name} depends on the kind of network: name it by --model, beside {model}.")
+    architecture = (model or "").partition(".")[0]
+    family = next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
+    return {**_PLAIN, **_PUBLISHED[family], **_OF_A_DATASET.get((family, _published_name(dataset)), {})}
+
+
+def _published_name(dataset: str | None) -> str | None:
+    """The name of a data set in `DATASETS`, should it be one."""
+    if dataset in (None, EMBEDDED):
+        return "fashion-mnist"
+    return next((name for name, spec in DATASETS.items() if dataset in (name, spec.hub_id)), None)
