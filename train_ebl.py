@@ -195,6 +195,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         }
         accelerator.log({"test_error": test["error"]}, step=progress.best["epoch"])
         if accelerator.is_main_process:
+            folder.write_predictions(test["predicted"], data.test.labels)
             folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
             report.end(summary, folder.path)

@@ -61,6 +61,7 @@ def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
         "curves.png",
         "metrics.jsonl",
         "model.safetensors",
+        "predictions.safetensors",
         "summary.json",
     ]
     assert summary["test_error"] <= 20
@@ -197,6 +198,7 @@ def test_evaluation_counts_every_image_once(folder):
     wrong = output.argmax(1) != data.test.labels
     target = torch.eye(3)[data.test.labels]
     assert measured["error"] == pytest.approx(float(wrong.double().mean() * 100))
+    assert torch.equal(measured["predicted"], output.argmax(1))
     assert measured["cost"] == pytest.approx(float(((output - target) ** 2).sum(1).mean() / 2), rel=1e-5)
 
 
