@@ -64,6 +64,7 @@ def test_a_job_runs_its_cell_and_is_queued_again_where_it_is_stopped(tmp_path, m
     assert (folder.run(study.cells[1]) / "starts").read_text() == "x"
 
 
+@pytest.mark.slow
 def test_without_slurm_a_process_in_the_background_runs_the_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     study, folder = study_of(tmp_path, settings={"epochs": 1, "model": "dchn_huge"}, grids=[{"seed": [0]}])

@@ -1,7 +1,5 @@
-"""A study: every cell once, the same end however it is interrupted, failures that stand in the table, a right table."""
+"""A study: every cell once, the same end however it is interrupted, and failures that are results."""
 
-import csv
-import io
 import json
 import os
 import re
@@ -11,11 +9,11 @@ import time
 from itertools import product
 
 import pytest
-import torch
+from runs import write_images
 from studies import complete, stand_in, study_of, write_recipe
 
 from timm_ebl.data.paper import TABLE_1
-from timm_ebl.errors import CheckpointError, ConfigError
+from timm_ebl.errors import ConfigError
 from timm_ebl.rules.rule import list_rules
 from timm_ebl.tools.study import __main__ as command
 from timm_ebl.tools.study import process
@@ -23,8 +21,6 @@ from timm_ebl.tools.study.counts import Counts
 from timm_ebl.tools.study.folder import Status
 from timm_ebl.tools.study.grid import read_study
 from timm_ebl.tools.study.machine import check_jobs, run_here
-from timm_ebl.tools.study.render import to_csv, to_json, to_markdown, write_table
-from timm_ebl.tools.study.table import build_table
 from timm_ebl.training.config import read_recipe, resolve
 from timm_ebl.training.trained import RECIPES
 
@@ -247,73 +243,8 @@ def test_the_time_left_is_that_of_cells_alike(tmp_path):
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- table
-
-
-def test_the_table_is_that_of_the_runs(tmp_path):
-    grid = {"data": [{"dataset": "mnist"}, {"dataset": "cifar10"}], "algo": ["c-ep", "n-ep", "cl"], "seed": [0, 1]}
-    study, folder = study_of(tmp_path, grids=[grid])
-    counts = {("c-ep", 0): 10, ("c-ep", 1): 14, ("n-ep", 0): 30, ("n-ep", 1): 40, ("cl", 0): 60}
-    for cell in study.cells:
-        found = counts.get((cell.config.algo, cell.config.seed))
-        if cell.dataset == "mnist" and found is not None:
-            complete(folder, cell, [1] * found + [0] * (100 - found))
-    mnist_cl = next(cell for cell in study.cells if cell.row == "cl" and cell.config.seed == 1)
-    folder.write_failure(mnist_cl, "error: no | memory")
-    table = build_table(study, folder)
-
-    entry = table.entries["c-ep", "mnist"]
-    assert (entry.mean, entry.deviation, entry.paper) == (12.0, pytest.approx(8**0.5), 0.44)
-    assert table.entries["cl", "mnist"].others == {1: ("failed", "error: no | memory")}
-    assert table.entries["cl", "cifar10"].mean is None
-    first, second, third = table.comparisons
-    assert (first.first, first.second, first.seeds, first.difference) == ("c-ep", "n-ep", (0, 1), pytest.approx(-23))
-    assert first.p == 2 / 2**20  # seed 0: 20 images that n-ep alone gets wrong; seed 1: 26
-    assert (second.seeds, second.p) == ((0,), 2 / 2**50)
-    assert second.interval is None
-    assert third.corrected == pytest.approx(2 * 2 / 2**30)
-    assert first.interval.low < -23 < first.interval.high < 0
-    (agreement,) = table.agreements
-    assert agreement.tau == pytest.approx(1 / 3)  # c-ep < n-ep < cl here, n-ep < c-ep < cl in the paper
-    assert agreement.interval.low <= agreement.tau <= agreement.interval.high
-
-    shown = to_markdown(table)
-    assert "| c-ep | **12.00 +- 2.83** (0.44) | - (11.1), 2 unfinished |" in shown
-    assert "| cl | 60.00 (0.61), 1 failed | - (31.4), 2 unfinished |" in shown
-    assert "error: no \\| memory" in shown
-    assert "5 completed, 1 failed, 6 unfinished" in shown
-    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
-    assert [float(line["mean"]) for line in lines if line["dataset"] == "mnist"] == [12.0, 35.0, 60.0]
-    assert lines[2]["failed"] == "1"
-    found = json.loads(to_json(table))
-    assert len(found["cells"]) == 12
-    assert {cell["status"] for cell in found["cells"]} == {"completed", "failed", "unfinished"}
-    first_time = {path.name: path.read_bytes() for path in write_table(table, tmp_path)}
-    assert {path.name: path.read_bytes() for path in write_table(build_table(study, folder), tmp_path)} == first_time
-    assert first_time.keys() == {"table.md", "table.csv", "table.json", "table.png"}
-
-
-def test_rows_that_differ_in_two_things_are_not_compared(tmp_path):
-    study, folder = study_of(tmp_path, grids=[{"algo": ["c-ep", "n-ep"], "beta": [0.1, 0.2]}])
-    for cell in study.cells:
-        complete(folder, cell, [0, 1, 1])
-    pairs = {frozenset((each.first, each.second)) for each in build_table(study, folder).comparisons}
-    rows = [f"{rule}, beta {beta}" for rule, beta in product(["c-ep", "n-ep"], [0.1, 0.2])]
-    assert pairs == {frozenset((rows[a], rows[b])) for a, b in ((0, 1), (2, 3), (0, 2), (1, 3))}
-
-
-def test_runs_with_other_test_images_are_not_compared(tmp_path):
-    study, folder = study_of(tmp_path, grids=[{"seed": [0, 1]}])
-    complete(folder, study.cells[0], [0, 1])
-    complete(folder, study.cells[1], [0, 1], torch.tensor([3, 4], dtype=torch.int32))
-    with pytest.raises(CheckpointError, match="is of other test images than"):
-        build_table(study, folder)
-
-
 @pytest.mark.slow
 def test_the_command_trains_a_small_study_and_makes_its_table(tmp_path, capsys):
-    from runs import write_images
-
     images = write_images(tmp_path / "images")
     settings = {"dataset": str(images), "epochs": 2, "batch_size": 9}
     settings["model_kwargs"] = {"widths": [4, 4, 4, 4], "gains": 0.8}

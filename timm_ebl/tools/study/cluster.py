@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -48,9 +49,15 @@ class CellJob:
     def __call__(self) -> str:
         """Run the cell, unless it has a result or another process is at work on it; returns its status."""
         claim = self._folder.claim(self._cell)
-        if claim is None or self._folder.outcome(self._cell).status is not Status.UNFINISHED:
-            return str(self._folder.outcome(self._cell).status)
-        self._child = process.start(self._folder, self._cell, claim)
+        status = self._folder.outcome(self._cell).status
+        if claim is None:
+            return str(status)
+        try:
+            if status is not Status.UNFINISHED:
+                return str(status)
+            self._child = process.start(self._folder, self._cell, claim)
+        finally:
+            os.close(claim)  # the process has its own
         return str(process.finish(self._folder, self._cell, self._child.wait()))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:

@@ -34,7 +34,7 @@ def plot_table(table: Table, path: Path) -> None:
         table: The table.
         path: The picture to write.
     """
-    width = 2.2 + 0.06 * max(map(len, table.rows)) + 2.6 * len(table.datasets)
+    width = max(7.0, 2.2 + 0.06 * max(map(len, table.rows)) + 2.6 * len(table.datasets))
     figure = Figure(figsize=(width, 1.6 + 0.3 * len(table.rows)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(table.datasets), sharey=True, squeeze=False)[0]
