@@ -33,13 +33,7 @@ from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub.publish import check_access, publish
 from timm_ebl.tools.plots import plot_curves
-from timm_ebl.training.build import (
-    build_model,
-    build_optimizer,
-    build_rule,
-    build_transform,
-    check_config,
-)
+from timm_ebl.training.build import build_model, build_optimizer, build_transform, check_config
 from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
@@ -51,6 +45,7 @@ from timm_ebl.training.memory import keep_freed_memory
 from timm_ebl.training.origin import settle_config
 from timm_ebl.training.progress import Progress
 from timm_ebl.training.report import Report
+from timm_ebl.training.rule import build_rule
 from timm_ebl.training.run_folder import RunFolder, device_name, versions
 from timm_ebl.training.schedule import Schedule
 from timm_ebl.training.signals import StopSignals, stopping_at_once
@@ -195,6 +190,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         }
         accelerator.log({"test_error": test["error"]}, step=progress.best["epoch"])
         if accelerator.is_main_process:
+            folder.write_predictions(test["predicted"], data.test.labels)
             folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
             report.end(summary, folder.path)

@@ -11,10 +11,11 @@ from accelerate.utils import set_seed
 from timm_ebl import list_rules
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.data.transforms import BatchTransform
-from timm_ebl.training.build import build_model, build_optimizer, build_rule, build_transform
+from timm_ebl.training.build import build_model, build_optimizer, build_transform
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.progress import Progress
+from timm_ebl.training.rule import build_rule
 from timm_ebl.training.splits import load_splits
 from timm_ebl.training.task import RuleTask
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from timm_ebl.data.paper import TABLE_1, paper_error
 from timm_ebl.hub.card import render_card
-from timm_ebl.hub.paper import TABLE_1, paper_error
 from timm_ebl.training.config import TrainConfig
 
 SUMMARY = {

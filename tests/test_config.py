@@ -7,9 +7,9 @@ import pytest
 
 from timm_ebl import PAPER, EnergyModel, Minimizer, create_rule
 from timm_ebl.errors import ConfigError
-from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig, read_recipe, resolve
+from timm_ebl.training.rule import build_rule
 from timm_ebl.training.yaml12 import dump_yaml
 
 RECIPES = sorted(Path(__file__).parents[1].glob("hub_configs/*.yaml"))

@@ -21,10 +21,11 @@ from timm_ebl.errors import EBLError
 from timm_ebl.hub.__main__ import main as hub
 from timm_ebl.models.weights import read_weights
 from timm_ebl.rules.rule import list_rules
-from timm_ebl.training.build import build_model, build_optimizer, build_rule, build_transform
+from timm_ebl.training.build import build_model, build_optimizer, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig, read_recipe, resolve
 from timm_ebl.training.origin import settle_config
+from timm_ebl.training.rule import build_rule
 
 pytestmark = pytest.mark.fuzz
 

@@ -15,8 +15,9 @@ from timm.scheduler import CosineLRScheduler
 
 from timm_ebl import DCHN
 from timm_ebl.rules import reference
-from timm_ebl.training.build import build_optimizer, build_rule
+from timm_ebl.training.build import build_optimizer
 from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.rule import build_rule
 
 GOLDEN = load_file(make.FILE)
 CONTRASTIVE = [*reference.CONTRASTS]

@@ -23,8 +23,8 @@ from timm_ebl.kernels.packed import Packed
 from timm_ebl.models.factory import family_of
 from timm_ebl.relaxation import order
 from timm_ebl.tools.gradients import layer_cosines, rule_gradients
-from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.rule import build_rule
 
 DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
 NAMES = [f"hopfield_resnet13_{size}{dataset}" for size in ("", "small_", "tiny_") for dataset in DATASETS]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from timm_ebl.hub.paper import SPLIT_SIZES, TABLE_1, TABLE_2, paper_error
+from timm_ebl.data.paper import SPLIT_SIZES, TABLE_1, TABLE_2, paper_error
 from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.build import check_config
 from timm_ebl.training.command_line import parse_config

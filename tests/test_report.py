@@ -13,10 +13,10 @@ from runs import arguments, train, write_images
 from timm_ebl import create_rule, list_rules
 from timm_ebl.training import engine as loop
 from timm_ebl.training import report
-from timm_ebl.training.build import build_rule
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.progress import Progress, duration
 from timm_ebl.training.report import Report, describe_rule
+from timm_ebl.training.rule import build_rule
 
 
 class Terminal(io.StringIO):

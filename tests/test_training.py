@@ -20,11 +20,12 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import ConfigError
 from timm_ebl.tools import plots
-from timm_ebl.training.build import build_model, build_optimizer, build_rule, build_transform
+from timm_ebl.training.build import build_model, build_optimizer, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.progress import Progress
+from timm_ebl.training.rule import build_rule
 from timm_ebl.training.splits import load_splits
 from timm_ebl.training.task import RuleTask
 
@@ -61,6 +62,7 @@ def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
         "curves.png",
         "metrics.jsonl",
         "model.safetensors",
+        "predictions.safetensors",
         "summary.json",
     ]
     assert summary["test_error"] <= 20
@@ -197,6 +199,7 @@ def test_evaluation_counts_every_image_once(folder):
     wrong = output.argmax(1) != data.test.labels
     target = torch.eye(3)[data.test.labels]
     assert measured["error"] == pytest.approx(float(wrong.double().mean() * 100))
+    assert torch.equal(measured["predicted"], output.argmax(1))
     assert measured["cost"] == pytest.approx(float(((output - target) ** 2).sum(1).mean() / 2), rel=1e-5)
 
 

@@ -20,9 +20,10 @@ from timm_ebl.hub.verify import verify
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import trained as trained_runs
-from timm_ebl.training.build import build_rule, check_config
+from timm_ebl.training.build import check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
+from timm_ebl.training.rule import build_rule
 from timm_ebl.training.trained import TrainedModel
 from timm_ebl.training.user_code import import_modules
 

@@ -14,12 +14,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
+from ..data.paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
-from ..training.build import build_rule
 from ..training.progress import duration
 from ..training.records import METRIC
-from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from ..training.rule import build_rule
 
 if TYPE_CHECKING:
     from ..relaxation.minimizer import Minimizer

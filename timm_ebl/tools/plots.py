@@ -25,12 +25,13 @@ from torch import Tensor
 from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
 from ..models.network import HopfieldNetwork
-from ..training.build import build_transform, free_phase
+from ..training.build import build_transform
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import bars_in_terminals_alone
 from ..training.files import write_whole
 from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
+from ..training.rule import free_phase
 from ..training.splits import load_splits
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -130,8 +130,10 @@ def evaluate(
     loader: DataLoader,
     transform: BatchTransform,
     between: Callable[[], None] = nothing,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Error (%) and cost of the model's own relaxation over a split; every image counts once.
+
+    ``predicted`` are the classes ``(N,)`` that it takes the images for, in the split's own order.
 
     Args:
         accelerator: Gathers the results of all processes.
@@ -141,14 +143,16 @@ def evaluate(
         between: Called after every batch.
     """
     model.eval()
-    averages = Averages()
+    averages, predicted = Averages(), []
     for images, labels in loader:
         with accelerator.autocast():
             output = model.answer(transform.eval(images)).float()
-        error, cost = accelerator.gather_for_metrics((_wrong(output, labels), _cost(output, labels)))
+        found = (_wrong(output, labels), _cost(output, labels), output.argmax(1))
+        error, cost, classes = accelerator.gather_for_metrics(found)
         averages.add(error=error, cost=cost)
+        predicted.append(classes.cpu())
         between()
-    return averages.means()
+    return averages.means() | {"predicted": torch.cat(predicted)}
 
 
 def _wrong(output: Tensor, labels: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 from timm.models import save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
@@ -31,9 +32,12 @@ if TYPE_CHECKING:
     from ..data.transforms import BatchTransform
     from .progress import Progress
 
-__all__ = ["RunFolder", "device_name", "list_checkpoints", "versions"]
+__all__ = ["PREDICTIONS", "RunFolder", "device_name", "list_checkpoints", "versions"]
 
-_WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png")
+PREDICTIONS = "predictions.safetensors"
+"""The selected model's classes for the test split (``predicted``), and the right ones (``labels``)."""
+
+_WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png", PREDICTIONS)
 _CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
 
 
@@ -63,7 +67,8 @@ class RunFolder:
 
     ``args.yaml`` are the resolved settings, ``metrics.jsonl`` a line for each epoch, ``model.safetensors`` and
     ``config.json`` the best epoch's model (``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it),
-    ``summary.json`` the result, ``curves.png`` its course and ``checkpoints`` what the run needs to go on.
+    ``predictions.safetensors`` what it takes the test images for, ``summary.json`` the result, ``curves.png`` its
+    course and ``checkpoints`` what the run needs to go on.
 
     Attributes:
         path: The folder.
@@ -223,6 +228,11 @@ class RunFolder:
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):
                 write_whole(self.path / name, lambda path, name=name: shutil.copyfile(folder / name, path))
+
+    def write_predictions(self, predicted: Tensor, labels: Tensor) -> None:
+        """Write ``predictions.safetensors``: classes ``(N,)`` that were found and the right ones."""
+        classes = {"predicted": predicted.to(torch.int32), "labels": labels.to(torch.int32)}
+        write_whole(self.path / PREDICTIONS, lambda path: save_file(classes, path))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""

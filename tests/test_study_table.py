@@ -1,0 +1,74 @@
+"""The table of a study is that of its runs, however it is rendered."""
+
+import csv
+import io
+import json
+from itertools import product
+
+import pytest
+import torch
+from studies import complete, study_of
+
+from timm_ebl.errors import CheckpointError
+from timm_ebl.tools.study.render import to_csv, to_json, to_markdown, write_table
+from timm_ebl.tools.study.table import build_table
+
+
+def test_the_table_is_that_of_the_runs(tmp_path):
+    grid = {"data": [{"dataset": "mnist"}, {"dataset": "cifar10"}], "algo": ["c-ep", "n-ep", "cl"], "seed": [0, 1]}
+    study, folder = study_of(tmp_path, grids=[grid])
+    counts = {("c-ep", 0): 10, ("c-ep", 1): 14, ("n-ep", 0): 30, ("n-ep", 1): 40, ("cl", 0): 60}
+    for cell in study.cells:
+        found = counts.get((cell.config.algo, cell.config.seed))
+        if cell.dataset == "mnist" and found is not None:
+            complete(folder, cell, [1] * found + [0] * (100 - found))
+    mnist_cl = next(cell for cell in study.cells if cell.row == "cl" and cell.config.seed == 1)
+    folder.write_failure(mnist_cl, "error: no | memory")
+    table = build_table(study, folder)
+
+    entry = table.entries["c-ep", "mnist"]
+    assert (entry.mean, entry.deviation, entry.paper) == (12.0, pytest.approx(8**0.5), 0.44)
+    assert table.entries["cl", "mnist"].others == {1: ("failed", "error: no | memory")}
+    assert table.entries["cl", "cifar10"].mean is None
+    first, second, third = table.comparisons
+    assert (first.first, first.second, first.seeds, first.difference) == ("c-ep", "n-ep", (0, 1), pytest.approx(-23))
+    assert first.p == 2 / 2**20  # seed 0: 20 images that n-ep alone gets wrong; seed 1: 26
+    assert (second.seeds, second.p) == ((0,), 2 / 2**50)
+    assert second.interval is None
+    assert third.corrected == pytest.approx(2 * 2 / 2**30)
+    assert first.interval.low < -23 < first.interval.high < 0
+    (agreement,) = table.agreements
+    assert agreement.tau == pytest.approx(1 / 3)  # c-ep < n-ep < cl here, n-ep < c-ep < cl in the paper
+    assert agreement.interval.low <= agreement.tau <= agreement.interval.high
+
+    shown = to_markdown(table)
+    assert "| c-ep | **12.00 +- 2.83** (0.44) | - (11.1), 2 unfinished |" in shown
+    assert "| cl | 60.00 (0.61), 1 failed | - (31.4), 2 unfinished |" in shown
+    assert "error: no \\| memory" in shown
+    assert "5 completed, 1 failed, 6 unfinished" in shown
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [float(line["mean"]) for line in lines if line["dataset"] == "mnist"] == [12.0, 35.0, 60.0]
+    assert lines[2]["failed"] == "1"
+    found = json.loads(to_json(table))
+    assert len(found["cells"]) == 12
+    assert {cell["status"] for cell in found["cells"]} == {"completed", "failed", "unfinished"}
+    first_time = {path.name: path.read_bytes() for path in write_table(table, tmp_path)}
+    assert {path.name: path.read_bytes() for path in write_table(build_table(study, folder), tmp_path)} == first_time
+    assert first_time.keys() == {"table.md", "table.csv", "table.json", "table.png"}
+
+
+def test_rows_that_differ_in_two_things_are_not_compared(tmp_path):
+    study, folder = study_of(tmp_path, grids=[{"algo": ["c-ep", "n-ep"], "beta": [0.1, 0.2]}])
+    for cell in study.cells:
+        complete(folder, cell, [0, 1, 1])
+    pairs = {frozenset((each.first, each.second)) for each in build_table(study, folder).comparisons}
+    rows = [f"{rule}, beta {beta}" for rule, beta in product(["c-ep", "n-ep"], [0.1, 0.2])]
+    assert pairs == {frozenset((rows[a], rows[b])) for a, b in ((0, 1), (2, 3), (0, 2), (1, 3))}
+
+
+def test_runs_with_other_test_images_are_not_compared(tmp_path):
+    study, folder = study_of(tmp_path, grids=[{"seed": [0, 1]}])
+    complete(folder, study.cells[0], [0, 1])
+    complete(folder, study.cells[1], [0, 1], torch.tensor([3, 4], dtype=torch.int32))
+    with pytest.raises(CheckpointError, match="is of other test images than"):
+        build_table(study, folder)

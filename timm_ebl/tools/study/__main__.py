@@ -1,0 +1,116 @@
+"""A comparison of rules: the runs of a recipe and the table that they make.
+
+    python -m timm_ebl.tools.study hub_configs/study_smoke.yaml --output-dir runs/smoke
+
+Each cell of the recipe's grids is a run of train_ebl.py in DIR/runs. The same command goes on where it was interrupted.
+The table is DIR/table.md, .csv, .json and .png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...arguments import Parser, positive_count
+from ...errors import ConfigError, DataError, EBLError, one_sentence
+from ...training.build import check_config
+from ...training.console import bars_in_terminals_alone
+from ...training.splits import load_test
+from . import process
+from .cluster import check_cluster, submit
+from .folder import Status, StudyFolder
+from .grid import Cell, read_study
+from .machine import check_jobs, run_here
+from .render import write_table
+from .table import build_table
+
+__all__ = ["build_parser", "check_cells", "main"]
+
+
+def build_parser() -> Parser:
+    """The parser of the command."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of the study")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for runs and table")
+    parser.add_argument("--jobs", type=positive_count, default=1, metavar="N", help="cells at once (default: 1)")
+    parser.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
+    parser.add_argument("--cluster", action="store_true", help="submit the cells as jobs, by submitit")
+    parser.add_argument("--retry", action="store_true", help="run cells again that failed")
+    parser.add_argument("--table", action="store_true", help="make the table of what is there, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check the recipe, list its cells, and run nothing")
+    return parser
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Refuse a study if one of its cells cannot be run, or has no data.
+
+    Raises:
+        ConfigError: A model, a rule or an optimiser cannot be built, or the data are not there.
+    """
+    seen = set()
+    for cell in cells:
+        config = replace(cell.config, seed=0)
+        where = {
+            "name": config.dataset,
+            "train_split": config.train_split,
+            "test_split": config.test_split,
+            "config": config.dataset_config,
+            "image_column": config.image_column,
+            "label_column": config.label_column,
+            "revision": config.dataset_revision,
+            "image_size": config.img_size,
+            "channels": config.channels,
+            "root": config.data_root,
+        }
+        try:
+            if repr(config) not in seen:
+                check_config(config)
+            if repr(where) not in seen:
+                load_test(**where)
+        except (ConfigError, DataError) as error:
+            raise ConfigError(f"The cell {cell.name}: {error}") from None
+        seen |= {repr(config), repr(where)}
+
+
+@one_sentence()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a study, or make its table, from the command line."""
+    bars_in_terminals_alone()
+    options = build_parser().parse_args(arguments)
+    study = read_study(options.recipe, options.data_root)
+    folder = StudyFolder(options.output_dir)
+    folder.check(study.cells)
+    if not options.table:
+        if options.retry:
+            for cell in study.cells:
+                process.take_up(folder, cell)
+        waiting = [cell for cell in study.cells if folder.outcome(cell).status is Status.UNFINISHED]
+        if options.cluster:
+            check_cluster(study.cluster)
+        else:
+            check_jobs(study.cells, options.jobs)
+        check_cells(waiting)
+        if options.dry_run:
+            print("\n".join(f"{cell.name}: {folder.outcome(cell).status}" for cell in study.cells))
+            return
+        folder.create()
+        if options.cluster:
+            submit(folder, study.cells, study.name, study.cluster, _say)
+            return
+        run_here(folder, study.cells, options.jobs, _say)
+    elif not options.output_dir.is_dir():
+        raise ConfigError(f"There is no folder {options.output_dir}: --output-dir is that of a study.")
+    table = build_table(study, folder)
+    print("\n".join(map(str, write_table(table, folder.path))))
+    left = [cell.name for cell, outcome in table.cells if outcome.status is Status.UNFINISHED]
+    if left and not options.table:
+        raise EBLError(f"{len(left)} cells were stopped before their end: the same command goes on with them.")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The grid of a study: from a recipe to its cells, each an ordinary configuration of `train_ebl.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ...data.catalogue import EMBEDDED
+from ...errors import ConfigError
+from ...training.config import TrainConfig, resolve
+from ...training.options import read_option, read_setting
+from ...training.origin import settle_config
+from ...training.yaml12 import read_yaml
+
+__all__ = ["Cell", "Study", "read_study"]
+
+_SPECS = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
+
+_OF_THE_STUDY = ("output_dir", "resume", "force", "push_to_hub", "log_with")
+"""Settings of a run that a study decides."""
+
+_PARTS = ("settings", "grids", "cluster")
+
+_NOT_IN_A_ROW = ("algo", "dataset", "seed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a study.
+
+    Attributes:
+        name: Name of its folder: the rule, the data set and what else the grid says of it.
+        config: Its configuration.
+        variant: The settings beside rule, data set and seed in which it differs from the study's common ones.
+    """
+
+    name: str
+    config: TrainConfig
+    variant: Mapping[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """Name of its data set."""
+        return self.config.dataset or EMBEDDED
+
+    @property
+    def row(self) -> str:
+        """What its row of the table is called: rule and variant."""
+        return ", ".join([self.config.algo, *(f"{name} {_text(value)}" for name, value in self.variant.items())])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a recipe asks for.
+
+    Attributes:
+        name: Name of the recipe.
+        cells: The runs, in the order in which they are started.
+        cluster: What the jobs of a cluster are given (`timm_ebl.tools.study.cluster`).
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    cluster: Mapping[str, Any]
+
+
+def read_study(path: str | Path, data_root: str | None = None) -> Study:
+    """The study of a recipe.
+
+    A recipe has ``settings`` that all cells have, ``grids`` and, for a cluster, ``cluster``. A grid is a mapping of
+    axes: of an option to its values, or of any other name to mappings of options that go together. Its cells are the
+    combinations of one value from each axis; those of several grids are put together. A cell has one thread and 32 bits
+    where the recipe says nothing else, however many run at once: its numbers do not depend on that.
+
+    Args:
+        path: The YAML file.
+        data_root: Folder with copies of data sets of the Hub, for those cells that use one.
+
+    Raises:
+        ConfigError: The recipe cannot be read, asks for no cell or for one twice, or a cell cannot be run.
+    """
+    try:
+        recipe = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
+    if not isinstance(recipe, dict) or not recipe.get("grids"):
+        raise ConfigError(f"The recipe {path} has no 'grids': a list of mappings from options to lists of values.")
+    unknown = [key for key in recipe if key not in _PARTS]
+    if unknown:
+        raise ConfigError(f"{path} has an unknown part {unknown[0]!r}: the parts are {', '.join(_PARTS)}.")
+    for part in ("settings", "cluster"):
+        if not isinstance(recipe.get(part) or {}, dict):
+            raise ConfigError(f"{path}: {part} is a mapping, not {recipe[part]!r:.80}.")
+    common = {"threads": 1, "mixed_precision": "no"} | _read(recipe.get("settings") or {}, str(path))
+    layers = [layer for number, grid in enumerate(_grids(recipe, path), 1) for layer in _layers(grid, number, path)]
+    configs = [_configure(common, layer, data_root, path) for layer in layers]
+    _refuse_twins(layers, configs, path)
+    tied = _tied_to_the_dataset(layers, configs)
+    names = _names([_name(config, layer) for config, layer in zip(configs, layers, strict=True)], configs)
+    cells = []
+    for name, config, layer in zip(names, configs, layers, strict=True):
+        usual = resolve(common, {"algo": config.algo}).to_dict()
+        own = {key: value for key, value in config.to_dict().items() if key in layer and key not in tied}
+        variant = {key: value for key, value in own.items() if key not in _NOT_IN_A_ROW and value != usual[key]}
+        cells.append(Cell(name, config, variant))
+    return Study(Path(path).stem, tuple(cells), recipe.get("cluster") or {})
+
+
+def _grids(recipe: Mapping[str, Any], path: str | Path) -> list[dict[str, Any]]:
+    grids = recipe["grids"]
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) and grid for grid in grids):
+        raise ConfigError(f"{path}: grids is a list of mappings from options to lists of values, not {grids!r:.80}.")
+    return grids
+
+
+def _layers(grid: Mapping[str, Any], number: int, path: str | Path) -> Iterator[dict[str, Any]]:
+    """The settings of the cells of one grid, in the order of its axes, the last one first to change."""
+    axes = []
+    for axis, values in grid.items():
+        where = f"{path}: grid {number}: {axis}"
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{where} is a list of values with at least one of them, not {values!r:.80}.")
+        if axis not in (*_SPECS, "preset") and not all(isinstance(value, dict) and value for value in values):
+            raise ConfigError(
+                f"{where} is no option of train_ebl.py; an axis of another name has mappings of options as values."
+            )
+        bundles = [{axis: value} for value in values] if axis in (*_SPECS, "preset") else values
+        axes.append([_read(bundle, where) for bundle in bundles])
+    for bundles in product(*axes):
+        keys = [key for bundle in bundles for key in bundle]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice:
+            raise ConfigError(f"{path}: grid {number}: {twice} is set by two axes.")
+        yield {key: value for bundle in bundles for key, value in bundle.items()}
+
+
+def _read(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings in their types."""
+    for key in settings:
+        if key in _OF_THE_STUDY:
+            raise ConfigError(f"{where}: {key} is decided by the study: leave it out.")
+        if key not in (*_SPECS, "preset"):
+            raise ConfigError(f"{where} has an unknown option {key!r}: train_ebl.py --help lists them.")
+    return {
+        key: read_option(f"{where}: preset", value, str) if key == "preset" else read_setting(_SPECS[key], value, where)
+        for key, value in settings.items()
+    }
+
+
+def _configure(
+    common: Mapping[str, Any], layer: Mapping[str, Any], data_root: str | None, path: str | Path
+) -> TrainConfig:
+    try:
+        config = resolve(common, layer)
+        if data_root and config.dataset not in (None, EMBEDDED) and not Path(config.dataset).expanduser().is_dir():
+            config = replace(config, data_root=data_root)
+        return settle_config(config)[0]
+    except ConfigError as error:
+        shown = ", ".join(f"{key} {_text(value)}" for key, value in layer.items())
+        raise ConfigError(f"{path}: the cell {shown}: {error}") from None
+
+
+def _refuse_twins(layers: list[dict[str, Any]], configs: list[TrainConfig], path: str | Path) -> None:
+    seen: dict[str, dict[str, Any]] = {}
+    for layer, config in zip(layers, configs, strict=True):
+        key = _digest(config)
+        if key in seen:
+            shown = ", ".join(f"{name} {_text(value)}" for name, value in layer.items())
+            raise ConfigError(f"{path}: the cell {shown} is there twice: a cell is asked for by one grid, once.")
+        seen[key] = layer
+
+
+def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig]) -> set[str]:
+    """Options of the grids that a data set decides, such as the model of each."""
+    values: dict[str, dict[str | None, set[str]]] = {}
+    for layer, config in zip(layers, configs, strict=True):
+        for name in layer:
+            found = values.setdefault(name, {}).setdefault(config.dataset, set())
+            found.add(json.dumps(getattr(config, name, None), sort_keys=True))
+    several = len({config.dataset for config in configs}) > 1
+    return {name for name, sets in values.items() if several and all(len(found) == 1 for found in sets.values())}
+
+
+def _name(config: TrainConfig, layer: Mapping[str, Any]) -> str:
+    rest = [f"{key}={_text(value)}" for key, value in layer.items() if key not in _NOT_IN_A_ROW]
+    parts = [config.algo, config.dataset or EMBEDDED, *rest, f"seed={config.seed}"]
+    return "_".join(re.sub(r"[^A-Za-z0-9.+=_-]+", "-", part).strip("-.") for part in parts)
+
+
+def _names(names: list[str], configs: list[TrainConfig]) -> list[str]:
+    """Names of which no two are alike, in any case, and none is too long for a file system."""
+    folded = [name.casefold() for name in names]
+    return [
+        name if folded.count(name.casefold()) == 1 and len(name) <= 150 else f"{name[:150]}-{_digest(config)[:8]}"
+        for name, config in zip(names, configs, strict=True)
+    ]
+
+
+def _digest(config: TrainConfig) -> str:
+    return hashlib.sha256(json.dumps(config.decisive(), sort_keys=True).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """A value in a name or a label."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_text(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,225 @@
+"""The table of a study: errors of every row on every data set, paired comparisons, agreement with the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ...data.paper import TABLE_1
+from ...errors import CheckpointError
+from ...training.records import read_metrics
+from ...training.run_folder import PREDICTIONS
+from .folder import Outcome, Status, StudyFolder
+from .statistics import Interval, consistent_mcnemar, holm, kendall_tau, percentiles, resample
+
+if TYPE_CHECKING:
+    from .grid import Cell, Study
+
+__all__ = ["Agreement", "Comparison", "Entry", "Table", "build_table"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row on a data set.
+
+    Attributes:
+        row: Name of the row.
+        algo: Its rule.
+        dataset: The data set.
+        errors: Test error (%) of each completed cell, by seed.
+        residuals: Residual of the free states in the last epoch of each completed cell, by seed.
+        others: Status and reason of each other cell, by seed.
+        paper: The mean error (%) of three runs in the paper's Table 1, if it has one.
+    """
+
+    row: str
+    algo: str
+    dataset: str
+    errors: Mapping[int, float]
+    residuals: Mapping[int, float]
+    others: Mapping[int, tuple[str, str | None]]
+    paper: float | None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean error over the completed seeds."""
+        return fmean(self.errors.values()) if self.errors else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the error over the completed seeds (of a sample: by n - 1)."""
+        return stdev(self.errors.values()) if len(self.errors) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two rows that differ in one thing, on the test images of a data set, with the seeds that both have completed.
+
+    Attributes:
+        dataset: The data set.
+        first: Name of the one row.
+        second: Name of the other.
+        seeds: The seeds.
+        difference: Error of the first less that of the second, in percentage points.
+        interval: Its 95 % interval by a bootstrap over seeds and images.
+        p: `timm_ebl.tools.study.statistics.consistent_mcnemar`.
+        corrected: The same after Holm's correction for all comparisons of the table.
+    """
+
+    dataset: str
+    first: str
+    second: str
+    seeds: tuple[int, ...]
+    difference: float
+    interval: Interval | None
+    p: float
+    corrected: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the order of the rules on a data set is that of the paper's Table 1.
+
+    Attributes:
+        dataset: The data set.
+        rules: The rules that are compared.
+        tau: Kendall's tau-b.
+        interval: Its 95 % interval by a bootstrap over seeds and images.
+    """
+
+    dataset: str
+    rules: tuple[str, ...]
+    tau: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a study has found.
+
+    Attributes:
+        name: Name of the recipe.
+        cells: The cells and what is known of them.
+        rows: Names of the rows.
+        datasets: The data sets.
+        entries: The entries, by row and data set.
+        comparisons: The comparisons.
+        agreements: The agreements.
+    """
+
+    name: str
+    cells: tuple[tuple[Cell, Outcome], ...]
+    rows: tuple[str, ...]
+    datasets: tuple[str, ...]
+    entries: Mapping[tuple[str, str], Entry]
+    comparisons: tuple[Comparison, ...]
+    agreements: tuple[Agreement, ...]
+
+
+def build_table(study: Study, folder: StudyFolder) -> Table:
+    """The table of what is there.
+
+    Raises:
+        CheckpointError: The files of a run cannot be read, or two runs on a data set have other test images.
+    """
+    cells = tuple((cell, folder.outcome(cell)) for cell in study.cells)
+    rows, datasets = (tuple(dict.fromkeys(key(cell) for cell, _ in cells)) for key in (_row, _dataset))
+    entries, comparisons, agreements = {}, [], []
+    for dataset in datasets:
+        here = [(cell, outcome) for cell, outcome in cells if cell.dataset == dataset]
+        found = {row: _entry(folder, [each for each in here if each[0].row == row]) for row in rows}
+        entries |= {(row, dataset): entry for row, entry in found.items() if entry}
+        done = [cell for cell, outcome in here if outcome.status is Status.COMPLETED]
+        wrong = _read_wrong(folder, done)
+        resampled = dict(zip(wrong, resample(list(wrong.values())).T, strict=True)) if wrong else {}
+        comparisons += _compare({cell.row: cell for cell in done}, wrong, resampled)
+        agreements += _agree(dataset, [entry for entry in found.values() if entry], resampled)
+    corrected = holm([comparison.p for comparison in comparisons])
+    comparisons = [Comparison(**{**vars(each), "corrected": p}) for each, p in zip(comparisons, corrected, strict=True)]
+    return Table(study.name, cells, rows, datasets, entries, tuple(comparisons), tuple(agreements))
+
+
+def _row(cell: Cell) -> str:
+    return cell.row
+
+
+def _dataset(cell: Cell) -> str:
+    return cell.dataset
+
+
+def _entry(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> Entry | None:
+    if not cells:
+        return None
+    first = cells[0][0]
+    done = {cell.config.seed: (cell, out) for cell, out in cells if out.status is Status.COMPLETED}
+    return Entry(
+        first.row,
+        first.config.algo,
+        first.dataset,
+        {seed: outcome.summary["test_error"] for seed, (_, outcome) in done.items()},
+        {seed: read_metrics(folder.run(cell) / "metrics.jsonl")[-1]["residual"] for seed, (cell, _) in done.items()},
+        {cell.config.seed: (str(out.status), out.reason) for cell, out in cells if cell.config.seed not in done},
+        None if first.variant else TABLE_1.get(first.config.algo, {}).get(first.dataset),
+    )
+
+
+def _read_wrong(folder: StudyFolder, cells: Sequence[Cell]) -> dict[str, dict[int, Tensor]]:
+    """Which test images are taken for another class, by row and seed; runs without predictions are left out."""
+    wrong: dict[str, dict[int, Tensor]] = {}
+    labels, whose = None, None
+    for cell in cells:
+        path = folder.run(cell) / PREDICTIONS
+        if not path.is_file():
+            continue
+        try:
+            found: dict[str, Any] = load_file(path)
+            same = labels is None or torch.equal(labels, found["labels"])
+            mistakes = found["predicted"] != found["labels"]
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}).") from None
+        if not same:
+            raise CheckpointError(f"{path} is of other test images than {whose}: their runs cannot be compared.")
+        labels, whose = found["labels"], whose or path
+        wrong.setdefault(cell.row, {})[cell.config.seed] = mistakes
+    return wrong
+
+
+def _compare(
+    cells: Mapping[str, Cell], wrong: Mapping[str, Mapping[int, Tensor]], resampled: Mapping[str, Tensor]
+) -> list[Comparison]:
+    """The comparisons of rows that differ in the rule or in one setting alone, not yet corrected."""
+    found = []
+    for first, second in combinations(wrong, 2):
+        seeds = tuple(sorted(wrong[first].keys() & wrong[second].keys()))
+        one, other = ({"algo": cells[row].config.algo, **cells[row].variant} for row in (first, second))
+        if not seeds or sum(one.get(key) != other.get(key) for key in one.keys() | other.keys()) != 1:
+            continue
+        a, b = (torch.stack([wrong[row][seed] for seed in seeds]) for row in (first, second))
+        difference = float((a.double() - b.double()).mean() * 100)
+        complete = wrong[first].keys() == wrong[second].keys()
+        interval = percentiles(resampled[first] - resampled[second]) if complete else None
+        p = consistent_mcnemar(a, b)
+        found.append(Comparison(cells[first].dataset, first, second, seeds, difference, interval, p, p))
+    return found
+
+
+def _agree(dataset: str, entries: Sequence[Entry], resampled: Mapping[str, Tensor]) -> list[Agreement]:
+    """The agreement of the rules that the paper has too; none for fewer than three of them."""
+    known = [entry for entry in entries if entry.paper is not None and entry.mean is not None]
+    if len(known) < 3:
+        return []
+    paper = torch.tensor([entry.paper for entry in known])
+    tau = float(kendall_tau(paper, torch.tensor([entry.mean for entry in known])))
+    interval = None
+    if all(entry.row in resampled for entry in known):
+        draws = torch.stack([resampled[entry.row] for entry in known], dim=1)
+        interval = percentiles(kendall_tau(paper, draws[~draws.isnan().any(1)]))
+    return [Agreement(dataset, tuple(entry.algo for entry in known), tau if tau == tau else None, interval)]
