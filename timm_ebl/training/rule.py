@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,9 @@ from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
-from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 __all__ = ["build_rule", "free_phase"]
 
