@@ -65,9 +65,10 @@ def make_live(make_dchn):
 
 
 @pytest.fixture
-def tiny():
+def tiny(request):
+    """A small network of the registry: a DCHN, unless a test asks for another one."""
     torch.manual_seed(0)
-    return timm.create_model("dchn_tiny_cifar10")
+    return timm.create_model(getattr(request, "param", "dchn_tiny_cifar10"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What timm offers for a classification network, on every DCHN: the checks of timm's own tests."""
+"""What timm offers for a classification network, on every DCHN and some networks with skips: timm's own checks."""
 
 import warnings
 
@@ -13,8 +13,11 @@ from timm.models import FeatureInfo
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.transforms.functional import to_pil_image
 
-NAMES = timm.list_models("dchn*")
+SKIPS = ["hopfield_resnet13_small_cifar10", "hopfield_resnet13_tiny_mnist", "hopfield_resnet13_tiny_cifar100"]
+NAMES = timm.list_models("dchn*") + SKIPS
 CLASSES = {name: 100 if name.endswith("cifar100") else 10 for name in NAMES}
+
+each_family = pytest.mark.parametrize("tiny", ["dchn_tiny_cifar10", "hopfield_resnet13_tiny_cifar10"], indirect=True)
 
 
 # ------------------------------------------------------------------------------------------------------ timm's contract
@@ -30,7 +33,9 @@ def test_shapes_and_names_are_those_of_the_configuration(name):
     assert features.shape == (2, model.num_features, *config["pool_size"])
     assert pre_logits.shape == (2, model.head_hidden_size)
     assert model(x).shape == model.forward_head(features).shape == (2, CLASSES[name])
-    assert {config["first_conv"] + ".weight", config["classifier"] + ".weight"} <= set(model.state_dict())
+    first = config["first_conv"]
+    parts = (*(first if isinstance(first, tuple) else (first,)), config["classifier"])
+    assert {f"{part}.weight" for part in parts} <= set(model.state_dict())
     assert model.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"meta"}
 
@@ -86,10 +91,13 @@ def test_data_configuration_and_transforms_come_from_timm(tiny):
     assert create_transform(**config, is_training=True)(picture).shape == (3, 32, 32)
 
 
+@each_family
 def test_pretrained_weights_adapt_to_channels_and_classes(tiny, tmp_path):
     timm.models.save_for_hf(tiny, tmp_path, safe_serialization=True)
     adapted = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1, num_classes=5)
-    torch.testing.assert_close(adapted.layers[0].weight, tiny.layers[0].weight.sum(1, keepdim=True))
+    for edge, own in zip(adapted.graph.edges, tiny.interactions, strict=True):
+        if edge.lower is None:
+            torch.testing.assert_close(edge.interaction.weight, own.weight.sum(1, keepdim=True))
     assert torch.equal(adapted.layers[3].weight, tiny.layers[3].weight)
     assert adapted(torch.randn(2, 1, 32, 32)).shape == (2, 5)
     features = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, features_only=True)
@@ -108,11 +116,14 @@ def test_the_feature_maps_are_the_states_at_equilibrium(name):
     backbone = timm.create_model(name, features_only=True)
     torch.manual_seed(0)
     model = timm.create_model(name)
-    assert backbone.feature_info.channels() == [layer.out_channels for layer in model.layers]
-    assert backbone.feature_info.reduction() == [2, 4, 8, 16]
     x = images_for(model)
-    for features, state in zip(backbone(x), model.relax(x).state, strict=False):
-        assert torch.equal(features, state)
+    *states, _ = model.relax(x).state
+    assert backbone.feature_info.channels() == [state.shape[1] for state in states]
+    assert backbone.feature_info.reduction() == [32 // state.shape[2] for state in states]
+    assert all(map(torch.equal, backbone(x), states))
+    modules = dict(model.named_modules())
+    for name, state in zip(backbone.feature_info.module_name(), states, strict=True):
+        assert modules[name].out_channels == state.shape[1]
 
 
 def test_features_are_chosen_by_index(tiny):
@@ -171,6 +182,7 @@ def test_another_input_size_keeps_the_answer_to_a_uniform_map(tiny, tmp_path):
         tiny.set_input_size((32, 0))
 
 
+@each_family
 @pytest.mark.parametrize("size", [64, (48, 80), 32])
 def test_pretrained_weights_at_another_size_are_those_of_resizing(tiny, tmp_path, size):
     timm.models.save_for_hf(tiny, tmp_path, safe_serialization=True)
@@ -186,6 +198,7 @@ def test_pretrained_weights_at_another_size_are_those_of_resizing(tiny, tmp_path
     assert torch.equal(again(images_for(tiny)), tiny(images_for(tiny)))
 
 
+@each_family
 def test_resizing_and_resetting_keep_what_is_frozen(tiny):
     tiny.requires_grad_(False)
     tiny.set_input_size(64)
@@ -199,6 +212,7 @@ def test_resizing_and_resetting_keep_what_is_frozen(tiny):
 # -------------------------------------------------------------------------------------------------- layouts and graphs
 
 
+@each_family
 def test_channels_last_changes_nothing(tiny):
     x = images_for(tiny)
     expected = tiny(x)
@@ -206,6 +220,7 @@ def test_channels_last_changes_nothing(tiny):
     torch.testing.assert_close(found, expected)
 
 
+@each_family
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_scripted_and_exported_networks_answer_alike(tiny, batch_size):
     x = images_for(tiny, batch_size)
@@ -219,6 +234,7 @@ def test_scripted_and_exported_networks_answer_alike(tiny, batch_size):
     torch.testing.assert_close(exported.module()(x), tiny(x).detach())
 
 
+@each_family
 def test_a_symbolic_trace_answers_and_learns_alike(tiny):
     x = images_for(tiny)
     tiny(x).sum().backward()
@@ -240,6 +256,7 @@ def test_a_symbolic_trace_is_not_scripted(tiny):
         torch.jit.script(torch.fx.symbolic_trace(tiny.eval()))
 
 
+@each_family
 @pytest.mark.slow
 def test_a_compiled_network_answers_and_learns_alike(tiny):
     x = images_for(tiny)

@@ -153,8 +153,9 @@ class Graph:
         for k, edges in enumerate(self.incoming):
             lowers = [self.edges[i].lower for i in edges]
             below = [x if lower is None else found[lower] for lower in lowers]
-            shapes = {self.edges[i].interaction.shape(shape[1:]) for i, shape in zip(edges, below, strict=True)}
-            if len(shapes) > 1:
+            shapes = [self.edges[i].interaction.shape(shape[1:]) for i, shape in zip(edges, below, strict=True)]
+            # One by one: while a trace is recorded, equal shapes have no equal hash.
+            if any(shape != shapes[0] for shape in shapes):
                 raise ValueError(f"The interactions that lead to layer {k} make it of shapes {sorted(shapes)}.")
-            found.append(torch.Size([x[0], *shapes.pop()]))
+            found.append(torch.Size([x[0], *shapes[0]]))
         return found
