@@ -16,9 +16,9 @@ from torch import nn
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
-from ..training.build import build_rule
 from ..training.progress import duration
 from ..training.records import METRIC
+from ..training.rule import build_rule
 from .paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 
 if TYPE_CHECKING:

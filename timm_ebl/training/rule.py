@@ -1,0 +1,65 @@
+"""The rule of a run, and its phases, as a configuration says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import ConfigError
+from ..relaxation.minimizer import Minimizer
+from ..relaxation.model import EnergyModel
+from ..rules.contrastive import ContrastiveRule
+from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+__all__ = ["build_rule", "free_phase"]
+
+
+def free_phase(config: TrainConfig) -> dict[str, Any]:
+    """The configured fields of the free phase's `Minimizer`, which a DCHN takes as arguments too."""
+    return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
+
+
+def build_rule(config: TrainConfig, model: EnergyModel | type[EnergyModel] = EnergyModel) -> Rule:
+    """The configured rule; what it leaves open is as the model prefers it (`Rule.fitted`).
+
+    The baselines have their own order and over-relaxation in the second phase, the paper's.
+
+    Raises:
+        ConfigError: The rule cannot be built, beta does not go with it, or rounding leaves nothing of beta.
+    """
+    options = {
+        "free": Minimizer(**free_phase(config), compiled=config.compiled),
+        "beta": config.beta,
+        "linear_response": config.linear_response,
+        "settle": config.settle,
+        "companion": config.companion,
+        "damped": config.damped,
+        "cost": config.cost,
+    }
+    second = {
+        "sweeps": config.nudged_sweeps,
+        "order": config.nudged_order,
+        "omega": config.nudged_omega,
+        "compiled": config.compiled,
+    }
+    allowed, field = rule_options(config.algo), rule_class(config.algo).second_field
+    try:
+        if field in allowed:
+            options[field] = replace(create_rule(config.algo).fitted(model).second_phase, **_given(second))
+        given = {name: value for name, value in _given(options).items() if name in allowed}
+        rule = create_rule(config.algo, **given).fitted(model)
+        if isinstance(rule, ContrastiveRule):
+            require_strength(rule.beta, torch.float32)
+            rule.perturbation(*torch.zeros(2, 1, 1), torch.full((1, 1), rule.beta))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return rule
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
