@@ -1,6 +1,7 @@
 """Every command ends a wrong command line in one line, with what may be said instead."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_asked_for_help_every_command_says_what_it_is_for_and_does_no_more(comma
     assert end.value.code == 0
     said = capsys.readouterr()
     assert sys.modules[command.__module__].__doc__.splitlines()[0] in said.out
+    assert said.out.startswith(f"usage: python -m {command.__module__.removesuffix('.__main__')} ")
     assert said.err == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -121,6 +123,13 @@ def test_what_is_meant_is_always_an_option_and_what_is_asked_never_is():
     named = {word.strip(",?;:)") for text in NAMES_ELSEWHERE.values() for word in text.split() if word.startswith("--")}
     assert named <= known
     assert not known & NAMES_ELSEWHERE.keys()
+
+
+def test_the_sections_that_an_answer_names_are_there():
+    named = {place for text in NAMES_ELSEWHERE.values() for place in re.findall(r"\((\S*README\S*), (.+)\)", text)}
+    assert named
+    for guide, section in named:
+        assert f"\n## {section}\n" in (ROOT / guide).read_text()
 
 
 def test_a_misspelt_option_of_a_subcommand_is_answered_too(capsys):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -239,6 +240,20 @@ def test_local_links_lead_somewhere(guide):
             target = (guide.parent / path).resolve() if path else guide
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_what_is_named_by_its_path_in_the_package_is_there():
+    """Modules and names such as `timm_ebl.tools.predict` in code, guides and cards; the changelog is history."""
+    texts = [ROOT / "train_ebl.py", *GUIDES, *(ROOT / "hub_configs").rglob("*.md"), *(ROOT / "timm_ebl").rglob("*.py")]
+    found = {name for path in texts for name in re.findall(r"(?<![\w./])timm_ebl(?:\.[A-Za-z_]\w*)+", path.read_text())}
+    assert {"timm_ebl.tools.predict", "timm_ebl.hub", "timm_ebl.EnergyModel"} <= found
+    missing = []
+    for name in found:
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert missing == []
 
 
 def test_parameter_counts_are_right():

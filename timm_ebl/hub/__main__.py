@@ -1,8 +1,10 @@
 """Checkpoints out: package a run, publish it to the Hugging Face Hub, verify what a card says.
 
-python -m timm_ebl.hub package runs/c-ep-dchn_small_cifar10-0
-python -m timm_ebl.hub publish hub_configs/dchn_small_cifar10.c_ep --repo-id OWNER/NAME
-python -m timm_ebl.hub verify dchn_small_cifar10.c_ep
+    python -m timm_ebl.hub package runs/c-ep-dchn_small_cifar10-0
+    python -m timm_ebl.hub publish hub_configs/dchn_small_cifar10.c_ep --repo-id OWNER/NAME
+    python -m timm_ebl.hub verify dchn_small_cifar10.c_ep
+
+Each of them shows its options by --help after its name.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ __all__ = ["main"]
 
 def build_parser() -> Parser:
     """The parser of this module's commands."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.hub", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     packaging = commands.add_parser("package", help="make a run part of the package")
     packaging.add_argument("runs", nargs="+", metavar="RUN", help="the run; then others that differ in the seed alone")

@@ -159,7 +159,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
         if cache is None:
             self.check_input(x, layers)
         if layers is None:
-            phase = self.phase.begun(graph, x, Start(start or minimizer.start), perturbation)
+            phase = self.phase.begun(graph, x, Start(minimizer.start if start is None else start), perturbation)
         else:
             state = (*layers[:-1], perturbation.start(layers[-1]))
             phase = self.phase(graph, x, state, perturbation, cache)

@@ -40,7 +40,7 @@ class HopfieldNetwork(LayeredNetwork):
         """The linear response of a free state to a perturbation (`timm_ebl.relaxation.response`). Not in the paper.
 
         The pooling routes are held, which keeps the energy smooth in the strength of the perturbation, and the free
-        state is treated as an equilibrium.
+        state is treated as an equilibrium. Where a drive is not linear (`Interaction.is_linear`), the network relaxes.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
@@ -57,6 +57,8 @@ class HopfieldNetwork(LayeredNetwork):
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."
             )
+        if not all(interaction.is_linear for interaction in self.graph.interactions):
+            return self.relax(free.input, free, perturbation, minimizer)
         return descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
 
     @torch.compiler.disable

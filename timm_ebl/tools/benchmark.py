@@ -225,7 +225,7 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     bars_in_terminals_alone()
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.benchmark", description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
     parser.add_argument("--repeats", type=positive_count, default=3, help="turns of all procedures (default: 3)")

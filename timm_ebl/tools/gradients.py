@@ -23,7 +23,8 @@ from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
-from ..rules.rule import create_rule, list_rules, random_signs, rule_options
+from ..rules.nudging import random_signs
+from ..rules.rule import create_rule, list_rules, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 
@@ -150,7 +151,7 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
     bars_in_terminals_alone()
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.gradients", description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
     options = parser.parse_args(arguments)

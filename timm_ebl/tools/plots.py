@@ -281,7 +281,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
     bars_in_terminals_alone()
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")

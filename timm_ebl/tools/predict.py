@@ -121,7 +121,7 @@ def _table(predictions: Sequence[Prediction], top_k: int) -> str:
 
 def build_parser() -> Parser:
     """The parser of the command."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.predict", description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="shipped model, folder of a run, or OWNER/NAME")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder")
     parser.add_argument("--top-k", type=positive_count, default=3, help="classes shown for an image (default: 3)")

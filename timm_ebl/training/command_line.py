@@ -63,7 +63,7 @@ NAMES_ELSEWHERE = {
     "--evaluate": "python -m timm_ebl.hub verify measures a checkpoint",
 } | dict.fromkeys(
     ("--aa", "--color-jitter", "--cutmix", "--drop", "--mixup", "--model-ema", "--reprob", "--smoothing"),
-    "timm's train.py has it, and trains these models by loss.backward() (README, With timm)",
+    "timm's train.py has it, and trains by loss.backward() (timm_ebl/models/README.md, timm's own scripts)",
 )
 """What timm's scripts and others call an option: its name here, or why there is none."""
 

@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..relaxation.model import require_energy
+from ..rules.rule import require_energy
 
 if TYPE_CHECKING:
     from ..energy.functional import State
@@ -25,7 +25,7 @@ class RuleTask(TrainingTask):
     scaler) treats it as any other loss.
 
     Args:
-        model: A `timm_ebl.relaxation.network.EnergyModel`.
+        model: A `timm_ebl.EnergyModel`.
         rule: The rule.
         **kwargs: ``device``, ``dtype`` and ``verbose`` of `timm.task.TrainingTask`.
 
