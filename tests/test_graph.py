@@ -198,9 +198,8 @@ def test_every_rule_has_the_same_gradient_where_autograd_makes_the_operators(gen
     for kind in (DenseInteraction, Automatic):
         parts = [kind(*sizes, dtype=torch.float64) for sizes in ((8, 6), (6, 5), (5, 3))]
         model, made = GraphNetwork(Graph.chain(parts)), create_rule(rule)
-        field = made.second_field
-        made = create_rule(rule, **{field: replace(getattr(made, field), order=order)})
-        made(model, x, y).loss.backward()
+        made = create_rule(rule, **{made.second_field: replace(made.fitted(model).second_phase, order=order)})
+        made(model, x, y, **signs_for(made, x)).loss.backward()
         found.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
 

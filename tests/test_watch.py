@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from predictive import small_network
 from runs import arguments, results, train, train_ebl, write_images
 from torch import nn
 
@@ -42,6 +43,19 @@ def test_shares_are_counted():
     layer = torch.tensor([[0.0, 0.0, 1.0, 0.5], [0.0, 0.3, math.nan, math.inf]])
     assert report_layers((layer, torch.ones(2, 3)))[0].tolist() == [3 / 8, 2 / 8, 2 / 8]
     assert report_layers((layer, torch.ones(2, 3)))[1].tolist() == [0, 1, 0]
+
+
+def test_the_upper_end_is_that_of_the_networks_units(said):
+    """A rectified layer with units at 0 and far above 1 is no saturated one; it may be dead."""
+    watch = Watch(small_network(), Progress(step=10), 5, 100, said.append)
+    state = [free(4, 8, 8) for _ in range(5)] + [torch.randn(4, 3)]
+    state[1] = (torch.randn(4, 4, 8, 8) * 5).round().relu()
+    watch(result(*state))
+    assert not said
+    state[2] = torch.zeros(4, 4, 8, 8)
+    watch(result(*state))
+    assert len(said) == 1
+    assert "layer 3 is dead, all its units are at 0" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from .relaxation.record import Relaxation
 from .rules.autograd import equilibrium
 from .rules.backward import Backward
 from .rules.catalogue import create_backward, list_backwards
-from .rules.contrastive import Nudging
-from .rules.rule import Rule, RuleOutput, create_rule, list_rules, random_signs, register_rule
+from .rules.nudging import Nudging, random_signs
+from .rules.rule import Rule, RuleOutput, create_rule, list_rules, register_rule
 
 __all__ = [
     "DCHN",

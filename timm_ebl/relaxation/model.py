@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..energy.functional import State
     from .record import Relaxation
 
-__all__ = ["SETTLING_SWEEPS", "EnergyModel", "require_energy"]
+__all__ = ["SETTLING_SWEEPS", "EnergyModel"]
 
 SETTLING_SWEEPS = 2
 """How many more sweeps a free state is given before it is contrasted: a gradient needs one nearer to equilibrium."""
@@ -28,8 +28,7 @@ class EnergyModel(ABC):
 
     Attributes:
         minimizer: How it relaxes unless it is told otherwise.
-        perturbed, unrolled, adjoint: The same for what follows the free phase, in rules that are not told otherwise
-            (`timm_ebl.rules.rule.Rule.second_field`).
+        perturbed, unrolled, adjoint: The same for what follows it, in rules that are not told otherwise.
         beta: Strength of such a rule's perturbation.
         force: Norm of the force by which the gradient of a loss perturbs it.
         rests: Whether ``dE/dtheta = 0`` at every free state: a rule then needs no free state to contrast.
@@ -95,16 +94,3 @@ class EnergyModel(ABC):
             weights: ``w``, ``(B,)``.
         """
         return (weights * self.energy(relaxation.input, relaxation)).sum()
-
-
-def require_energy(model: object) -> None:
-    """Refuse a model that cannot tell its energy; what wraps one that can (`torch.compile`) passes.
-
-    Raises:
-        TypeError: It is none.
-    """
-    if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
-        raise TypeError(
-            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models('dchn*'), or derive the "
-            "model from timm_ebl.EnergyModel."
-        )

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from ..energy.gradient import NO_SECOND
 from ..kernels.autocast import present_autocast
 from ..relaxation.checks import NO_MAP, require_input
-from ..relaxation.model import EnergyModel, require_energy
 from .backward import Backward, force_norm
+from .rule import require_energy
 
 if TYPE_CHECKING:
+    from ..relaxation.model import EnergyModel
     from ..relaxation.record import Relaxation
 
 __all__ = ["equilibrium", "relaxed_layers", "with_parameters"]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..relaxation.model import EnergyModel, require_energy
 from .backward import Backward, inner
 from .cost import Cost
-from .rule import Rule, RuleOutput, as_target
+from .rule import Rule, RuleOutput, as_target, require_energy
 
 if TYPE_CHECKING:
     from ..energy.functional import State
     from ..relaxation.minimizer import Minimizer
+    from ..relaxation.model import EnergyModel
     from ..relaxation.record import Relaxation
 
 __all__ = ["RecurrentBackprop", "TruncatedBackprop"]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from ..registry import Registry, Variant
 from .backprop import RecurrentBackprop, TruncatedBackprop
-from .contrastive import CoupledLearning, EquilibriumPropagation, Nudging
+from .contrastive import CoupledLearning, EquilibriumPropagation
 from .cost import Cost
+from .nudging import Nudging
 from .rule import RULES, register_rule
 
 if TYPE_CHECKING:

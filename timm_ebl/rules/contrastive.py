@@ -10,7 +10,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,25 +18,17 @@ from torch import Tensor
 from ..arguments import is_number, require_flag
 from ..energy.functional import State, weigh
 from ..energy.perturbation import Clamped, Forced, Perturbation
-from ..relaxation.model import SETTLING_SWEEPS, EnergyModel, require_energy
+from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
 from .cost import Cost
-from .rule import Rule, RuleOutput, as_target, require_signs, require_strength
+from .nudging import Nudging, require_signs
+from .rule import Rule, RuleOutput, as_target, require_energy, require_strength
 
 if TYPE_CHECKING:
     from ..relaxation.minimizer import Minimizer
 
-__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation", "Nudging"]
-
-
-class Nudging(Enum):
-    """Which two equilibria a rule contrasts, as multiples of beta: ``(state_1, state_2)``; 0 is the free one."""
-
-    POSITIVE = (0, 1)
-    NEGATIVE = (-1, 0)
-    CENTERED = (-1, 1)
-    RANDOM = (0, None)  # -1 or 1, drawn for each sample
+__all__ = ["ContrastiveRule", "CoupledLearning", "EquilibriumPropagation"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +123,7 @@ class ContrastiveRule(Rule):
             model: The network.
             free: Its free phase.
             perturb: ``perturb(output, signs)`` makes the perturbation of a batch that holds every sample once for each
-                sign (-1, 0, 1, or `signs` as a column), block after block, given the outputs that the states start
-                from, ``(nB, M)``.
+                sign (-1, 0, 1 or `signs`), block after block, given the outputs that they start from, ``(nB, M)``.
             weights: ``w``, ``(B,)``.
             signs: For a random nudging that of each sample, ``(B,)``.
 
@@ -151,8 +141,8 @@ class ContrastiveRule(Rule):
             require_signs(signs, weights)
             second = signs[:, None]
         rest = self._at_rest(model, free)
-        accompanies = self.accompanies and not model.rests
-        relaxed = [sign for sign in (first, second) if isinstance(sign, Tensor) or sign or accompanies]
+        with_rest = self.accompanies and not model.rests
+        relaxed = [sign for sign in (first, second) if isinstance(sign, Tensor) or sign or with_rest]
         begin = rest.twice() if len(relaxed) == 2 else rest
         perturbation = perturb(begin.state[-1], relaxed)
         if self.linear_response:
@@ -206,10 +196,9 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
         object.__setattr__(self, "cost", Cost(self.cost))
 
     def check(self) -> None:
-        beta = self.beta or 0
-        if self.nudging is not Nudging.POSITIVE and beta >= 1:
+        if self.nudging is not Nudging.POSITIVE and (self.beta or 0) >= 1:
             raise ValueError(f"A negative nudge needs beta below 1, or the output has no minimum; got {self.beta!r}.")
-        if self.damped and beta >= 1:
+        if self.damped and (self.beta or 0) >= 1:
             raise ValueError(f"A damped nudge needs beta below 1, or it does not converge; got {self.beta!r}.")
 
     def perturbation(self, output: Tensor, target: Tensor, beta: Tensor) -> Perturbation:

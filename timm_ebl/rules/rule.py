@@ -28,9 +28,8 @@ __all__ = [
     "as_target",
     "create_rule",
     "list_rules",
-    "random_signs",
     "register_rule",
-    "require_signs",
+    "require_energy",
     "require_strength",
     "rule_class",
     "rule_options",
@@ -91,17 +90,16 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     return (y[:, None] == torch.arange(classes, device=y.device)).to(output.dtype)
 
 
-def random_signs(count: int, generator: torch.Generator) -> Tensor:
-    """A sign -1 or 1 for each of some samples, ``(B,)``, drawn from a generator on the CPU."""
-    return torch.randint(2, (count,), generator=generator) * 2 - 1
+def require_energy(model: object) -> None:
+    """Refuse a model that cannot tell its energy; what wraps one that can (`torch.compile`) passes.
 
-
-def require_signs(signs: Tensor | None, samples: Tensor) -> None:
-    """Refuse, by a ValueError, what is no sign for each sample of a batch."""
-    if signs is None or signs.shape != samples.shape or signs.device != samples.device:
-        raise ValueError(
-            f"A random nudge needs a sign for each of the {len(samples)} samples, on their device: "
-            "signs=timm_ebl.random_signs(len(x), generator)."
+    Raises:
+        TypeError: It is none.
+    """
+    if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
+        raise TypeError(
+            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models('dchn*'), or derive the "
+            "model from timm_ebl.EnergyModel."
         )
 
 

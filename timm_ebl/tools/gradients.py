@@ -23,7 +23,8 @@ from ..data.transforms import BatchTransform
 from ..errors import ConfigError, one_sentence
 from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
-from ..rules.rule import create_rule, list_rules, random_signs, rule_options
+from ..rules.nudging import random_signs
+from ..rules.rule import create_rule, list_rules, rule_options
 from ..training.console import bars_in_terminals_alone
 from ..training.threads import add_threads_option, set_threads
 

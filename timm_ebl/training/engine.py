@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from ..data.loader import Stream, epoch_generator
 from ..errors import Diverged
-from ..rules.rule import random_signs, squared_error
+from ..rules.nudging import random_signs
+from ..rules.rule import squared_error
 from .progress import Averages, Progress
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,7 +28,7 @@ class LayerReport(NamedTuple):
 
     Attributes:
         zeros: Units at 0, the lower end.
-        ones: Units at 1, the upper end.
+        ones: Units at the upper end.
         broken: Units that are NaN or infinite.
     """
 
@@ -36,9 +37,15 @@ class LayerReport(NamedTuple):
     broken: float
 
 
-def report_layers(state: State) -> Tensor:
-    """Shares of the units at 0, at 1 and not finite, for every layer of a state, ``(L, 3)``, without a host sync."""
-    shares = ((layer <= 0, layer >= 1, ~layer.isfinite()) for layer in state)
+def report_layers(state: State, ends: Sequence[float] | None = None) -> Tensor:
+    """Shares of the units at 0, at the upper end and not finite, for every layer, ``(L, 3)``, without a host sync.
+
+    Args:
+        state: The layers.
+        ends: The upper end of the units of each, by default 1.
+    """
+    ends = ends or [1.0] * len(state)
+    shares = ((layer <= 0, layer >= end, ~layer.isfinite()) for layer, end in zip(state, ends, strict=True))
     return torch.stack([torch.stack([units.float().mean() for units in share]) for share in shares])
 
 
@@ -72,6 +79,7 @@ class Watch:
         self, model: nn.Module, progress: Progress, every: int, batches: int, say: Callable[[str], None]
     ) -> None:
         self.model, self.progress, self.every, self.batches, self.say = model, progress, every, batches, say
+        self.ends = _upper_ends(model)
 
     def __call__(self, result: dict[str, Tensor | State]) -> None:
         """Look at the result of a `timm_ebl.training.task.RuleTask`, if it is time.
@@ -83,7 +91,7 @@ class Watch:
             return
         require_finite(self.model)
         state = result["state"]
-        layers = report_layers(state)
+        layers = report_layers(state, self.ends)
         *shares, residual = torch.cat([layers.flatten(), result["residual"].mean()[None].float()]).tolist()
         reports = [LayerReport(*shares[3 * layer : 3 * layer + 3]) for layer in range(len(state))]
         for kind, sentence in (*self._layers(reports), *self._residual(residual)):
@@ -102,7 +110,8 @@ class Watch:
             if report.broken:
                 found.append((f"broken {name}", f"{name} is not finite: a lower --lr or --beta may help."))
             elif hidden and max(report.zeros, report.ones) >= _DEAD:
-                end, gains = ("0", "larger") if report.zeros > report.ones else ("1", "smaller")
+                top = f"{self.ends[number - 1]:g}" if self.ends else "1"
+                end, gains = ("0", "larger") if report.zeros > report.ones else (top, "smaller")
                 hint = f"a lower --lr or {gains} initial gains (--model-kwargs gains=X) may help."
                 found.append((f"dead {name}", f"{name} is dead, all its units are at {end}: {hint}"))
             elif hidden and free <= 1 - _SATURATED:
@@ -118,3 +127,11 @@ class Watch:
             return []
         hint = "more --free-sweeps, a smaller --omega or a lower --lr may help."
         return [("residual", f"the residual of the free phase has risen from {lowest:.1e} to {residual:.1e}: {hint}")]
+
+
+def _upper_ends(model: nn.Module) -> list[float] | None:
+    """The upper end of the units of each layer, where a model has a graph; the output has none."""
+    graph = getattr(model, "graph", None)
+    if graph is None:
+        return None
+    return [math.inf if layer.bounds is None else layer.bounds[1] for layer in graph.layers]

@@ -1,4 +1,4 @@
-"""The rule that a configuration asks for."""
+"""The rule of a run, and its phases, as a configuration says."""
 
 from __future__ import annotations
 

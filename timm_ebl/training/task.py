@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..relaxation.model import require_energy
+from ..rules.rule import require_energy
 
 if TYPE_CHECKING:
     from ..energy.functional import State
