@@ -14,8 +14,8 @@ from timm_ebl.relaxation import descent
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
 def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, monkeypatch, name):
     @cache
-    def compiled_sweep(walk):
-        return torch.compile(walk.sweep, backend="eager", dynamic=False, fullgraph=True)
+    def compiled_sweep(phase):
+        return torch.compile(phase.sweep, backend="eager", dynamic=False, fullgraph=True)
 
     monkeypatch.setattr(descent, "compiled_sweep", compiled_sweep)
     torch.compiler.reset()

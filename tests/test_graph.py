@@ -1,5 +1,7 @@
 """Energies over graphs of layers: colourings, the energy that never rises, autograd, skips through every rule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from graphs import GraphNetwork, random_graph, random_state, residual_graph, slow_energy
@@ -8,6 +10,7 @@ from oracles import distance, record_calls
 from timm_ebl import (
     FREE,
     Clamped,
+    Interaction,
     Minimizer,
     Nudged,
     create_backward,
@@ -155,6 +158,12 @@ def test_a_loss_is_differentiated_through_skips(x):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (0.0, float("nan")), (0.0,), "ab", (0.0, 0.0)])
+def test_bounds_that_are_none_are_refused(bounds):
+    with pytest.raises(ValueError, match="two numbers, the lower one first, or None"):
+        Layer(bounds)
+
+
 def test_a_graph_that_is_none_is_refused():
     part = DenseInteraction(3, 3)
     hidden, output = Layer(), Layer(None)
@@ -162,6 +171,7 @@ def test_a_graph_that_is_none_is_refused():
         ((hidden, output), (Edge(part, None, 0),), "layer 1 is not"),
         ((hidden, output), (Edge(part, None, 0), Edge(part, 1, 0), Edge(part, 0, 1)), "leads from 1 to 0"),
         ((hidden, output), (Edge(part, None, 0), Edge(part, 0, 2)), "leads from 0 to 2"),
+        ((hidden, output), (Edge(part, -1, 0), Edge(part, 0, 1)), "leads from -1 to 0"),
         ((hidden, hidden), (Edge(part, None, 0), Edge(part, 0, 1)), "output layer has no bounds"),
         ((), (), "layer 0 is not"),
     ]:
@@ -170,3 +180,54 @@ def test_a_graph_that_is_none_is_refused():
     edges = (Edge(part, None, 0), Edge(DenseInteraction(3, 2), None, 1), Edge(part, 0, 1))
     with pytest.raises(ValueError, match="make it of shapes"):
         Graph((hidden, output), edges).shapes(torch.Size([5, 3]))
+
+
+class Automatic(DenseInteraction):
+    """A dense interaction that leaves its operator to autograd."""
+
+    def operator(self, lower_shape):
+        return Interaction.operator(self, lower_shape)
+
+
+@pytest.mark.parametrize("rule", list_rules())
+@pytest.mark.parametrize("order", ["asynchronous", "forward", "backward"])
+def test_every_rule_has_the_same_gradient_where_autograd_makes_the_operators(generator, rule, order):
+    x = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    y, found = torch.tensor([0, 1, 2, 0]), []
+    for kind in (DenseInteraction, Automatic):
+        parts = [kind(*sizes, dtype=torch.float64) for sizes in ((8, 6), (6, 5), (5, 3))]
+        model, made = GraphNetwork(Graph.chain(parts)), create_rule(rule)
+        field = made.second_field
+        made = create_rule(rule, **{field: replace(getattr(made, field), order=order)})
+        made(model, x, y).loss.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
+
+
+class Saturating(Interaction, torch.nn.Module):
+    """A dense interaction whose drive is ``tanh(W s)``."""
+
+    def __init__(self, lower, upper):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(upper, lower, dtype=torch.float64))
+
+    def shape(self, lower):
+        return torch.Size([len(self.weight)])
+
+    def drive(self, lower):
+        return torch.tanh(lower.flatten(1) @ self.weight.T)
+
+    def initialise(self, gain, bias_gain, generator=None):
+        with torch.no_grad():
+            self.weight.uniform_(-gain, gain, generator=generator)
+
+
+def test_a_network_with_a_drive_that_is_not_linear_relaxes_where_others_respond(generator):
+    graph = Graph.chain([DenseInteraction(6, 5, dtype=torch.float64), Saturating(5, 3)])
+    model, converged = GraphNetwork(graph, gain=0.4), Minimizer(sweeps=400, omega=1.0)
+    x, y = torch.rand(4, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    rule = create_rule("c-ep", beta=1e-3, free=converged, perturbed=converged)
+    exact = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=100, omega=1.0))
+    found, expected = (torch.autograd.grad(each(model, x, y).loss, list(model.parameters())) for each in (rule, exact))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -99,6 +99,20 @@ def test_a_kind_with_a_shape_and_a_drive_alone_has_an_operator(generator, mode):
     assert operator.coupling(s, o, drive.route)[1] == (None,)
 
 
+def test_a_feedback_is_a_partial_derivative(generator):
+    """Where autograd follows several sweeps, the upper layer has been made of the lower one."""
+    interaction, W = Squared(), Squared().W.detach()
+    s = torch.rand(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    o = (s[:, :4] + 1).exp()
+    potential = s @ W.T
+    found = interaction.operator(s.shape).feedback(o, s)
+    expected = (2 * potential * o) @ W
+    assert_close(found, expected)
+    assert_close(
+        *(torch.autograd.grad(feedback.sin().sum(), s, retain_graph=True)[0] for feedback in (found, expected))
+    )
+
+
 def test_a_convolution_pools_and_adds_the_bias_of_each_channel(generator):
     interaction = ConvInteraction(2, 3, dtype=torch.float64)
     lower = torch.rand(2, 2, 6, 6, generator=generator, dtype=torch.float64)

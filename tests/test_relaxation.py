@@ -9,6 +9,7 @@ import torch
 from oracles import distance
 
 from timm_ebl import Minimizer, Nudged, create_rule
+from timm_ebl.relaxation.record import Relaxation
 
 TARGET = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2]]
 
@@ -143,3 +144,51 @@ def test_the_answer_is_the_same_by_every_way_of_asking(make_live, batch, dtype):
     labels = torch.zeros(len(x), dtype=torch.int64)
     torch.testing.assert_close(create_rule("c-ep")(model, x, labels).output, free.output, **same)
     assert torch.equal(pickle.loads(pickle.dumps(free)).output, free.output)
+
+
+def test_copies_of_an_input_that_was_changed_in_place_know_nothing_of_it(make_dchn, batch):
+    model, x = make_dchn(), batch[0].clone()
+    free = model.relax(x)
+    x.add_(1)
+    twice = free.twice()
+    torch.testing.assert_close(model.energy(twice.input, twice), model.energy(twice.input, twice.state))
+    alike = model.relax(twice.input, twice.state)
+    torch.testing.assert_close(model.relax(twice.input, twice).energy, alike.energy)
+    with pytest.raises(ValueError, match="relax anew"):
+        model.respond(twice, Nudged(TARGET.repeat(2, 1), 0.1), Minimizer())
+
+
+def test_a_pair_of_other_inputs_or_parameters_knows_nothing_of_them(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    first = model.relax(x)
+    for second in (model.relax(x + 1), make_dchn(seed=1).relax(x), pickle.loads(pickle.dumps(first))):
+        for pair in (Relaxation.pair(first, second), Relaxation.pair(second, first)):
+            torch.testing.assert_close(model.energy(pair.input, pair), model.energy(pair.input, pair.state))
+            with pytest.raises(ValueError, match="relax anew"):
+                model.contrast(pair, torch.ones(12))
+
+
+def test_an_empty_name_is_no_start(make_dchn, batch):
+    with pytest.raises(ValueError, match="Unknown start ''"):
+        make_dchn().relax(batch[0], "")
+
+
+def test_in_inference_mode_a_changed_input_has_new_drives(make_dchn, batch):
+    model, x = make_dchn(), batch[0]
+    with torch.inference_mode():
+        x = x.clone()
+        free = model.relax(x)
+        x.mul_(0.5)
+        again, expected = model.relax(x, free), model.relax(x, free.state)
+        assert distance(again.state, expected.state) == 0
+
+
+def test_a_network_of_another_type_has_other_drives(make_dchn, batch):
+    model, (x, _) = make_dchn(), batch
+    free = model.relax(x)
+    model.float()
+    state = tuple(layer.float() for layer in free.state)
+    again, expected = model.relax(x, free).state, model.relax(x.float(), state).state
+    assert distance(again, expected) <= 1e-5
+    with pytest.raises(ValueError, match="under the same parameters"):
+        model.respond(free, Nudged(TARGET, 0.1), Minimizer())

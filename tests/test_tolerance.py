@@ -29,9 +29,9 @@ def test_a_tolerance_ends_the_relaxation_at_the_first_look_that_meets_it(make_dc
     assert (before.residual > 1e-6).any()
 
 
-def relax_all(model, x, phase, minimizer, hold_routes=False):
+def relax_all(model, x, phase, minimizer, linear_response=False):
     """A phase from its usual start, or, its routes held, of two copies of a free state, towards and away."""
-    if not hold_routes:
+    if not linear_response:
         return model.relax(x, None, phase, minimizer)
     return model.respond(model.relax(x, minimizer=Minimizer(sweeps=20)).twice(), phase, minimizer)
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import is_number
+
 if TYPE_CHECKING:
     from ..kernels.operator import Operator
     from .interaction import Interaction
@@ -36,9 +38,17 @@ class Layer:
 
     Attributes:
         bounds: Between which values a unit lies; ``None`` for any real number, as the output layer has it.
+
+    Raises:
+        ValueError: The bounds are no two numbers, the lower one first.
     """
 
     bounds: tuple[float, float] | None = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        pair = self.bounds is None or (len(self.bounds) == 2 and all(map(is_number, self.bounds)))
+        if not pair or (self.bounds is not None and not self.bounds[0] < self.bounds[1]):
+            raise ValueError(f"The bounds of a layer are two numbers, the lower one first, or None: not {self.bounds}.")
 
     def clip(self, field: Tensor) -> Tensor:
         """The state of least energy in a field: the field within the bounds."""
@@ -80,7 +90,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         for _, lower, upper in self.edges:
-            if not (-1 if lower is None else lower) < upper < len(self.layers):
+            if not (lower is None or lower >= 0) or not (-1 if lower is None else lower) < upper < len(self.layers):
                 raise ValueError(
                     f"An interaction leads up, to one of the layers 0 to {len(self.layers) - 1}; this one leads from "
                     f"{'the input' if lower is None else lower} to {upper}."

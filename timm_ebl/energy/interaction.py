@@ -23,7 +23,13 @@ class Interaction(ABC):
 
     A new kind needs `shape` and `drive`, and `initialise` if it has parameters to draw. A class names `Interaction`
     before the `nn.Module` that it is as well, whose ``forward`` it takes the place of.
+
+    Attributes:
+        is_linear: Whether the drive is linear in the lower state, up to its route and a bias. A network has a linear
+            response (`EnergyModel.respond`) only if all its interactions are.
     """
+
+    is_linear = False
 
     @abstractmethod
     def shape(self, lower: torch.Size) -> torch.Size:

@@ -81,8 +81,8 @@ class AutogradOperator(Operator):
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             at = _of_each(route, upper)
-            if not (differentiable and at.requires_grad):
-                at = at.detach().clone().requires_grad_()
+            # A tensor of its own: the derivative is partial, and the upper layer may have been made of the route.
+            at = at.clone() if differentiable and at.requires_grad else at.detach().clone().requires_grad_()
             weight = upper.clone() if upper.is_inference() else upper
             value = (weight * self.function(at)).sum()
             (found,) = torch.autograd.grad(value, at, create_graph=differentiable, materialize_grads=True)

@@ -23,6 +23,7 @@ __all__ = ["AveragePooled", "ConvInteraction", "DenseInteraction", "EmptyInterac
 
 
 class _Uniform(Interaction):
+    is_linear = True
     weight: nn.Parameter
     bias: nn.Parameter | None
 
@@ -127,6 +128,8 @@ class DenseInteraction(_Uniform, nn.Linear):
 
 class EmptyInteraction(Interaction, nn.Identity):
     """Joins a layer to an output layer of no units, for a network without a read-out."""
+
+    is_linear = True
 
     def shape(self, lower: torch.Size) -> torch.Size:
         return torch.Size([0])

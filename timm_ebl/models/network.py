@@ -153,7 +153,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         if cache is None:
             self.check_input(x, layers)
         if layers is None:
-            phase = EnergyPhase.begun(graph, x, Start(start or minimizer.start), perturbation)
+            phase = EnergyPhase.begun(graph, x, Start(minimizer.start if start is None else start), perturbation)
         else:
             state = (*layers[:-1], perturbation.start(layers[-1]))
             phase = EnergyPhase(graph, x, state, perturbation, cache)
@@ -165,7 +165,7 @@ class HopfieldNetwork(nn.Module, EnergyModel):
         """The linear response of a free state to a perturbation (`timm_ebl.relaxation.response`). Not in the paper.
 
         The pooling routes are held, which keeps the energy smooth in the strength of the perturbation, and the free
-        state is treated as an equilibrium.
+        state is treated as an equilibrium. Where a drive is not linear (`Interaction.is_linear`), the network relaxes.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
@@ -182,6 +182,8 @@ class HopfieldNetwork(nn.Module, EnergyModel):
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."
             )
+        if not all(interaction.is_linear for interaction in self.graph.interactions):
+            return self.relax(free.input, free, perturbation, minimizer)
         return _descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
 
     @torch.compiler.disable

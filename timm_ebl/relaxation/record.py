@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "Relaxation", "as_layers", "parameters_of", "stamp", "versions_of"]
 
-Stamp = tuple[tuple[Tensor, int], ...]
+Stamp = tuple[tuple[Tensor, tuple[int, torch.dtype]], ...]
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ class Relaxation:
     def known(self, graph: Graph, x: Tensor) -> Cache | None:
         """What it has computed, if that still holds for this input under the present parameters of a graph."""
         cache, present = self._cache, (x, *parameters_of(graph))
-        if cache is None or len(cache.made_of) != len(present) or cache.versions != versions_of(self.state):
+        if cache is None or cache.versions != versions_of(self.state):
             return None
-        same = (now is then and version_of(now) == old for now, (then, old) in zip(present, cache.made_of, strict=True))
-        return cache if all(same) else None
+        if any(tensor.is_inference() for tensor in (*present, *self.state)):
+            return None  # nobody knows whether they were written to
+        return cache if _same(cache.made_of, stamp(present)) else None
 
     def twice(self) -> Relaxation:
         """The same relaxation of a batch that holds every sample twice, block after block."""
@@ -108,15 +109,22 @@ class Relaxation:
 
     @classmethod
     def pair(cls, first: Relaxation, second: Relaxation) -> Relaxation:
-        """Two relaxations of one batch as one, block after block: 16 bits keep the digits of their difference."""
+        """Two relaxations of one batch as one, block after block: 16 bits keep the digits of their difference.
+
+        Those of different inputs, networks or parameters are joined as well, but nothing that they computed is kept.
+        """
         cache = first._cache
-        if cache is not None and second._cache is not None:
+        if cache is None or second._cache is None or not _same(cache.made_of, second._cache.made_of):
+            cache = None
+        else:
             routes = [(a.route, b.route) for a, b in zip(cache.drives, second._cache.drives, strict=True)]
             drives = tuple(Drive(None, a if a is b else torch.cat([a, b])) for a, b in routes)
             cache = replace(cache, drives=drives, potentials=())
         return first._beside(second, cache)
 
     def _beside(self, other: Relaxation, cache: Cache | None) -> Relaxation:
+        if cache is not None and stamp([self.input])[0][1] != cache.made_of[0][1]:
+            cache = None  # the input was changed in place
         x = torch.cat([self.input, other.input])
         state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
         if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
@@ -141,8 +149,12 @@ def parameters_of(graph: Graph) -> Iterator[Tensor]:
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """Tensors, each with its version (`version_of`)."""
-    return tuple((tensor, version_of(tensor)) for tensor in tensors)
+    """Tensors, each with its version (`version_of`) and its type, which `nn.Module.double` and the like change."""
+    return tuple((tensor, (version_of(tensor), tensor.dtype)) for tensor in tensors)
+
+
+def _same(first: Stamp, second: Stamp) -> bool:
+    return len(first) == len(second) and all(a is b and m == n for (a, m), (b, n) in zip(first, second, strict=True))
 
 
 def versions_of(tensors: Iterable[Tensor]) -> tuple[int, ...]:
