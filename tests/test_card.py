@@ -104,3 +104,12 @@ def test_the_papers_figures():
     assert paper_error("c-ep", "fashion-mnist-sample") is None
     assert all(len(row) == 5 for row in TABLE_1.values())
     assert set(TABLE_1) == {"tbp", "rbp", "cl", "p-ep", "n-ep", "c-ep", "p-cpl", "n-cpl", "c-cpl"}
+
+
+def test_a_card_of_another_family_has_not_the_papers_figure_of_a_dchn():
+    config = CONFIG | {"architecture": "hopfield_resnet13_tiny_cifar10", "model_args": {}}
+    recipe = TrainConfig(dataset="cifar10", model="hopfield_resnet13_tiny_cifar10")
+    card = render_card("a", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY, config)
+    assert "A deep convolutional Hopfield network of" in card
+    assert "in the paper" not in card
+    assert "The paper's" not in card

@@ -23,8 +23,6 @@ from timm_ebl.kernels.packed import Packed
 from timm_ebl.models.factory import family_of
 from timm_ebl.relaxation import order
 from timm_ebl.tools.gradients import layer_cosines, rule_gradients
-from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.rule import build_rule
 
 DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
 NAMES = [f"hopfield_resnet13_{size}{dataset}" for size in ("", "small_", "tiny_") for dataset in DATASETS]
@@ -251,44 +249,3 @@ def test_winograds_algorithm_serves_the_wide_layers_of_stride_1_alone():
     engines = [type(operator.engine).__name__ for operator in operators[:-1]]
     assert [k for k, engine in enumerate(engines) if engine == "Winograd"] == [3, 6, 9]
     assert all(isinstance(operators[k].engine, Packed) for k in range(12) if k not in (3, 6, 9))
-
-
-# ------------------------------------------------------------------------------------------------- the preset of a run
-
-
-@pytest.mark.parametrize(
-    ("dataset", "beta"),
-    [
-        ("mnist", 0.1),
-        ("fashion-mnist", 0.15),
-        ("zalando-datasets/fashion_mnist", 0.15),
-        (None, 0.15),
-        ("cifar10", 0.1),
-        ("cifar100", 0.15),
-    ],
-)
-def test_the_preset_of_the_paper_is_that_of_the_family(dataset, beta):
-    options = ["--dataset", dataset] if dataset else []
-    config = parse_config(["--preset", "paper", "--model", "hopfield_resnet13_small_cifar10", *options])
-    plain = Minimizer(sweeps=50, omega=1.0)
-    expected = create_rule(
-        "c-ep",
-        free=Minimizer(sweeps=120, omega=1.0, start="zero"),
-        perturbed=plain,
-        beta=beta,
-        linear_response=False,
-        settle=False,
-        damped=True,
-    )
-    assert build_rule(config) == expected
-    assert (config.mean, config.warm_start) == (None, False)
-    assert parse_config(["--preset", "paper", *options]).free_sweeps == 60
-
-
-def test_the_preset_asks_for_the_kind_of_network_where_a_folder_does_not_tell_it(capsys):
-    with pytest.raises(SystemExit):
-        parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some"])
-    assert "--preset paper depends on the kind of network: name it by --model, beside local-dir:runs/some" in (
-        capsys.readouterr().err
-    )
-    parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some", "--model", "dchn_tiny_mnist"])

@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
 
 from timm_ebl.data.paper import SPLIT_SIZES, TABLE_1, TABLE_2, paper_error
 from timm_ebl.models.weights import list_shipped
-from timm_ebl.training.build import check_config
+from timm_ebl.training.build import build_optimizer, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import read_recipe, resolve
 from timm_ebl.training.trained import RECIPES, TrainedModel
@@ -16,6 +17,7 @@ from timm_ebl.training.trained import RECIPES, TrainedModel
 ROOT = Path(__file__).parents[1]
 OVERVIEW = (RECIPES / "README.md").read_text(encoding="utf-8")
 FILES = sorted(RECIPES.glob("table*.yaml"))
+RESNETS = sorted(RECIPES.glob("resnet13_*.yaml"))
 
 # The released code: gains, learning rates, beta, free and nudged sweeps, weight decay.
 RELEASED = {
@@ -52,6 +54,20 @@ def test_every_recipe_is_complete_and_has_the_released_settings(path):
     assert f"| [`{path.stem}`]({path.name}) | {shown} | {sweeps} |" in OVERVIEW
 
 
+@pytest.mark.parametrize("path", RESNETS, ids=lambda path: path.stem)
+def test_a_recipe_of_a_network_with_skips_has_the_published_settings(path):
+    recipe = resolve(read_recipe(path))
+    check_config(recipe)
+    assert recipe.dataset.replace("-", "_") == path.stem.removeprefix("resnet13_")
+    assert recipe.model == f"hopfield_{path.stem}"
+    assert (recipe.free_sweeps, recipe.nudged_sweeps, recipe.omega, recipe.start) == (120, 50, (1.0,), "zero")
+    assert (recipe.beta, recipe.weight_decay) == ((0.1, 2.5e-4) if recipe.dataset == "cifar10" else (0.15, 3.5e-4))
+    assert (recipe.opt, recipe.momentum, recipe.lr, recipe.min_lr) == ("sgd", 0.9, (0.03,), 2e-6)
+    assert build_optimizer(recipe, timm.create_model(recipe.model, device="meta")).defaults["nesterov"]
+    assert (recipe.algo, recipe.epochs, recipe.batch_size, recipe.holdout) == ("c-ep", 300, 128, 0.0)
+    assert (recipe.model_kwargs, recipe.mean) == ({}, None)
+
+
 def test_the_overview_has_the_papers_errors():
     for rule, errors in TABLE_1.items():
         assert f"| `{rule}` | " + " | ".join(f"{error:g}" for error in errors.values()) + " |" in OVERVIEW
@@ -69,7 +85,7 @@ def test_the_overview_has_the_figures_of_every_checkpoint(name):
 
 def test_every_link_of_the_overview_leads_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", OVERVIEW)
-    assert sorted(links) == sorted([*(path.name for path in FILES), *list_shipped()])
+    assert sorted(links) == sorted([*(path.name for path in FILES + RESNETS), *list_shipped()])
     assert all((RECIPES / link).exists() for link in links)
 
 

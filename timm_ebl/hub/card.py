@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 from huggingface_hub import EvalResult, ModelCardData
-from torch import nn
+from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
 from ..data.paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from ..models.network import HopfieldNetwork
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
 from ..training.progress import duration
@@ -66,7 +67,7 @@ def render_card(
         _results(name, summary, config["evaluation"], network, rule),
         _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
-        _limits(summary, config["evaluation"]),
+        _limits(summary, config["evaluation"], network),
         "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
     ]
     return "\n\n".join(sections) + "\n"
@@ -89,7 +90,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         library_name="timm",
         pipeline_tag="image-classification",
         license="apache-2.0",
-        tags=[*_TAGS, *(["hopfield-network"] if _is_dchn(network) else []), summary["algo"]],
+        tags=[*_TAGS, *(["hopfield-network"] if isinstance(network, HopfieldNetwork) else []), summary["algo"]],
         datasets=[hub_id] if hub_id else None,
         metrics=["accuracy"],
         eval_results=[
@@ -125,10 +126,11 @@ def _results(
         "model": (f"widths {widths}, " if widths else "")
         + f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
-    paper = paper_error(summary["algo"], summary["dataset"])
+    paper = paper_error(summary["algo"], summary["dataset"]) if _is_dchn(network) else None
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
-    kind = "A deep convolutional Hopfield network of" if _is_dchn(network) else "An energy model trained by"
+    is_hopfield = isinstance(network, HopfieldNetwork)
+    kind = "A deep convolutional Hopfield network of" if is_hopfield else "An energy model trained by"
     return (
         f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
         f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {_learned(rule)}, "
@@ -235,7 +237,7 @@ def _normalisation(dataset: str, mean: Sequence[float], std: Sequence[float]) ->
     return text
 
 
-def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel) -> str:
     dataset, epochs = summary["dataset"], summary["epochs"]
     points = [
         f"It knows the classes of {dataset} and images prepared like them. Its outputs are no probabilities.",
@@ -249,7 +251,7 @@ def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
         )
     if dataset == EMBEDDED:
         points.append("Its data are the sample that comes with timm_ebl, a part of Fashion-MNIST: a demonstration.")
-    paper = paper_error(summary["algo"], dataset)
+    paper = paper_error(summary["algo"], dataset) if _is_dchn(network) else None
     if paper is not None and epochs < PAPER_EPOCHS:
         points.append(
             f"It had {epochs} epochs. The paper's {paper} % takes {PAPER_EPOCHS} epochs at widths {PAPER_WIDTHS}, and "
@@ -260,8 +262,8 @@ def _limits(summary: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
 
 
-def _is_dchn(network: nn.Module) -> bool:
-    return network.pretrained_cfg["architecture"].startswith("dchn_")
+def _is_dchn(network: EnergyModel) -> bool:
+    return is_model_in_modules(network.pretrained_cfg["architecture"], ["dchn"])
 
 
 def _table(rows: Mapping[str, str]) -> str:

@@ -104,7 +104,11 @@ def _default_tag(run: TrainedModel) -> str:
     """The rule, and the data where the model's name does not tell them."""
     rule = run.recipe.algo.replace("-", "_")
     data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(run.recipe.dataset).name)
-    return rule if re.fullmatch(f"dchn_(small_|tiny_)?{data}", run.config["architecture"]) else f"{rule}_{data}"
+    return (
+        rule
+        if re.fullmatch(f"(dchn|hopfield_resnet13)_(small_|tiny_)?{data}", run.config["architecture"])
+        else f"{rule}_{data}"
+    )
 
 
 def _describe(checkpoint: TrainedModel) -> str | None:

@@ -1,0 +1,53 @@
+"""The presets of a run are those of the family of its network."""
+
+import pytest
+import timm
+
+from timm_ebl import Minimizer, create_rule
+from timm_ebl.training.build import build_rule, free_phase
+from timm_ebl.training.command_line import parse_config
+
+
+def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
+    config = parse_config(["--model", "hopfield_resnet13_tiny_mnist"])
+    assert Minimizer(**free_phase(config)) == timm.create_model(config.model).minimizer
+    assert config.lr == (1e-3,)
+    assert parse_config(["--model", "hopfield_resnet13_tiny_mnist", "--lr", "0.01"]).lr == (0.01,)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "beta"),
+    [
+        ("mnist", 0.1),
+        ("fashion-mnist", 0.15),
+        ("zalando-datasets/fashion_mnist", 0.15),
+        (None, 0.15),
+        ("cifar10", 0.1),
+        ("cifar100", 0.15),
+    ],
+)
+def test_the_preset_of_the_paper_is_that_of_the_family(dataset, beta):
+    options = ["--dataset", dataset] if dataset else []
+    config = parse_config(["--preset", "paper", "--model", "hopfield_resnet13_small_cifar10", *options])
+    plain = Minimizer(sweeps=50, omega=1.0)
+    expected = create_rule(
+        "c-ep",
+        free=Minimizer(sweeps=120, omega=1.0, start="zero"),
+        perturbed=plain,
+        beta=beta,
+        linear_response=False,
+        settle=False,
+        damped=True,
+    )
+    assert build_rule(config) == expected
+    assert (config.mean, config.warm_start) == (None, False)
+    assert parse_config(["--preset", "paper", *options]).free_sweeps == 60
+
+
+def test_the_preset_asks_for_the_kind_of_network_where_a_folder_does_not_tell_it(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some"])
+    assert "--preset paper depends on the kind of network: name it by --model, beside local-dir:runs/some" in (
+        capsys.readouterr().err
+    )
+    parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some", "--model", "dchn_tiny_mnist"])
