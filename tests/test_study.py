@@ -13,7 +13,7 @@ from runs import write_images
 from studies import complete, stand_in, study_of, write_recipe
 
 from timm_ebl.data.paper import TABLE_1
-from timm_ebl.errors import ConfigError
+from timm_ebl.errors import ConfigError, Interrupted
 from timm_ebl.rules.rule import list_rules
 from timm_ebl.tools.study import __main__ as command
 from timm_ebl.tools.study import process
@@ -180,8 +180,9 @@ def test_two_cells_run_at_once_and_ctrl_c_ends_both_and_the_same_command_goes_on
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT; .* go on by the same command") as stop:
         run_here(folder, study.cells, 2, said.append)
+    assert stop.value.status == 130
     statuses = [folder.outcome(cell).status for cell in study.cells]
     assert statuses == ["completed", "unfinished", "unfinished", "unfinished"]
     assert not (folder.run(study.cells[3])).exists()

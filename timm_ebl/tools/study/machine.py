@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigError
+from ...errors import ConfigError, Interrupted
 from ...training.signals import stopping_at_once
 from ...training.threads import cpu_quota
 from . import process
@@ -62,11 +63,11 @@ def run_here(folder: StudyFolder, cells: Sequence[Cell], jobs: int, say: Callabl
         say: Prints a line.
 
     Raises:
-        KeyboardInterrupt: A signal asked to stop.
+        Interrupted: A signal asked to stop.
     """
     counts = Counts(folder, cells, jobs)
     waiting, running = counts.unfinished(), []
-    say(counts.line(0))
+    said = None
     with stopping_at_once():
         try:
             while waiting or running:
@@ -90,9 +91,19 @@ def run_here(folder: StudyFolder, cells: Sequence[Cell], jobs: int, say: Callabl
                             running.append(_Running(cell, process.start(folder, cell, claim)))
                     finally:
                         os.close(claim)  # the process has its own
+                line = counts.line(len(running) + elsewhere)
                 for each in ended:
-                    say(f"{each.cell.name}: {counts.describe(each.cell)}; {counts.line(len(running))}")
+                    say(f"{each.cell.name}: {counts.describe(each.cell)}; {line}")
+                if not ended and line != said:
+                    say(line)
+                said = line
                 time.sleep(_PAUSE)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            say(f"{signal.Signals(number).name}: {len(running)} runs save their state")
+            _stop(running)
+            done = f"stopped by {signal.Signals(number).name}; what the runs have done is saved"
+            raise Interrupted(f"{done}: go on by the same command", number) from None
         finally:
             _stop(running)
 
