@@ -109,7 +109,7 @@ def test_the_papers_figures():
 def test_a_card_of_another_family_has_not_the_papers_figure_of_a_dchn():
     config = CONFIG | {"architecture": "hopfield_resnet13_tiny_cifar10", "model_args": {}}
     recipe = TrainConfig(dataset="cifar10", model="hopfield_resnet13_tiny_cifar10")
-    card = render_card("a", "hf-hub:me/net", recipe, build_rule(recipe), SUMMARY, config)
+    card = render_card("a", "hf-hub:me/net", recipe, SUMMARY, config)
     assert "A deep convolutional Hopfield network of" in card
     assert "in the paper" not in card
     assert "The paper's" not in card

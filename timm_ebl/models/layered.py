@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ..energy.gradient import WeightedEnergy
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.native import is_func_transform_active
-from ..relaxation.checks import require_finite, require_input, require_state
+from ..relaxation.checks import require_input
 from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, Start, require_minimizer
 from ..relaxation.model import EnergyModel
 from ..relaxation.phase import EnergyPhase, Phase
 from ..relaxation.record import Cache, Relaxation, as_layers
+from .checks import require_finite, require_state
 
 if TYPE_CHECKING:
     from ..energy.functional import State

@@ -1,15 +1,12 @@
-"""What a network is given, an input and a state to start from, and what it refuses of them."""
+"""What is no input of a network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from ..kernels.native import is_batched
 
-__all__ = ["NO_MAP", "require_finite", "require_input", "require_state"]
+__all__ = ["NO_MAP", "require_input"]
 
 NO_MAP = "A relaxation cannot be mapped by torch.func.vmap: give the network the whole batch."
 """What is said where a batch is made of single images by `torch.func.vmap`."""
@@ -28,35 +25,3 @@ def require_input(x: object) -> None:
         raise RuntimeError(NO_MAP)
     if not x.is_floating_point():
         raise TypeError(f"The input is a tensor of real numbers, not of {x.dtype}: scale and normalise the images.")
-
-
-def require_state(state: object, shapes: Sequence[torch.Size], device: torch.device) -> None:
-    """Refuse what is no state of layers of these shapes on a device.
-
-    Raises:
-        TypeError: It is no tuple of tensors of real numbers.
-        ValueError: The shapes are others, or the device is.
-    """
-    if not isinstance(state, (tuple, list)) or not all(isinstance(layer, Tensor) for layer in state):
-        raise TypeError(f"A start is a tuple of the layers, a relaxation or a name, not {type(state).__name__}.")
-    if not all(layer.is_floating_point() for layer in state):
-        raise TypeError(f"The layers of a start are real numbers, not {[str(layer.dtype) for layer in state]}.")
-    found, needed = ([tuple(shape) for shape in each] for each in ((layer.shape for layer in state), shapes))
-    if found != needed:
-        raise ValueError(f"The start has layers of shapes {found}; this input needs {needed}.")
-    elsewhere = next((layer.device for layer in state if layer.device != device), None)
-    if elsewhere is not None:
-        raise ValueError(f"The start has a layer on {elsewhere}, and the input is on {device}: move one of them.")
-
-
-def require_finite(x: Tensor, start: Sequence[Tensor]) -> None:
-    """Refuse NaN and infinite values, by one wait for the device.
-
-    Raises:
-        ValueError: There are some.
-    """
-    finite = [tensor.isfinite().all() for tensor in (x, *start)]
-    if not (torch.stack(finite).all() if start else finite[0]):
-        if finite[0]:
-            raise ValueError("The start holds NaN or infinite values: start from another state, or from none.")
-        raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")

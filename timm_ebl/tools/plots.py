@@ -256,8 +256,7 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     """Write the figures of one run."""
     config, model = run.config, load_model(run.path)  # in this order: the configuration imports what the model needs
     data = load_splits(config)
-    part = data.held_out or data.train
-    shown = part.subset(range(min(images, len(part))))
+    shown = (part := data.held_out or data.train).subset(range(min(images, len(part))))
     model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(config, data.train).eval(shown.images)
     try:
@@ -287,13 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
     options = parser.parse_args(arguments)
-    runs = [_read_run(path) for path in options.runs]
+    runs = list(map(_read_run, options.runs))
     written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]
     if len(runs) > 1:
         parent = Path(os.path.commonpath([run.path.resolve().parent for run in runs]))
-        tests = {str(run.path): run.summary["test_error"] for run in runs if "test_error" in run.summary}
-        plot_comparison(parent / "comparison.png", {str(run.path): run.epochs for run in runs}, tests)
         written.append(parent / "comparison.png")
+        tests = {str(run.path): run.summary["test_error"] for run in runs if "test_error" in run.summary}
+        plot_comparison(written[-1], {str(run.path): run.epochs for run in runs}, tests)
     print("\n".join(map(str, written)))
 
 
