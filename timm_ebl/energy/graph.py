@@ -154,8 +154,7 @@ class Graph:
             lowers = [self.edges[i].lower for i in edges]
             below = [x if lower is None else found[lower] for lower in lowers]
             shapes = [self.edges[i].interaction.shape(shape[1:]) for i, shape in zip(edges, below, strict=True)]
-            # One by one: while a trace is recorded, equal shapes have no equal hash.
-            if any(shape != shapes[0] for shape in shapes):
+            if any(shape != shapes[0] for shape in shapes):  # no set: a trace's equal sizes hash apart
                 raise ValueError(f"The interactions that lead to layer {k} make it of shapes {sorted(shapes)}.")
             found.append(torch.Size([x[0], *shapes[0]]))
         return found
