@@ -136,10 +136,10 @@ BUGS = {
         "field = self.graph.layers[layer].clip(drive)",
         "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
     ),
-    "a layer above a moved one stays": Bug(
+    "a layer below a moved one stays": Bug(
         "models/predictive.py",
         "if not (self._moved & {layer, *near[layer]} or self.perturbation.reaches(layer))",
-        "if not (self._moved & {layer, layer + 1} or self.perturbation.reaches(layer))",
+        "if not (self._moved & {layer, layer - 1} or self.perturbation.reaches(layer))",
         "test_predictive.py::test_centred_propagation_is_backpropagation_up_to_beta_squared",
     ),
     "a cross-entropy's Newton step lacks its second part": Bug(
