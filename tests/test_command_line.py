@@ -10,6 +10,7 @@ import pytest
 
 from timm_ebl.hub import __main__ as hub
 from timm_ebl.tools import benchmark, gradients, plots, predict
+from timm_ebl.tools.study import __main__ as study
 from timm_ebl.training.command_line import NAMES_ELSEWHERE, build_parser, parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.options import flag_of
@@ -21,6 +22,7 @@ COMMANDS = {
     plots.main: ["run", "--nonsense"],
     hub.main: ["verify", "name", "--nonsense"],
     predict.main: ["name", "image", "--nonsense"],
+    study.main: ["recipe.yaml", "--output-dir", "out", "--nonsense"],
 }
 
 

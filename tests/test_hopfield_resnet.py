@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from graphs import random_state, slow_energy
-from oracles import distance, error, gradient
+from oracles import distance, error, gradient, signs_for
 
 from timm_ebl import (
     FREE,
@@ -214,7 +214,8 @@ def test_both_baselines_and_equilibrium_propagation_agree_at_equilibrium(make, x
 @pytest.mark.parametrize("name", list_rules())
 def test_every_rule_has_a_gradient_in_every_parameter(make, x, name):
     model = make(1.0)
-    create_rule(name)(model, x, LABELS).loss.backward()
+    rule = create_rule(name)
+    rule(model, x, LABELS, **signs_for(rule, x)).loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
 
 

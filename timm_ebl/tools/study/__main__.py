@@ -30,7 +30,7 @@ __all__ = ["build_parser", "check_cells", "main"]
 
 def build_parser() -> Parser:
     """The parser of the command."""
-    parser = Parser(description=__doc__)
+    parser = Parser(prog="python -m timm_ebl.tools.study", description=__doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of the study")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for runs and table")
     parser.add_argument("--jobs", type=positive_count, default=1, metavar="N", help="cells at once (default: 1)")
