@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from ..arguments import Parser
 from ..errors import one_sentence
-from ..training.console import bars_in_terminals_alone
-from ..training.threads import add_threads_option, set_threads
+from ..training.console import begin
+from ..training.threads import add_threads_option
 from ..training.trained import RECIPES, TrainedModel
 from .package import package
 from .publish import publish
@@ -49,10 +49,7 @@ def build_parser() -> Parser:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command of this module."""
-    bars_in_terminals_alone()
-    options = build_parser().parse_args(arguments)
-    if options.threads:
-        set_threads(options.threads)
+    options = begin(build_parser(), arguments)
     if options.command == "package":
         run, *others = map(TrainedModel.open, options.runs)
         name = package(run, options.tag, others, options.note, options.data_root, options.dataset, options.force)

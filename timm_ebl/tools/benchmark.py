@@ -30,9 +30,8 @@ from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..rules import reference
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule
-from ..training.console import bars_in_terminals_alone
+from ..training.console import begin
 from ..training.memory import keep_freed_memory, peak_memory
-from ..training.threads import set_threads
 from .distance import plain_layers, plain_relax, print_distances
 from .gradients import (
     PRECISIONS,
@@ -224,7 +223,6 @@ def print_errors(model: HopfieldNetwork, x: Tensor, y: Tensor, batch_size: int) 
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
-    bars_in_terminals_alone()
     parser = Parser(prog="python -m timm_ebl.tools.benchmark", description=__doc__)
     default = ["dchn_tiny_cifar10", "dchn_small_cifar10", "dchn_cifar10"]
     add_network_options(parser, default, 32)
@@ -255,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=positive_count,
         help="print how far from equilibrium free phases of so many images, test images given a --dataset, end instead",
     )
-    options = parser.parse_args(arguments)
+    options = begin(parser, arguments)
     if options.test_images and not options.dataset:
         parser.error("--test-images asks for a --dataset.")
     try:
@@ -263,8 +261,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()
-    if options.threads:
-        set_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(name, options, device, options.batches) for name in options.models]
     matrix = torch.randn(2048, 2048, device=device)

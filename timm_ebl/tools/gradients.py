@@ -25,8 +25,8 @@ from ..models.factory import open_network
 from ..relaxation.minimizer import Minimizer
 from ..rules.nudging import random_signs
 from ..rules.rule import create_rule, list_rules, rule_options
-from ..training.console import bars_in_terminals_alone
-from ..training.threads import add_threads_option, set_threads
+from ..training.console import begin
+from ..training.threads import add_threads_option
 
 if TYPE_CHECKING:
     from ..models.network import HopfieldNetwork
@@ -150,13 +150,10 @@ def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str,
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare precisions from the command line."""
-    bars_in_terminals_alone()
     parser = Parser(prog="python -m timm_ebl.tools.gradients", description=__doc__)
     add_network_options(parser, ["dchn_tiny_cifar10"], 32)
     parser.add_argument("--rules", nargs="+", choices=list_rules(), default=list_rules(), help="rules (default: all)")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        set_threads(options.threads)
+    options = begin(parser, arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(name, options, device) for name in options.models]
     for model_name, (model, x, y) in zip(options.models, networks, strict=True):

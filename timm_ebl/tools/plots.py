@@ -27,7 +27,7 @@ from ..errors import CheckpointError, ConfigError, one_sentence
 from ..models.network import HopfieldNetwork
 from ..training.build import build_transform
 from ..training.config import TrainConfig, read_recipe, resolve
-from ..training.console import bars_in_terminals_alone
+from ..training.console import begin
 from ..training.files import write_whole
 from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
@@ -280,12 +280,11 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draw the figures of runs from the command line."""
-    bars_in_terminals_alone()
     parser = Parser(prog="python -m timm_ebl.tools.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
-    options = parser.parse_args(arguments)
+    options = begin(parser, arguments)
     runs = list(map(_read_run, options.runs))
     written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]
     if len(runs) > 1:

@@ -23,9 +23,9 @@ from ..data.decode import decode_images
 from ..data.folder import walk
 from ..data.image_folder import is_image
 from ..errors import DataError, one_sentence
-from ..training.console import bars_in_terminals_alone
+from ..training.console import begin
 from ..training.inference import prepare
-from ..training.threads import add_threads_option, set_threads
+from ..training.threads import add_threads_option
 from ..training.trained import TrainedModel
 
 __all__ = ["Prediction", "build_parser", "classify", "find_images", "main"]
@@ -133,10 +133,7 @@ def build_parser() -> Parser:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predict from the command line."""
-    bars_in_terminals_alone()
-    options = build_parser().parse_args(arguments)
-    if options.threads:
-        set_threads(options.threads)
+    options = begin(build_parser(), arguments)
     images = find_images(options.images)
     predictions = classify(TrainedModel.open(options.checkpoint), images)
     if options.json:

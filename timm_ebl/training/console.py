@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import datasets
 import huggingface_hub
 
-__all__ = ["OptionalStream", "bars_in_terminals_alone", "survive_output"]
+from .threads import set_threads
+
+__all__ = ["OptionalStream", "bars_in_terminals_alone", "begin", "survive_output"]
 
 
 class OptionalStream:
@@ -61,3 +65,12 @@ def bars_in_terminals_alone() -> None:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     huggingface_hub.utils.disable_progress_bars()
+
+
+def begin(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+    """The options of a command that begins: its ``--threads`` are set, and bars are kept out of log files."""
+    bars_in_terminals_alone()
+    options = parser.parse_args(arguments)
+    if getattr(options, "threads", None):
+        set_threads(options.threads)
+    return options

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...arguments import Parser, positive_count
 from ...errors import ConfigError, DataError, EBLError, one_sentence
 from ...training.build import check_config
-from ...training.console import bars_in_terminals_alone
+from ...training.console import begin
 from ...training.splits import load_test
 from . import process
 from .cluster import check_cluster, submit
@@ -76,8 +76,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
 @one_sentence()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a study, or make its table, from the command line."""
-    bars_in_terminals_alone()
-    options = build_parser().parse_args(arguments)
+    options = begin(build_parser(), arguments)
     study = read_study(options.recipe, options.data_root)
     folder = StudyFolder(options.output_dir)
     folder.check(study.cells)
