@@ -23,29 +23,42 @@ __all__ = ["RecurrentBackprop", "TruncatedBackprop"]
 
 
 @dataclass(frozen=True)
-class TruncatedBackprop(Rule, Backward):
+class _Baseline(Rule, Backward):
+    """What both baselines have.
+
+    Attributes:
+        cost: What is descended.
+    """
+
+    cost: Cost = Cost.SQUARED_ERROR
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "cost", Cost(self.cost))
+
+    def _relax(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None) -> tuple[Relaxation, Tensor]:
+        """The free phase, and the target."""
+        require_energy(model)
+        free = model.relax(x, start, minimizer=self.free)
+        return free, as_target(y, free.output)
+
+
+@dataclass(frozen=True)
+class TruncatedBackprop(_Baseline):
     """Baseline TBP: backpropagation through the last sweeps from the free state (paper, Table 1).
 
     Its memory grows with the number of sweeps.
 
     Attributes:
         unrolled: The sweeps that are gone back through; ``None`` takes the model's own (`EnergyModel.unrolled`).
-        cost: What is descended.
     """
 
     unrolled: Minimizer | None = None
-    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "unrolled"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "cost", Cost(self.cost))
-
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        require_energy(model)
-        free = model.relax(x, start, minimizer=self.free)
-        target = as_target(y, free.output)
+        free, target = self._relax(model, x, y, start)
         state = self._unroll(model, x, free.state)
         last = tuple(layer.detach() for layer in state)
         return RuleOutput(self.cost.value(state[-1], target).mean(), free.output, free, last)
@@ -62,7 +75,7 @@ class TruncatedBackprop(Rule, Backward):
 
 
 @dataclass(frozen=True)
-class RecurrentBackprop(Rule, Backward):
+class RecurrentBackprop(_Baseline):
     """Baseline RBP: implicit differentiation at the free state (Almeida, 1987; Pineda, 1987).
 
     With ``F`` one sweep and ``f = dC/ds``, the steps ``v_1 = f``, ``v_{t+1} = (dF/ds)^T v_t + f`` converge to the
@@ -71,22 +84,14 @@ class RecurrentBackprop(Rule, Backward):
     Attributes:
         adjoint: Order and over-relaxation of the sweep; there are as many adjoint steps as it has sweeps. ``None``
             takes the model's own (`EnergyModel.adjoint`).
-        cost: What is descended.
     """
 
     adjoint: Minimizer | None = None
-    cost: Cost = Cost.SQUARED_ERROR
 
     second_field: ClassVar[str | None] = "adjoint"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "cost", Cost(self.cost))
-
     def __call__(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None) -> RuleOutput:
-        require_energy(model)
-        free = model.relax(x, start, minimizer=self.free)
-        target = as_target(y, free.output)
+        free, target = self._relax(model, x, y, start)
         forces = [None] * (len(free.state) - 1) + [self.cost.gradient(free.state[-1], target) / len(target)]
         projection, swept = self._project(model, x, free.state, forces)
         cost = self.cost.value(free.state[-1], target).mean()
