@@ -17,7 +17,6 @@ from ..relaxation.checks import require_input
 from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, Start, require_minimizer
 from ..relaxation.model import EnergyModel
-from ..relaxation.phase import EnergyPhase, Phase
 from ..relaxation.record import Cache, Relaxation, as_layers
 from .checks import require_finite, require_state
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from ..energy.functional import State
     from ..energy.graph import Graph
     from ..energy.interaction import Interaction
+    from ..relaxation.phase import DrivenPhase, Phase
 
 __all__ = ["LayeredNetwork", "descended", "known"]
 
@@ -36,7 +36,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
     a network of that kind implements `graph`.
     """
 
-    phase: ClassVar[type[EnergyPhase]] = EnergyPhase
+    phase: ClassVar[type[DrivenPhase]]
 
     @property
     @abstractmethod

@@ -30,6 +30,8 @@ class HopfieldNetwork(LayeredNetwork):
     A subclass implements `graph`.
     """
 
+    phase = EnergyPhase
+
     def sources(self, relaxation: Relaxation, cache: Cache, weights: Tensor) -> tuple[Tensor, State]:
         weighted = tuple(weigh(s, weights) for s in relaxation.state)
         return sum((s * w).sum() for s, w in zip(relaxation.state, weighted, strict=True)) / 2, weighted

@@ -26,7 +26,7 @@ from ..energy.functional import State, inner, weigh
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.autocast import without_autocast
 from ..relaxation.minimizer import Minimizer, Start
-from ..relaxation.phase import EnergyPhase
+from ..relaxation.phase import DrivenPhase
 from ..relaxation.record import Cache, Relaxation, as_layers
 from .layered import LayeredNetwork
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["PredictiveCodingNetwork", "PredictivePhase"]
 
 
-class PredictivePhase(EnergyPhase):
+class PredictivePhase(DrivenPhase):
     """A phase of a predictive coding network; without a perturbation there are no errors, and no feedback.
 
     From the free state on, a layer stays as it is until a perturbation reaches it or a layer that it is joined to has

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..energy.graph import Graph
     from .order import Groups
 
-__all__ = ["EnergyPhase", "Phase"]
+__all__ = ["DrivenPhase", "EnergyPhase", "Phase"]
 
 
 class Phase(ABC):
@@ -73,7 +73,8 @@ class Phase(ABC):
             frozen: The samples that stay as they are, a mask ``(B,)``.
         """
         for group in groups:
-            fields = [(layer, self.field(layer)) for layer in group if layer not in self.left_out]
+            left_out = self.left_out
+            fields = [(layer, self.field(layer)) for layer in group if layer not in left_out]
             for layer, value in fields:
                 if layer != self.last:
                     _towards(value, self.state[layer], 1 - omega)
@@ -94,8 +95,8 @@ class Phase(ABC):
         return clipped
 
 
-class EnergyPhase(Phase):
-    """A phase that follows the energy itself, and every drive that is still that of the present state.
+class DrivenPhase(Phase):
+    """A phase with every drive that is still that of the present state; its leaves know their energy and their field.
 
     Args:
         graph: The layers and their interactions.
@@ -114,7 +115,7 @@ class EnergyPhase(Phase):
         self._drives: list[Drive | None] = [*cache.drives] if cache else [None] * len(graph.edges)
 
     @classmethod
-    def begun(cls, graph: Graph, x: Tensor, start: Start, perturbation: Perturbation = FREE) -> EnergyPhase:
+    def begun(cls, graph: Graph, x: Tensor, start: Start, perturbation: Perturbation = FREE) -> DrivenPhase:
         """A phase from a named start."""
         zero = [x.new_zeros(shape) for shape in graph.shapes(x.shape)]
         zero[-1] = perturbation.start(zero[-1])
@@ -153,20 +154,9 @@ class EnergyPhase(Phase):
             total = total + self.drive(edge).value
         return total
 
+    @abstractmethod
     def energy(self) -> Tensor:
         """The energy of the present state, ``(B,)``, without the cost of a perturbation."""
-        return energy_from_drives(tuple(self.state), [self.drive_into(layer) for layer in range(len(self.state))])
-
-    def field(self, layer: int) -> Tensor:
-        drive = self.drive_into(layer)
-        if layer == self.last:
-            return self.perturbation.output(drive, self.state[layer])
-        field = None
-        for edge in self.graph.outgoing[layer]:
-            upper = self.state[self.graph.edges[edge].upper]
-            feedback = self._operators[edge].feedback(upper, self.drive(edge).route)
-            field = feedback if field is None else field.add_(feedback)
-        return self.perturbation.hidden(layer, drive.clone() if field is None else field.add_(drive))
 
     def replace(self, layer: int, value: Tensor) -> None:
         self.state[layer] = value
@@ -189,6 +179,24 @@ class EnergyPhase(Phase):
     def _below(self, edge: int) -> Tensor:
         lower = self.graph.edges[edge].lower
         return self.x if lower is None else self.state[lower]
+
+
+class EnergyPhase(DrivenPhase):
+    """A phase of a Hopfield network, which follows the energy itself."""
+
+    def energy(self) -> Tensor:
+        return energy_from_drives(tuple(self.state), [self.drive_into(layer) for layer in range(len(self.state))])
+
+    def field(self, layer: int) -> Tensor:
+        drive = self.drive_into(layer)
+        if layer == self.last:
+            return self.perturbation.output(drive, self.state[layer])
+        field = None
+        for edge in self.graph.outgoing[layer]:
+            upper = self.state[self.graph.edges[edge].upper]
+            feedback = self._operators[edge].feedback(upper, self.drive(edge).route)
+            field = feedback if field is None else field.add_(feedback)
+        return self.perturbation.hidden(layer, drive.clone() if field is None else field.add_(drive))
 
 
 def _each(samples: Tensor, layer: Tensor) -> Tensor:
