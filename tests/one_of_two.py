@@ -55,6 +55,7 @@ def results(accelerator, images):
         dataset=str(images),
         batch_size=BATCH // accelerator.num_processes,
         model_kwargs={"widths": [4, 4, 4, 4], "gains": 0.8},
+        randaugment=(2, 9),
         opt="momentum",
         lr=(0.02,),
     )

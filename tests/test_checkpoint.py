@@ -78,13 +78,14 @@ def test_random_numbers_of_every_global_generator_go_on(folder, tmp_path, monkey
         noise = torch.rand(()) + np.random.rand() + random.random()
         return original(self, images, draws) + 0.1 * float(noise)
 
+    more = ["--randaugment", 2, 9]
     monkeypatch.setattr(BatchTransform, "train", noisy)
     random.seed(1)
-    train(*arguments(folder, tmp_path / "undisturbed"))
+    train(*arguments(folder, tmp_path / "undisturbed", *more))
     random.seed(1)
-    train_until(10, *arguments(folder, tmp_path / "run"))
+    train_until(10, *arguments(folder, tmp_path / "run", *more))
     random.seed(2)
-    train(*arguments(folder, tmp_path / "run"), "--resume")
+    train(*arguments(folder, tmp_path / "run", *more), "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from torchvision.transforms.v2 import RandAugment
 
 from timm_ebl.data.transforms import BatchTransform
 
@@ -19,28 +20,38 @@ def augment(transform: BatchTransform, images: torch.Tensor, generator: torch.Ge
     return transform.train(images, transform.draw(len(images), generator))
 
 
-def twin(images: torch.Tensor, padding: int, flip: bool, generator: torch.Generator) -> torch.Tensor:
-    """Crop and mirror one image after the other, with the documented order of draws."""
+def twin(
+    images: torch.Tensor, padding: int, flip: bool, randaugment: tuple[int, int], generator: torch.Generator
+) -> torch.Tensor:
+    """Crop, mirror and distort one image after the other, with the documented order of draws."""
     batch, _, height, width = images.shape
     offsets = torch.zeros(2, batch, dtype=torch.int64)
     if padding:
         offsets = torch.randint(2 * padding + 1, (2, batch), generator=generator)
     tosses = torch.randint(2, (batch,), generator=generator) if flip else torch.zeros(batch)
+    seeds = torch.randint(2**63 - 1, (batch,), generator=generator) if randaugment[0] else torch.zeros(batch)
     results = []
-    for image, top, left, mirrored in zip(images, *offsets.tolist(), tosses.tolist(), strict=True):
+    for image, top, left, mirrored, seed in zip(
+        images, *offsets.tolist(), tosses.tolist(), seeds.tolist(), strict=True
+    ):
         image = TF.crop(TF.pad(image, [padding], padding_mode="edge"), top, left, height, width)
-        results.append(TF.hflip(image) if mirrored else image)
+        image = TF.hflip(image) if mirrored else image
+        torch.manual_seed(int(seed))
+        results.append(RandAugment(*randaugment)(image))
     return torch.stack(results)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("padding", [0, 2, 4])
+@pytest.mark.parametrize("randaugment", [(0, 0), (3, 9)])
 @pytest.mark.parametrize("shape", [(64, 3, 32, 32), (5, 3, 7, 12)])
-def test_train_equals_the_per_image_twin(shape: tuple[int, ...], padding: int, flip: bool) -> None:
+def test_train_equals_the_per_image_twin(
+    shape: tuple[int, ...], padding: int, flip: bool, randaugment: tuple[int, int]
+) -> None:
     images = random_images(*shape)
-    transform = BatchTransform(MEAN, STD, padding, flip)
+    transform = BatchTransform(MEAN, STD, padding, flip, randaugment)
     augmented = augment(transform, images, torch.Generator().manual_seed(7))
-    expected = transform.eval(twin(images, padding, flip, torch.Generator().manual_seed(7)))
+    expected = transform.eval(twin(images, padding, flip, randaugment, torch.Generator().manual_seed(7)))
     assert augmented.dtype == torch.float32
     assert torch.equal(augmented, expected)
 
@@ -69,9 +80,27 @@ def test_every_offset_and_both_orientations_occur() -> None:
     assert counts.min() > 2000 / 18 * 0.6
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_becomes_the_same_whatever_else_is_in_its_batch(channels: int) -> None:
+    images = random_images(12, channels, 16, 16)
+    transform = BatchTransform(MEAN[:channels], STD[:channels], padding=2, flip=True, randaugment=(2, 30))
+    draws = transform.draw(len(images), torch.Generator().manual_seed(5))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(6))
+    together = transform.train(images, draws)[order]
+    apart = [transform.train(images[rows], draws[:, rows]) for rows in order.split(5)]
+    assert torch.equal(together, torch.cat(apart))
+
+
+def test_every_operation_of_randaugment_occurs_with_both_signs() -> None:
+    image = (random_images(1, 3, 24, 24) // 2 + 40).expand(600, -1, -1, -1)
+    transform = BatchTransform((0.0,) * 3, (1.0,) * 3, randaugment=(1, 15))
+    variants = augment(transform, image, torch.Generator().manual_seed(0)).unique(dim=0)
+    assert len(variants) == 14 + 9  # nine of the fourteen have a sign
+
+
 def test_randomness_comes_from_the_generator_alone() -> None:
     images = random_images(16, 3, 8, 8)
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
     state = torch.random.get_rng_state()
     generator = torch.Generator().manual_seed(3)
     first, second = augment(transform, images, generator), augment(transform, images, generator)
@@ -90,14 +119,14 @@ def test_nothing_is_drawn_without_augmentation() -> None:
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
     assert augment(transform, random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_train_runs_on_the_device_of_the_images() -> None:
     images = random_images(8, 3, 32, 32).cuda()
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True)
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
     augmented = augment(transform, images, torch.Generator("cuda").manual_seed(0))
     assert augmented.device == images.device
     assert augmented.shape == images.shape
@@ -109,6 +138,8 @@ def test_train_runs_on_the_device_of_the_images() -> None:
         ({"mean": (0.5,), "std": (0.5, 0.5)}, "1 channels but std has 2"),
         ({"mean": (0.5,), "std": (0.0,)}, "positive standard deviation"),
         ({"mean": (0.5,), "std": (0.5,), "padding": -1}, "must not be negative"),
+        ({"mean": (0.5,), "std": (0.5,), "randaugment": (-1, 9)}, "randaugment must lie"),
+        ({"mean": (0.5,), "std": (0.5,), "randaugment": (2, 31)}, "randaugment must lie"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:

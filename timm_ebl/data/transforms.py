@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import RandAugment
 
-__all__ = ["BatchTransform"]
+__all__ = ["MOST_RANDAUGMENT", "BatchTransform"]
+
+MOST_RANDAUGMENT = (20, 30)
+"""Most operations of `torchvision.transforms.v2.RandAugment` on an image, and the largest magnitude that they have."""
 
 
 @dataclass(frozen=True)
 class BatchTransform:
-    """Random crop, random horizontal flip and normalisation of a batch of 8-bit images.
+    """Random crop, random horizontal flip, random operations and normalisation of a batch of 8-bit images.
 
     Attributes:
         mean: Mean of every channel, in units of the full intensity 255.
@@ -20,15 +24,19 @@ class BatchTransform:
         padding: Width in pixels of the border, made by repeating the edge, from which a crop of the original size is
             taken; 0 leaves the images in place.
         flip: Whether half of the images, chosen at random, are mirrored left to right.
+        randaugment: Number and magnitude of the operations of RandAugment (arXiv 1909.13719), which are drawn for each
+            image from torchvision's fourteen.
 
     Raises:
-        ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, or the padding is negative.
+        ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, the padding is negative, or
+            ``randaugment`` is not between 0 and `MOST_RANDAUGMENT`.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int = 0
     flip: bool = False
+    randaugment: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -38,35 +46,41 @@ class BatchTransform:
             raise ValueError(f"every channel needs a positive standard deviation, got std={self.std}")
         if self.padding < 0:
             raise ValueError(f"padding must not be negative, got {self.padding}")
+        if not all(0 <= number <= most for number, most in zip(self.randaugment, MOST_RANDAUGMENT, strict=True)):
+            raise ValueError(f"randaugment must lie between (0, 0) and {MOST_RANDAUGMENT}, got {self.randaugment}")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw the crops and flips of some images.
+        """Draw the crops, flips and operations of some images.
 
-        The generator supplies ``(2, count)`` vertical and horizontal offsets of the crop, if ``padding > 0``, and then
-        ``count`` coin tosses, if ``flip``.
+        The generator supplies ``(2, count)`` vertical and horizontal offsets of the crop, if ``padding > 0``, then
+        ``count`` coin tosses, if ``flip``, and then ``count`` seeds, if there are operations.
 
         Args:
             count: Number of images.
             generator: The source of randomness.
 
         Returns:
-            int64 tensor of shape ``(3, count)``: vertical and horizontal offset in pixels, in ``-padding .. padding``,
-            and 1 for an image to mirror.
+            int64 tensor of shape ``(4, count)``: vertical and horizontal offset in pixels, in ``-padding .. padding``,
+            1 for an image to mirror, and the seed of an image's operations.
         """
-        draws = torch.zeros(3, count, dtype=torch.int64, device=generator.device)
+        draws = torch.zeros(4, count, dtype=torch.int64, device=generator.device)
         if self.padding:
             span = 2 * self.padding + 1
             draws[:2] = torch.randint(span, (2, count), generator=generator, device=generator.device) - self.padding
         if self.flip:
             draws[2] = torch.randint(2, (count,), generator=generator, device=generator.device)
+        if self.randaugment[0]:
+            draws[3] = torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device)
         return draws
 
     def train(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Augment and normalise a batch: every image is cropped first and mirrored afterwards.
+        """Augment and normalise a batch: every image is cropped, then mirrored, then goes through its operations.
+
+        An image becomes the same whatever else is in the batch.
 
         Args:
             images: 8-bit images of shape ``(B, C, H, W)``.
-            draws: Crop and flip of each image, ``(3, B)``, from `draw`.
+            draws: Crop, flip and seed of each image, ``(4, B)``, from `draw`.
 
         Returns:
             Normalised images of type float32 and of the same shape and device.
@@ -75,13 +89,20 @@ class BatchTransform:
             ValueError: The images are not 8-bit, or their channels do not match ``mean``.
         """
         batch, channels, height, width = images.shape
-        vertical, horizontal, mirrored = draws.to(images.device)[..., None]
+        vertical, horizontal, mirrored = draws[:3].to(images.device)[..., None]
         columns = torch.arange(width, device=images.device).expand(batch, -1)
         columns = torch.where(mirrored.bool(), columns.flip(1), columns)
         rows = (torch.arange(height, device=images.device) + vertical).clamp(0, height - 1)
         columns = (columns + horizontal).clamp(0, width - 1)
         pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)[:, None].expand(-1, channels, -1)
-        return self.eval(images.flatten(2).gather(2, pixels).view_as(images))
+        augmented = images.flatten(2).gather(2, pixels).view_as(images)
+        if self.randaugment[0]:
+            operate = RandAugment(*self.randaugment)
+            with torch.random.fork_rng(devices=()):  # it draws from the generator of the CPU alone
+                for image, seed in zip(augmented, draws[3].tolist(), strict=True):
+                    torch.default_generator.manual_seed(seed)
+                    image.copy_(operate(image))
+        return self.eval(augmented)
 
     def eval(self, images: Tensor) -> Tensor:
         """Normalise a batch: ``(images / 255 - mean) / std``.

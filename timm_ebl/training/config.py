@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.catalogue import CHANNELS, IMG_SIZE
+from ..data.transforms import MOST_RANDAUGMENT
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
@@ -70,6 +71,13 @@ class TrainConfig:
     )
     channels: str | None = _data(
         None, f"{' or '.join(CHANNELS)}; by default as --pretrained has them, else what the images are"
+    )
+    randaugment: tuple[int, ...] = _data(
+        (0, 0),
+        "operations of torchvision's RandAugment on each training image, at most {}, and their magnitude, at most "
+        "{}".format(*MOST_RANDAUGMENT),
+        int,
+        True,
     )
     model: str | None = _model(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
     pretrained: str | None = _model(
@@ -180,6 +188,10 @@ class TrainConfig:
             raise ConfigError("--mean and --std go together, with a value for each channel.")
         fits = self.img_size is None or 1 <= self.img_size <= LARGEST_IMAGE
         self._require("img_size", fits, f"at least 1 and at most {LARGEST_IMAGE}")
+        bounds = zip(self.randaugment, MOST_RANDAUGMENT, strict=False)
+        fits = len(self.randaugment) == 2 and all(0 <= number <= most for number, most in bounds)
+        allowed = "two numbers, operations from 0 to {} and their magnitude from 0 to {}".format(*MOST_RANDAUGMENT)
+        self._require("randaugment", fits, allowed)
         self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)
