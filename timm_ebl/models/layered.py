@@ -170,6 +170,25 @@ class LayeredNetwork(nn.Module, EnergyModel):
         """Shape of every layer of the state for an input ``x``, the batch first."""
         return self.graph.shapes(x.shape)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether all drives are linear once their routes are held (`Interaction.is_linear`)."""
+        return all(interaction.is_linear for interaction in self.graph.interactions)
+
+    def _known_free(self, free: Relaxation) -> Cache:
+        """What the free relaxation has computed that a response starts from.
+
+        Raises:
+            ValueError: It is none of this network, or the parameters or the state have changed since.
+        """
+        cache = known(self.graph, getattr(free, "input", None), free)
+        if cache is None:
+            raise ValueError(
+                "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
+                "relax anew, and pass that."
+            )
+        return cache
+
     def _minimizer(self, minimizer: Minimizer | None) -> Minimizer:
         minimizer = minimizer or self.minimizer
         require_minimizer("minimizer", minimizer)

@@ -53,13 +53,8 @@ class HopfieldNetwork(LayeredNetwork):
             ValueError: It is none, or the parameters or the state have changed since.
         """
         require_minimizer("minimizer", minimizer)
-        cache = known(self.graph, getattr(free, "input", None), free)
-        if cache is None:
-            raise ValueError(
-                "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
-                "relax anew, and pass that."
-            )
-        if not all(interaction.is_linear for interaction in self.graph.interactions):
+        cache = self._known_free(free)
+        if not self.is_linear:
             return self.relax(free.input, free, perturbation, minimizer)
         return descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
 

@@ -17,18 +17,20 @@ rise on the way.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..energy.functional import State, inner, weigh
-from ..energy.perturbation import FREE, Perturbation
+from ..energy.perturbation import FREE, Clamped, Perturbation
 from ..kernels.autocast import without_autocast
-from ..relaxation.minimizer import Minimizer, Start
+from ..relaxation.minimizer import Minimizer, Start, require_minimizer
 from ..relaxation.phase import DrivenPhase
 from ..relaxation.record import Cache, Relaxation, as_layers
-from .layered import LayeredNetwork
+from .layered import LayeredNetwork, descended
+from .predictive_response import PredictiveResponse, without_flat
 
 if TYPE_CHECKING:
     from ..energy.graph import Graph
@@ -81,13 +83,10 @@ class PredictivePhase(DrivenPhase):
 
     def source(self, layer: int) -> Tensor:
         """``e_k`` masked by the derivative of ``f_k`` in ``a_k``."""
-        drive, bounds = self.drive_into(layer), self.graph.layers[layer].bounds
-        error = self.state[layer] - drive  # between the bounds
-        if bounds is None:
-            return error
-        low, high = bounds
-        beyond = drive <= low if high == math.inf else (drive <= low) | (drive >= high)
-        return error.masked_fill_(beyond, 0)
+        drive = self.drive_into(layer)
+        return without_flat(
+            self.state[layer] - drive, drive, self.graph.layers[layer]
+        )  # clip(a) = a where it is not flat
 
     def field(self, layer: int) -> Tensor:
         drive = self.drive_into(layer)
@@ -162,6 +161,31 @@ class PredictiveCodingNetwork(LayeredNetwork):
                 return PredictivePhase.forward_pass(self.graph, x).record(x.new_zeros(len(x)), 1, None)
             begin = start if isinstance(start, (Relaxation, tuple, list)) else self.relax(x)
             return super().relax(x, begin, perturbation, minimizer or self.perturbed)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
+        """The linear response of the free state (`timm_ebl.models.predictive_response`). Not in the publication.
+
+        The routes and derivatives of the free state are held. As many rounds are made as the minimiser's sweeps carry a
+        perturbation down to the lowest layer and up again, a part of one counted as a whole; its order is of no
+        account. A clamp changes the output by more than its own response, and the network relaxes.
+
+        Args:
+            free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
+            perturbation: The perturbation of each copy.
+            minimizer: How to minimise.
+
+        Raises:
+            ValueError: It is none, or the parameters or the state have changed since.
+        """
+        require_minimizer("minimizer", minimizer)
+        cache, layers = self._known_free(free), len(self.graph.layers)
+        if isinstance(perturbation, Clamped) or not self.is_linear:
+            return self.relax(free.input, free, perturbation, minimizer)
+        rounds = replace(minimizer, sweeps=math.ceil(minimizer.sweeps / layers))
+        with without_autocast(free.input.device.type):
+            return descended(PredictiveResponse(self.graph, free, perturbation, cache), rounds)
 
     def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
         """The free state as it is: nothing is left to settle."""
