@@ -125,8 +125,8 @@ BUGS = {
         "test_operators.py::test_of_pruned_weights_the_operator_has_what_pruning_leaves",
     ),
     "an error feeds back through units at rest": Bug(
-        "models/predictive.py",
-        "return error.masked_fill_(beyond, 0)",
+        "models/predictive_response.py",
+        "return error.masked_fill_(drive <= low if high == math.inf else (drive <= low) | (drive >= high), 0)",
         "return error",
         "test_predictive.py::test_a_nudged_phase_is_the_textbooks_modified_projected_gradient",
     ),
@@ -140,7 +140,19 @@ BUGS = {
         "models/predictive.py",
         "if not (self._moved & {layer, *near[layer]} or self.perturbation.reaches(layer))",
         "if not (self._moved & {layer, layer - 1} or self.perturbation.reaches(layer))",
-        "test_predictive.py::test_centred_propagation_is_backpropagation_up_to_beta_squared",
+        "test_predictive.py::test_centred_propagation_is_backpropagation_up_to_beta_squared[False]",
+    ),
+    "states go up without what pulls them down": Bug(
+        "models/predictive_response.py",
+        "self._sum([*self._into(layer), self._pulls[layer]])",
+        "self._sum([*self._into(layer), self._pulls[layer] if layer else None])",
+        "test_predictive_response.py::test_a_round_is_that_of_the_textbooks_jacobians",
+    ),
+    "a response's record keeps the free drives": Bug(
+        "models/predictive_response.py",
+        "drive if change is None else Drive(self._both(drive.value, change), drive.route)",
+        "drive",
+        "test_predictive_response.py::test_its_rounds_end_where_the_asynchronous_sweeps_do[nudged-small_network]",
     ),
     "a cross-entropy's Newton step lacks its second part": Bug(
         "rules/cost.py",

@@ -29,8 +29,9 @@ def backpropagation(model, x):
     return gradient(model, cost)
 
 
-def error_of(model, x, name, beta, sweeps=LAYERS):
-    rule = create_rule(name, beta=beta, perturbed=Minimizer(sweeps=sweeps, omega=1.0))
+def error_of(model, x, name, beta, linear_response, sweeps=LAYERS):
+    minimizer = Minimizer(sweeps=sweeps, omega=1.0)
+    rule = create_rule(name, beta=beta, perturbed=minimizer, linear_response=linear_response)
     return error(gradient(model, rule(model, x, LABELS, **signs_for(rule, x)).loss), backpropagation(model, x))
 
 
@@ -111,21 +112,23 @@ def test_a_nudge_reaches_two_layers_in_a_sweep(model, x):
         found = model.relax(x, free, Nudged(TARGET, 0.1), Minimizer(sweeps=sweeps, omega=1.0))
         moved = [not torch.equal(a, b) for a, b in zip(found.state, free.state, strict=True)]
         assert moved == [False] * (LAYERS - 2 * sweeps + 1) + [True] * (2 * sweeps - 1)
-    assert error_of(model, x, "c-ep", 2e-3, sweeps=2) > 0.3
+    assert error_of(model, x, "c-ep", 2e-3, False, sweeps=2) > 0.3
 
 
 # What the rules descend.
 
 
-def test_centred_propagation_is_backpropagation_up_to_beta_squared(model, x):
-    errors = [error_of(model, x, "c-ep", beta) for beta in (4e-3, 2e-3, 1e-3)]
+@pytest.mark.parametrize("linear_response", [True, False])
+def test_centred_propagation_is_backpropagation_up_to_beta_squared(model, x, linear_response):
+    errors = [error_of(model, x, "c-ep", beta, linear_response) for beta in (4e-3, 2e-3, 1e-3)]
     assert errors[1] < 1e-4
     assert errors[0] / errors[2] == pytest.approx(16, rel=0.1)
 
 
+@pytest.mark.parametrize("linear_response", [True, False])
 @pytest.mark.parametrize("name", ["p-ep", "n-ep", "r-ep"])
-def test_one_sided_propagation_is_backpropagation_up_to_beta(model, x, name):
-    errors = [error_of(model, x, name, beta) for beta in (4e-3, 1e-3)]
+def test_one_sided_propagation_is_backpropagation_up_to_beta(model, x, name, linear_response):
+    errors = [error_of(model, x, name, beta, linear_response) for beta in (4e-3, 1e-3)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
 
 

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import pytest
+import timm
 from accelerate import Accelerator
 from runs import arguments, train, write_images
 
@@ -46,6 +47,13 @@ def folder(tmp_path_factory):
 def test_a_rule_is_described_in_words(options, words):
     config = parse_config(options)
     assert describe_rule(config.algo, build_rule(config)) == words
+
+
+def test_the_rule_of_a_network_that_rests_after_a_forward_pass_has_no_free_sweeps():
+    network = timm.create_model("pcn_vgg5_tiny_mnist")
+    for algo, phases in (("c-ep", "2 x 6"), ("n-ep", "6")):
+        expected = f"{algo}, beta 0.02; a forward pass, perturbed {phases}, routes held"
+        assert describe_rule(algo, create_rule(algo), network) == expected
 
 
 @pytest.mark.parametrize("algo", list_rules())

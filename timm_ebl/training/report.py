@@ -113,7 +113,7 @@ class Report:
         self.say(f"model:  {name}, {parameters:,} parameters, {model.num_classes} classes")
         if origin:
             self.say(f"from:   {origin.describe(config, data.train.classes)}")
-        self.say(f"rule:   {describe_rule(config.algo, rule)}")
+        self.say(f"rule:   {describe_rule(config.algo, rule, model)}")
         self.say(
             f"steps:  {-(-batches // summed):,} an epoch, {_count(config.epochs, 'epoch')}, "
             f"{_count(step, 'image')} a step{factors if step > config.batch_size else ''}"
@@ -182,27 +182,28 @@ class Report:
         return f"epoch {number or self.progress.epoch:{len(str(self.epochs))}d}/{self.epochs}"
 
 
-def describe_rule(algo: str, rule: Rule) -> str:
+def describe_rule(algo: str, rule: Rule, model: EnergyModel | type[EnergyModel] = EnergyModel) -> str:
     """A rule in words, on one line: its name, its strength, and the sweeps of its phases.
 
     Args:
         algo: Its name.
         rule: The rule.
+        model: What it trains; one that rests after a forward pass has no free sweeps.
     """
-    rule = rule.fitted(EnergyModel)
-    parts, second = [], rule.second_phase
-    if rule.free is not None:
+    rule = rule.fitted(model)
+    parts, second = ["a forward pass"] * model.rests, rule.second_phase
+    if rule.free is not None and not model.rests:
         start = "" if rule.free.start is Minimizer.start else f" from {rule.free.start}"
         parts.append(f"{_count(rule.free.sweeps, 'free sweep')}{start}")
     if not isinstance(rule, ContrastiveRule):
         if second is not None:
             parts.append(f"{second.sweeps} {_SECOND.get(rule.second_field, 'of what follows')}")
         return "; ".join(filter(None, (algo, ", ".join(parts))))
-    if rule.settles:
+    if rule.settles and not model.rests:
         parts.append(f"{parts.pop() if parts else 'the free phase'} + {SETTLING_SWEEPS}")
     phases = sum(multiple != 0 for multiple in rule.nudging.value)
     parts.append(f"perturbed {phases} x {second.sweeps}" if phases > 1 else f"perturbed {second.sweeps}")
-    parts += ["as many more free ones"] * rule.accompanies
+    parts += ["as many more free ones"] * (rule.accompanies and not model.rests)
     parts.append("routes held" if rule.linear_response else "routes followed")
     parts += ["damped"] * getattr(rule, "damped", False)
     beta = f", beta {rule.beta:g}" if "beta" in rule_options(algo) else ""
