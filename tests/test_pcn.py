@@ -55,6 +55,7 @@ def test_shapes_are_those_of_the_configuration(name):
     config, x = model.default_cfg, torch.randn(2, *model.default_cfg["input_size"], device="meta")
     features, (height, width), last = model.forward_features(x), x.shape[2:], model.feature_info[-1]["reduction"]
     assert features.shape == (2, model.num_features, height // last, width // last)
+    assert features.shape[2:] == config["pool_size"]
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert model(x).shape == model.forward_head(features).shape == (2, config["num_classes"])
     assert {config["first_conv"] + ".weight", config["classifier"] + ".weight"} <= set(model.state_dict())
@@ -79,6 +80,7 @@ def test_it_is_compiled_exported_scripted_and_traced_like_any_network(tiny):
             "scripted": torch.jit.script(tiny),
             "recorded": torch.jit.trace(tiny, x),
             "symbolic": torch.fx.symbolic_trace(tiny),
+            "symbolic, scripted": torch.jit.script(torch.fx.symbolic_trace(tiny)),
         }
     for name, network in ways.items():
         torch.testing.assert_close(network(x), expected, msg=name)
@@ -86,6 +88,18 @@ def test_it_is_compiled_exported_scripted_and_traced_like_any_network(tiny):
     loss = F.cross_entropy(ways["compiled"](x), torch.tensor([0, 1, 2]))
     wanted = torch.autograd.grad(F.cross_entropy(expected, torch.tensor([0, 1, 2])), [*tiny.parameters()])
     torch.testing.assert_close(torch.autograd.grad(loss, [*tiny.parameters()]), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_exported_to_onnx_with_any_batch_size(tiny):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    x = images_for(tiny, 3)
+    program = torch.onnx.export(tiny, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), dynamo=True)
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    for images in (x, x[:2]):
+        (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(output), tiny(images))
 
 
 def test_its_layers_are_features_for_every_tool(tiny):

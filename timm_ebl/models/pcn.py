@@ -178,7 +178,7 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
 
 
 _PAPER = {"paper_ids": "arXiv:2606.03584"}
-_IMAGENET = {"num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.875}
+_IMAGENET = {"num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (1, 1), "crop_pct": 0.875}
 _STATISTICS = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
 default_cfgs = with_checkpoints(
     {f"pcn_vgg5_{size}{name}": data_cfg(name, **_PAPER) for size in SIZES for name in DATASET_NAMES}

@@ -4,26 +4,22 @@ The states of the hidden layers are the feature maps, and any loss on them or on
 equilibrium propagation (`timm_ebl.rules.autograd`).
 """
 
-from __future__ import annotations
-
+# Annotations are no texts here: torch.jit.script reads those of `forward` in a graph of torch.fx.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..arguments import is_count, is_number
+from ..energy.functional import State
 from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..relaxation.checks import require_input
 from .layered import LayeredNetwork
 from .readout import ReadOut, as_global_pool, as_size
-
-if TYPE_CHECKING:
-    from ..energy.functional import State
 
 __all__ = ["TimmNetwork"]
 
