@@ -13,8 +13,9 @@ from timm_ebl.errors import ConfigError
 from timm_ebl.rules.rule import rule_class
 from timm_ebl.tools import benchmark
 from timm_ebl.tools import gradients as gradients_command
-from timm_ebl.tools.benchmark import main, plain_procedure, print_errors, procedures, study
+from timm_ebl.tools.benchmark import main, print_errors
 from timm_ebl.tools.gradients import gradients, true_gradient
+from timm_ebl.tools.procedures import plain_procedure, procedures, study
 from timm_ebl.tools.throughput import sweep_flops
 from timm_ebl.training.memory import peak_memory
 
@@ -135,8 +136,8 @@ def test_options_out_of_range_are_refused(capsys, arguments, sentence):
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        ("resnet18", "'resnet18' is no Hopfield network: choose one of dchn_cifar10, "),
-        ("dchn_tiny", "'dchn_tiny' is no Hopfield network: choose one of dchn_cifar10, "),
+        ("resnet18", "'resnet18' is no network of timm_ebl: choose one of dchn_cifar10, "),
+        ("dchn_tiny", "'dchn_tiny' is no network of timm_ebl: choose one of dchn_cifar10, "),
         ("dchn_tiny_cifar10.none", "dchn_tiny_cifar10.none: Invalid pretrained tag (none)"),
         ("local-dir:nowhere", "local-dir:nowhere: nowhere/config.json cannot be read"),
         ("hf-hub:nobody/nothing", "hf-hub:nobody/nothing: config.json of nobody/nothing cannot be loaded"),

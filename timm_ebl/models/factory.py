@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..arguments import is_count
 from ..data.requests import explain, fetch
 from ..errors import ConfigError, WeightsError
-from .network import HopfieldNetwork
+from .layered import LayeredNetwork
 from .weights import CONFIG, WEIGHTS, list_shipped, read_config, read_weights
 
 __all__ = ["build_network", "family_of", "open_network", "register_family"]
@@ -170,8 +170,8 @@ def build_with_weights(
     return model
 
 
-def open_network(name: str) -> HopfieldNetwork:
-    """A Hopfield network by the name of a model, of a checkpoint (``NAME.TAG``), of a folder or of a Hub repository.
+def open_network(name: str) -> LayeredNetwork:
+    """A network of the package by the name of a model, a checkpoint (``NAME.TAG``), a folder or a Hub repository.
 
     Raises:
         ConfigError: There is no such network, or it cannot be loaded.
@@ -183,8 +183,9 @@ def open_network(name: str) -> HopfieldNetwork:
             model = timm.create_model(name, pretrained=stored or bool(tag))
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(model, HopfieldNetwork):
-        raise ConfigError(f"{name!r} is no Hopfield network: choose one of {', '.join(timm.list_models('dchn*'))}.")
+    if not isinstance(model, LayeredNetwork):
+        known = ", ".join(model for file in _FAMILIES for model in timm.list_models(module=file))
+        raise ConfigError(f"{name!r} is no network of timm_ebl: choose one of {known}.")
     return model
 
 

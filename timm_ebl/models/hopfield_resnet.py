@@ -72,6 +72,8 @@ class HopfieldResNet(TimmHopfieldNetwork):
         ValueError: An argument is out of range; the message says which.
     """
 
+    minimizer = Minimizer(omega=OMEGA)
+
     def __init__(
         self,
         widths: Sequence[int] = (128, 256, 512, 512),

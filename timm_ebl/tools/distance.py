@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import State, norm
-from ..errors import ConfigError
-from ..models.interactions import AveragePooled, ConvInteraction, DenseInteraction
-from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, PAPER, Minimizer
-from ..rules import reference
+from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, Minimizer
+from .simulation import family, simulation
 from .throughput import median_seconds
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from ..relaxation.model import EnergyModel
     from ..relaxation.record import Relaxation
 
-__all__ = ["Approach", "approach", "distance", "plain_layers", "plain_relax", "print_distances"]
+__all__ = ["Approach", "approach", "distance", "print_distances"]
 
 NEAR = 0.01
 """A state is near its limit within this distance."""
@@ -32,29 +30,6 @@ AT_REST = 4 * LEAST_TOLERANCE
 
 SHARE = 0.95
 """The part of the samples that is to be near."""
-
-
-def plain_layers(model: HopfieldNetwork) -> list[reference.Layer]:
-    """A network's layers for the paper's procedure (`timm_ebl.rules.reference`).
-
-    Raises:
-        ConfigError: The network is no chain of pooled convolutions and a dense read-out.
-    """
-    *convolutions, read_out = model.interactions
-    pooled = all(isinstance(c, ConvInteraction) and c.stride == (1, 1) for c in convolutions)
-    if not (pooled and isinstance(read_out, DenseInteraction)):
-        raise ConfigError(
-            "The paper's procedure is for networks of convolutions, each pooled, and a dense read-out, which this one "
-            "is not: there is nothing to compare it with (--study compares our settings)."
-        )
-    layers = [reference.Layer(c.weight, c.bias, c.pool, isinstance(c, AveragePooled)) for c in convolutions]
-    return [*layers, reference.Layer(read_out.weight, read_out.bias)]
-
-
-@torch.no_grad()
-def plain_relax(layers: list[reference.Layer], x: Tensor, sweeps: int, order: reference.Order) -> State:
-    """The paper's free phase: so many sweeps from zero."""
-    return reference.relax(layers, x, reference.zero_state(layers, x), sweeps, order(len(layers)))
 
 
 class Approach(NamedTuple):
@@ -115,13 +90,14 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
         repeats: Turns of the times.
 
     Raises:
-        ConfigError: The paper's procedure is none for the network (`plain_layers`).
+        ConfigError: No published procedure is for the network (`simulation`).
     """
-    layers, ours = plain_layers(model), Minimizer()
-    schedules = {"the paper's": PAPER, "our default's": ours, "EQUILIBRIUM's": EQUILIBRIUM}
+    kind, plain = family(model), simulation(model)
+    published, ours = kind.free, kind.ours
+    schedules = {"the paper's": published, "our default's": ours, "EQUILIBRIUM's": EQUILIBRIUM}
     ways = {name: approach(model, x, free) for name, free in schedules.items()}
     print(f"|s - s_inf| / |s_inf| of {len(x)} images, s_inf where the same sweeps go on until rounding: median, 95 %")
-    answers = [("the paper's", PAPER), *(("our default's", replace(ours, sweeps=sweeps)) for sweeps in (7, 14, 20))]
+    answers = [("the paper's", published), *(("our default's", replace(ours, sweeps=sweeps)) for sweeps in (7, 14, 20))]
     for name, free in (*answers, ("EQUILIBRIUM's", EQUILIBRIUM)):
         away = distance(model.relax(x, minimizer=free).state, ways[name].limit)
         end = f"{free.sweeps} sweeps" if free.tolerance is None else f"residual of {free.tolerance:g}"
@@ -129,7 +105,7 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
     enough = {name: replace(free, sweeps=ways[name].sweeps, tolerance=None) for name, free in schedules.items()}
     batch, calls = x[:batch_size], {name: partial(model.relax, minimizer=free) for name, free in enough.items()}
     papers = enough["the paper's"].sweeps
-    calls["the paper's"] = partial(plain_relax, layers, sweeps=papers, order=reference.asynchronous)
+    calls["the paper's"] = partial(plain.free, sweeps=papers)
     seconds = median_seconds([partial(call, batch) for call in calls.values()], repeats)
     times = [time / len(batch) * 1e3 for time in seconds]
     print(f"{SHARE:.0%} of these images are within {NEAR:.0%} of it")

@@ -29,7 +29,7 @@ from ..training.console import begin
 from ..training.threads import add_threads_option
 
 if TYPE_CHECKING:
-    from ..models.network import HopfieldNetwork
+    from ..models.layered import LayeredNetwork
 
 __all__ = [
     "PRECISIONS",
@@ -47,7 +47,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BETAS = (0.1, 0.25)
 
 
-def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
+def gradients(model: LayeredNetwork, step: Callable[[], None]) -> list[Tensor]:
     """The gradient of each interaction's weight after a step."""
     model.zero_grad(set_to_none=True)
     step()
@@ -57,9 +57,11 @@ def gradients(model: HopfieldNetwork, step: Callable[[], None]) -> list[Tensor]:
 
 
 def true_gradient(
-    model: HopfieldNetwork, x: Tensor, y: Tensor, free: Minimizer | None = None, sweeps: int = 100
+    model: LayeredNetwork, x: Tensor, y: Tensor, free: Minimizer | None = None, sweeps: int = 100
 ) -> list[Tensor]:
     """Gradient of the cost at an equilibrium: backpropagation through many sweeps, in parts of the batch.
+
+    Through a free phase that is a forward pass (`EnergyModel.rests`) it is plain backpropagation.
 
     The energy has more than one minimum, and once a network is trained their gradients have little in common. Order,
     over-relaxation and start of the free phase decide which one it leads to; how early it breaks off does not. The
@@ -73,7 +75,8 @@ def true_gradient(
         sweeps: Sweeps to go back through.
     """
     converged = replace(free or model.minimizer, sweeps=1000, tolerance=1e-5, compiled=False)
-    rule = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=sweeps, omega=1.0))
+    unrolled = model.unrolled if model.rests else Minimizer(sweeps=sweeps, omega=1.0)
+    rule = create_rule("tbp", free=converged, unrolled=unrolled)
 
     def step() -> None:
         for images, labels in zip(x.split(16), y.split(16), strict=True):
@@ -88,7 +91,7 @@ def layer_cosines(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[f
 
 
 def rule_gradients(
-    model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, precision: torch.dtype | None = None, **options: object
+    model: LayeredNetwork, x: Tensor, y: Tensor, name: str, precision: torch.dtype | None = None, **options: object
 ) -> list[Tensor]:
     """The gradient of a rule by name, under autocast where a precision is given."""
     rule = create_rule(name, **options)
@@ -118,7 +121,7 @@ def add_network_options(parser: Parser, models: Sequence[str], images: int) -> N
 
 def load_network(
     name: str, options: argparse.Namespace, device: torch.device, batches: int = 1
-) -> tuple[HopfieldNetwork, Tensor, Tensor]:
+) -> tuple[LayeredNetwork, Tensor, Tensor]:
     """A model by name, and some batches of training images of the data set with their labels, or of noise.
 
     What is read off their gradients chooses defaults, which is nothing for test images.
@@ -138,7 +141,7 @@ def load_network(
     return model, x.to(device), y.to(device)
 
 
-def load_images(model: HopfieldNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
+def load_images(model: LayeredNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
     """The first images of a split of the data set of the options, normalised for a model, and their labels."""
     config = model.pretrained_cfg
     data = load_dataset(options.dataset, split, image_size=model.img_size[0], root=options.data_root)

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..energy.perturbation import Nudged
 from ..models.interactions import ConvInteraction
 from ..relaxation.minimizer import PAPER
-from ..relaxation.phase import EnergyPhase
 
 if TYPE_CHECKING:
-    from ..models.network import HopfieldNetwork
+    from ..models.layered import LayeredNetwork
 
-__all__ = ["median_seconds", "products", "sweep", "sweep_flops"]
+__all__ = ["beyond", "median_seconds", "products", "sweep", "sweep_flops"]
 
 _LEAST = 0.5  # seconds for which a short call is repeated in a turn
 
 
-def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
+def sweep_flops(model: LayeredNetwork, x: Tensor) -> int:
     """Floating-point operations of one sweep's products for one image, forward and transposed, without the input's."""
     call = products(model, x[:1])
     with FlopCounterMode(display=False) as counter:
@@ -33,26 +33,26 @@ def sweep_flops(model: HopfieldNetwork, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
+def products(model: LayeredNetwork, x: Tensor) -> Callable[[], None]:
     """The products of one sweep on this batch, with nothing between them.
 
     The convolutions are PyTorch's own, on channels-last tensors.
     """
     calls: list[Callable[[], Tensor]] = []
-    for interaction, lower in zip(list(model.interactions)[1:], model.state_shapes(x), strict=False):
-        below, weight = torch.rand(lower, device=x.device, dtype=x.dtype), interaction.weight.detach()
+    for interaction, layer, _ in model.graph.edges:
+        if layer is None:
+            continue
+        below, weight = torch.rand(model.state_shapes(x)[layer], device=x.device, dtype=x.dtype), interaction.weight
+        weight, bias = weight.detach(), None if interaction.bias is None else interaction.bias.detach()
         if isinstance(interaction, ConvInteraction):
             below, weight = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (below, weight))
-            bias, padding = interaction.bias.detach(), interaction.padding
-            above = F.conv2d(below, weight, bias, padding=padding)
-            calls.append(partial(F.conv2d, below, weight, bias, padding=padding))
-            calls.append(partial(F.conv_transpose2d, above, weight, padding=padding))
+            steps = interaction.stride, interaction.padding
+            above = F.conv2d(below, weight, bias, *steps)
+            calls.append(partial(F.conv2d, below, weight, bias, *steps))
+            calls.append(partial(F.conv_transpose2d, above, weight, None, *steps, beyond(interaction, below.shape)))
         else:
             below = below.flatten(1)
-            calls += [
-                partial(F.linear, below, weight, interaction.bias.detach()),
-                partial(F.linear, below @ weight.t(), weight.t()),
-            ]
+            calls += [partial(F.linear, below, weight, bias), partial(F.linear, below @ weight.t(), weight.t())]
 
     def all_of_them() -> None:
         for call in calls:
@@ -61,10 +61,11 @@ def products(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
     return all_of_them
 
 
-def sweep(model: HopfieldNetwork, x: Tensor) -> Callable[[], None]:
-    """One sweep on this batch, without over-relaxation."""
+def sweep(model: LayeredNetwork, x: Tensor) -> Callable[[], None]:
+    """One nudged sweep on this batch, without over-relaxation."""
     graph, relaxation = model.graph, model.relax(x)
-    phase = EnergyPhase(graph, x, relaxation.state, cache=relaxation.known(graph, x))
+    nudge = Nudged(relaxation.output, model.beta)
+    phase = model.phase(graph, x, relaxation.state, nudge, relaxation.known(graph, x))
     return partial(phase.sweep, PAPER.groups(graph.neighbours))
 
 
@@ -73,3 +74,9 @@ def median_seconds(calls: Sequence[Callable[[], object]], turns: int) -> list[fl
     timers = [Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()) for call in calls]
     found = [[timer.blocked_autorange(min_run_time=_LEAST).median for timer in timers] for _ in range(turns)]
     return [statistics.median(column) for column in zip(*found, strict=True)]
+
+
+def beyond(interaction: ConvInteraction, lower: torch.Size) -> list[int]:
+    """The rows and columns of a lower layer that no step of the convolution reaches."""
+    sizes = zip(lower[2:], interaction.padding, interaction.kernel_size, interaction.stride, strict=True)
+    return [(side + 2 * padding - kernel) % stride for side, padding, kernel, stride in sizes]
