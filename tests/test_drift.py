@@ -56,6 +56,14 @@ def test_the_command_prints_a_line_for_each_rule_and_number_of_sweeps(capsys):
     assert [row[:2] for row in rows] == [["p-ep", "2"], ["p-ep", "4"], ["cl", "2"], ["cl", "4"]]
 
 
+def test_a_network_without_sweeps_is_refused(capsys):
+    with pytest.raises(SystemExit, match="1"):
+        tool.main(["--models", "dchn_tiny_mnist", "pcn_vgg5_tiny_mnist", "--batch-size", "1"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: pcn_vgg5_tiny_mnist: a drift is about the sweeps of a free phase, ")
+
+
 def test_a_strength_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit):
         tool.main(["--beta", "-1"])

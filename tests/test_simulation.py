@@ -145,7 +145,7 @@ def test_our_free_phase_is_the_familys_default_whatever_the_network_was_built_wi
 def test_every_row_of_every_family_takes_a_step(x):
     x, hopfield, predictive = x[:2], resnet(widths=(4,)), small_network(img_size=16)
     tables = [(model, procedures(model, None, laborieux=False)) for model in (hopfield, predictive)]
-    assert [row.name.partition(",")[0] for row in tables[1][1]] == ["c-ep", "c-ep", "tbp", "rbp"]
+    assert [row.name.partition(",")[0] for row in tables[1][1]] == ["c-ep", "c-ep", "c-ep", "tbp", "rbp"]
     for model, rows in (*tables, (hopfield, study(hopfield, None))):
         assert len({(row.name, row.sweeps) for row in rows}) == len(rows)
         for row in rows:
@@ -254,4 +254,4 @@ def test_an_option_that_does_not_apply_is_refused_before_anything_is_measured(ca
     assert printed.out == ""
     (line,) = printed.err.splitlines()
     assert line.startswith(f"error: {model}: {sentence}")
-    assert line.endswith("leave it or this network out.")
+    assert line.endswith("this network out.")

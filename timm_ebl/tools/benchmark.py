@@ -35,9 +35,10 @@ from .gradients import (
     layer_cosines,
     load_images,
     load_network,
+    require_sweeps,
     true_gradient,
 )
-from .procedures import Procedure, procedures, require_sweeps, study, variants
+from .procedures import Procedure, procedures, study, variants
 from .simulation import family, simulation
 from .throughput import median_seconds, products, sweep, sweep_flops
 

@@ -23,7 +23,7 @@ from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer
 from ..rules.rule import create_rule
 from ..training.console import begin
-from .gradients import add_network_options, load_network, rule_gradients, true_gradient
+from .gradients import add_network_options, load_network, require_sweeps, rule_gradients, true_gradient
 
 if TYPE_CHECKING:
     from ..models.network import HopfieldNetwork
@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(name, options, device) for name in options.models]
+    for name, (model, _, _) in zip(options.models, networks, strict=True):
+        require_sweeps(model, f"{name}: a drift")
     perturbed = Minimizer(sweeps=options.nudged_sweeps, omega=1.0)
     for model_name, (model, x, y) in zip(options.models, networks, strict=True):
         print(f"\n{model_name}, {len(x)} images; the paper's free phase, {options.nudged_sweeps} sweeps more perturbed")

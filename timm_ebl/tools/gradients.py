@@ -39,6 +39,7 @@ __all__ = [
     "load_images",
     "load_network",
     "main",
+    "require_sweeps",
     "rule_gradients",
     "true_gradient",
 ]
@@ -139,6 +140,19 @@ def load_network(
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{name}: {error}") from error
     return model, x.to(device), y.to(device)
+
+
+def require_sweeps(model: LayeredNetwork, what: str) -> None:
+    """Refuse a network whose free phase is a forward pass, for what is measured of sweeps.
+
+    Raises:
+        ConfigError: It is one.
+    """
+    if model.rests:
+        raise ConfigError(
+            f"{what} is about the sweeps of a free phase, and that of a predictive coding network is one forward pass: "
+            "leave this network out."
+        )
 
 
 def load_images(model: LayeredNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:

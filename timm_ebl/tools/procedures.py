@@ -16,14 +16,14 @@ from ..relaxation.minimizer import PAPER, Minimizer
 from ..relaxation.model import SETTLING_SWEEPS
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule
-from .gradients import PRECISIONS
+from .gradients import PRECISIONS, require_sweeps
 from .simulation import family, simulation
 
 if TYPE_CHECKING:
     from ..energy.functional import State
     from ..models.layered import LayeredNetwork
 
-__all__ = ["Procedure", "plain_procedure", "procedures", "require_sweeps", "rule_procedure", "study", "variants"]
+__all__ = ["Procedure", "plain_procedure", "procedures", "rule_procedure", "study", "variants"]
 
 
 class Procedure(NamedTuple):
@@ -61,8 +61,6 @@ def procedures(model: LayeredNetwork, beta: float | None, laborieux: bool) -> li
     if laborieux:
         rows.append(_laborieux(model, strength))
     rules = [("c-ep", {"beta": beta}), ("c-ep", {"beta": beta, "linear_response": False}), ("tbp", {}), ("rbp", {})]
-    if model.rests:
-        del rules[1]  # the free state is an equilibrium: nothing else follows from it
     return rows + [
         rule_procedure(model, name, create_rule(name, free=published.ours, **options)) for name, options in rules
     ]
@@ -125,19 +123,6 @@ def study(model: LayeredNetwork, beta: float | None) -> list[Procedure]:
         for free, second in settings
         for held in (True, False)
     ]
-
-
-def require_sweeps(model: LayeredNetwork, option: str) -> None:
-    """Refuse a network whose free phase is a forward pass, naming the option that asks for more.
-
-    Raises:
-        ConfigError: It is one.
-    """
-    if model.rests:
-        raise ConfigError(
-            f"{option} is about the sweeps of a free phase, and that of a predictive coding network is one forward "
-            "pass: leave it or this network out."
-        )
 
 
 def rule_procedure(model: LayeredNetwork, name: str, rule: Rule, precision: str | None = None) -> Procedure:
