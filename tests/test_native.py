@@ -114,6 +114,12 @@ def test_a_version_tells_of_a_change_in_place(bereft, dtype):
     assert bereft.version_of(nn.Parameter(torch.empty(0))) == bereft.version_of(nn.Parameter(torch.empty(0)))
 
 
+def test_wrong_values_are_refused_at_once_on_a_cpu(bereft):
+    bereft.require(torch.tensor(True), "Wrong.")
+    with pytest.raises(ValueError, match=r"^Wrong\.$"):
+        bereft.require(torch.tensor(False), "Wrong.")
+
+
 def test_transforms_of_functions_are_seen(bereft):
     seen = []
 

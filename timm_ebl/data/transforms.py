@@ -120,5 +120,9 @@ class BatchTransform:
             raise ValueError(f"expected images of type uint8, got {images.dtype}")
         if images.shape[1] != len(self.mean):
             raise ValueError(f"the images have {images.shape[1]} channels but the statistics have {len(self.mean)}")
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        # Each number is written by the device: a copy of all of them would wait for it.
+        mean, std = (
+            torch.stack([torch.full((1, 1), value, device=images.device) for value in values])
+            for values in (self.mean, self.std)
+        )
         return images.float().div_(255).sub_(mean).div_(std)

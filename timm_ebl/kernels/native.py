@@ -23,6 +23,7 @@ __all__ = [
     "pack_convolution",
     "packed_convolution",
     "renew_weight",
+    "require",
     "unpool_average",
     "unpool_max",
     "version_of",
@@ -52,6 +53,7 @@ _IS_BATCHED = _look_up("_C._functorch.is_batchedtensor")
 _INTERPRETERS = _look_up("_C._functorch.peek_interpreter_stack")
 _MAX_POOL = _look_up("_C._nn.max_pool2d_with_indices")
 _REORDER = _look_up("_C._nn.mkldnn_reorder_conv2d_weight")
+_REQUIRE = _look_up("ops.aten._assert_async")
 _UNPOOL_AVERAGE = _look_up("ops.aten.avg_pool2d_backward")
 _UNPOOL_AVERAGE_INTO = _bare(_UNPOOL_AVERAGE, "grad_input")
 _UNPOOL_MAX = _look_up("ops.aten.max_pool2d_with_indices_backward")
@@ -161,6 +163,21 @@ def is_batched(x: Tensor) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def require(good: Tensor, message: str) -> None:
+    """Refuse values that are not as they should be, which a scalar tensor tells.
+
+    On CUDA nobody waits for it: the device itself checks it in its turn, prints the message (of 255 letters at most),
+    and computes no more in this process; the next call that waits for it raises a RuntimeError.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if good.is_cuda and _REQUIRE is not None:
+        _REQUIRE.msg(good, message)
+    elif not good:
+        raise ValueError(message)
 
 
 class _Probe(torch.autograd.Function):

@@ -151,9 +151,9 @@ def evaluate(
         found = (_wrong(output, labels), _cost(output, labels), output.argmax(1))
         error, cost, classes = accelerator.gather_for_metrics(found)
         averages.add(error=error, cost=cost)
-        predicted.append(classes.cpu())
+        predicted.append(classes)
         between()
-    return averages.means() | {"predicted": torch.cat(predicted)}
+    return averages.means() | {"predicted": torch.cat(predicted).cpu()}
 
 
 def _wrong(output: Tensor, labels: Tensor) -> Tensor:
