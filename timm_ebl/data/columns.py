@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +17,7 @@ from pyarrow import types
 from torch import Tensor
 
 from ..errors import DataError, DataWarning
+from .features import ClassLabel, Feature, Image
 
 __all__ = ["Stored", "Table", "find_column", "image_files", "note", "read_labels", "short", "some"]
 
@@ -31,23 +31,20 @@ class Table:
 
     Attributes:
         columns: The columns.
-        features: What is known beyond their types: `datasets.Image` and `datasets.ClassLabel`, by column.
+        features: What is known beyond their types, by column.
         folder: Folder that relative paths of images start from.
         unlabelled: Why there is no column of labels, where the reader knows.
     """
 
     columns: pa.Table
-    features: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Feature] = field(default_factory=dict)
     folder: Path = Path()
     unlabelled: str | None = None
 
     @classmethod
-    def of(cls, columns: pa.Table, features: Mapping[str, Any], folder: Path = Path()) -> Table:
-        """A table with those of the features that say more than the types of the columns."""
-        known = {
-            name: kind for name, kind in features.items() if isinstance(kind, (datasets.Image, datasets.ClassLabel))
-        }
-        return cls(columns, {name: kind for name, kind in known.items() if name in columns.column_names}, folder)
+    def of(cls, columns: pa.Table, features: Mapping[str, Feature], folder: Path = Path()) -> Table:
+        """A table with those of the features whose columns are there."""
+        return cls(columns, {name: kind for name, kind in features.items() if name in columns.column_names}, folder)
 
 
 Stored = Mapping[str, Callable[[], Table]]
@@ -86,7 +83,7 @@ def find_column(kind: str, table: Table, chosen: str | None, source: str) -> str
     Raises:
         DataError: There is no such column, or there are several.
     """
-    feature, suits = {"image": (datasets.Image, _holds_images), "label": (datasets.ClassLabel, _holds_labels)}[kind]
+    feature, suits = {"image": (Image, _holds_images), "label": (ClassLabel, _holds_labels)}[kind]
     named = [name for name, found in table.features.items() if isinstance(found, feature)]
     other = [field.name for field in table.columns.schema if field.name not in table.features and suits(field.type)]
     candidates = named or other

@@ -22,7 +22,6 @@ from .catalogue import CHANNELS, DATASETS, EMBEDDED, IMG_SIZE, SPLIT_NAMES, Data
 from .columns import find_column, image_files, read_labels
 from .decode import decode_images
 from .folder import read_folder
-from .hub_source import read_hub
 
 __all__ = ["ImageDataset", "list_datasets", "load_dataset"]
 
@@ -189,6 +188,8 @@ def load_dataset(
         usual = spec.config if spec.config and (folder / spec.config).is_dir() else None
         splits = read_folder(folder, config or usual)
     else:
+        from .hub_source import read_hub  # which needs ``datasets``, and local data do not
+
         splits = read_hub(spec.hub_id, config or spec.config, revision, token)
     split = _find_split(splits, split, name)
     table, source = splits[split](), f"the {split} split of {name}"

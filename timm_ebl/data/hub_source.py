@@ -19,6 +19,7 @@ from pyarrow.parquet import ParquetFile
 from ..errors import DataError
 from .catalogue import EMBEDDED
 from .columns import Stored, Table, short, some
+from .features import Feature, read_features
 from .parquet import features_of
 from .requests import causes, explain, is_busy, is_intact, retry
 
@@ -134,7 +135,7 @@ def _download(builder: datasets.DatasetBuilder, hub_id: str, token: str | None) 
 
 def _check_files(builder: datasets.DatasetBuilder, hub_id: str) -> None:
     """Refuse files in several splits, and Parquet files in the cache that are empty or differ in class names."""
-    found: dict[str, datasets.Features] = {}
+    found: dict[str, dict[str, Feature]] = {}
     splits = _names(builder, hub_id)
     for split, names in splits.items():
         if several := [name for other in splits if other != split for name in splits[other] if name in set(names)]:
@@ -174,6 +175,8 @@ def _splits(builder: datasets.DatasetBuilder) -> Stored:
     found = {}
     for name, size in builder.info.splits.items():
         rows = builder.as_dataset(name) if size.num_examples else None
-        table = Table(pa.table({})) if rows is None else Table.of(rows.data.table, rows.features)
+        table = (
+            Table(pa.table({})) if rows is None else Table.of(rows.data.table, read_features(rows.features.to_dict()))
+        )
         found[name] = lambda table=table: table
     return found

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import datasets
+import PIL.Image
 import pyarrow as pa
-from PIL import Image
 from pyarrow.csv import ConvertOptions, read_csv
 from pyarrow.json import read_json
 from pyarrow.parquet import read_table
@@ -18,6 +17,7 @@ from pyarrow.parquet import read_table
 from ..errors import DataError
 from .catalogue import is_split_name
 from .columns import Stored, Table, note, short, some
+from .features import ClassLabel, Feature, Image
 
 __all__ = ["METADATA", "find_image_splits", "is_image"]
 
@@ -33,8 +33,8 @@ _KEY = "file_name"
 
 @cache
 def _endings() -> frozenset[str]:
-    Image.init()
-    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    PIL.Image.init()
+    return frozenset(end for end, kind in PIL.Image.registered_extensions().items() if kind in PIL.Image.OPEN)
 
 
 def is_image(path: Path) -> bool:
@@ -56,12 +56,12 @@ class _Split:
     def table(self, classes: Sequence[str]) -> Table:
         """Images, labels where there are classes, and what the metadata say."""
         labels = [self.class_of(image) for image in self.images]
-        features: dict[str, object] = {"image": datasets.Image()}
+        features: dict[str, Feature] = {"image": Image()}
         columns = {"image": pa.array([{"path": str(image)} for image in self.images], pa.struct({"path": pa.string()}))}
         if classes and any(labels):
             numbers = {name: number for number, name in enumerate(classes)}
             columns["label"] = pa.array([numbers[label] for label in labels])
-            features["label"] = datasets.ClassLabel(names=list(classes))
+            features["label"] = ClassLabel(tuple(classes))
         if self.metadata:
             try:
                 columns = _join(self.metadata, self.images) | columns

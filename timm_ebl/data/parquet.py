@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 from pyarrow.parquet import ParquetFile
 
 from ..errors import DataError
 from .catalogue import is_split_name
 from .columns import Stored, Table, note, short, some
+from .features import Feature, read_features
 
 __all__ = ["features_of", "find_parquet_splits", "read_parquet"]
 
@@ -87,7 +87,7 @@ def read_parquet(files: Sequence[Path]) -> Table:
         raise DataError(f"the columns of {some(files, 2)} differ in type ({short(error)}).") from error
 
 
-def features_of(schema: pa.Schema) -> datasets.Features:
+def features_of(schema: pa.Schema) -> dict[str, Feature]:
     """What ``datasets`` wrote into a Parquet file about its columns; empty if nothing."""
     written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return datasets.Features.from_dict((written.get("info") or {}).get("features") or {})
+    return read_features((written.get("info") or {}).get("features") or {})

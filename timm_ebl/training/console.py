@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import datasets
 import huggingface_hub
 
 from .threads import set_threads
@@ -62,9 +61,12 @@ def bars_in_terminals_alone() -> None:
     """Have libraries show their progress where it is seen: in a terminal, by the first process of a machine."""
     if sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
         return
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
     huggingface_hub.utils.disable_progress_bars()
+    with suppress(ImportError):  # local data are read without it
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
 
 
 def begin(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:

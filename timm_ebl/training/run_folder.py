@@ -9,10 +9,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from .._version import __version__
 from ..errors import ConfigError
 from ..models.weights import CONFIG, WEIGHTS, read_config, without_defaults
 from .files import LEFTOVER, temporary_folder, write_whole, writing
@@ -49,8 +50,11 @@ def list_checkpoints(folder: Path) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
-    packages = ("timm-ebl", "torch", "timm", "accelerate", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    found = {"python": platform.python_version(), "timm-ebl": __version__}
+    for name in ("torch", "timm", "accelerate", "datasets"):
+        with suppress(PackageNotFoundError):  # local data are read without ``datasets``
+            found[name] = version(name)
+    return found
 
 
 def device_name(device: torch.device) -> str:
