@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 __all__ = ["ROUGH", "apart", "copies_of", "wide"]
 
@@ -25,6 +26,9 @@ def apart(mean: Tensor, difference: Tensor) -> Tensor:
     """Two copies, of this mean and this difference, as one batch, images channels last."""
     count, *shape = mean.shape
     layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+    if is_dynamo_compiling():  # which cannot write into a part of a tensor in PyTorch 2.11
+        halves = torch.sub(mean, difference, alpha=0.5), torch.add(mean, difference, alpha=0.5)
+        return torch.cat(halves).to(difference.dtype, memory_format=layout)
     both = torch.empty((2 * count, *shape), dtype=difference.dtype, device=mean.device, memory_format=layout)
     torch.sub(mean, difference, alpha=0.5, out=both[:count])
     torch.add(mean, difference, alpha=0.5, out=both[count:])
