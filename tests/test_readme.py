@@ -154,7 +154,7 @@ def test_every_command_is_there_and_has_known_options(guide, my_module, monkeypa
         elif words[0] == "python" and words[1].startswith("tests/"):
             assert (ROOT / words[1]).is_file()
         else:
-            assert words[0] in {".", ".ci/run", "cd", "git", "pip", "pre-commit", "python", "ruff"}, words
+            assert words[0] in {".", ".ci/gpu", ".ci/run", "cd", "git", "pip", "pre-commit", "python", "ruff"}, words
 
 
 def test_pytest_knows_every_marker_that_is_named(pytestconfig):
