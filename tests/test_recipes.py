@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 OVERVIEW = (RECIPES / "README.md").read_text(encoding="utf-8")
 FILES = sorted(RECIPES.glob("table*.yaml"))
 RESNETS = sorted(RECIPES.glob("resnet13_*.yaml"))
+OURS = RECIPES / "gpu_cifar10.yaml"
 
 # The released code: gains, learning rates, beta, free and nudged sweeps, weight decay.
 RELEASED = {
@@ -68,6 +69,16 @@ def test_a_recipe_of_a_network_with_skips_has_the_published_settings(path):
     assert (recipe.model_kwargs, recipe.mean) == ({}, None)
 
 
+def test_our_recipe_for_a_gpu_has_our_states_and_is_in_the_overview():
+    recipe, default = resolve(read_recipe(OURS)), resolve({})
+    check_config(recipe)
+    assert (recipe.dataset, recipe.model, recipe.algo) == ("cifar10", "dchn_cifar10", "c-ep")
+    states = ("free_sweeps", "omega", "order", "start", "warm_start", "beta", "nudged_sweeps", "linear_response")
+    assert all(getattr(recipe, name) == getattr(default, name) for name in states)
+    assert (recipe.epochs, recipe.batch_size, recipe.mixed_precision) == (100, 128, "bf16")
+    assert f"| [`{OURS.stem}`]({OURS.name}) | 7 + 2 + 2 x 3 |" in OVERVIEW
+
+
 def test_the_overview_has_the_papers_errors():
     for rule, errors in TABLE_1.items():
         assert f"| `{rule}` | " + " | ".join(f"{error:g}" for error in errors.values()) + " |" in OVERVIEW
@@ -85,7 +96,7 @@ def test_the_overview_has_the_figures_of_every_checkpoint(name):
 
 def test_every_link_of_the_overview_leads_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", OVERVIEW)
-    assert sorted(links) == sorted([*(path.name for path in FILES + RESNETS), *list_shipped()])
+    assert sorted(links) == sorted([*(path.name for path in [*FILES, *RESNETS, OURS]), *list_shipped()])
     assert all((RECIPES / link).exists() for link in links)
 
 
