@@ -113,6 +113,10 @@ class Graph:
         """The interactions, in the order of the edges."""
         return tuple(edge.interaction for edge in self.edges)
 
+    def tensors(self) -> list[Tensor]:
+        """What the interactions are computed from (`Interaction.tensors`), in the order of the edges."""
+        return [tensor for interaction in self.interactions for tensor in interaction.tensors()]
+
     @cached_property
     def incoming(self) -> tuple[tuple[int, ...], ...]:
         """For each layer the indices of the edges that lead to it."""

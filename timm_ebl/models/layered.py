@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..energy.gradient import WeightedEnergy
+from ..energy.gradient import KnownGradient, weighted_energy
+from ..energy.interaction import Interaction
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.native import is_func_transform_active
+from ..kernels.recording import is_captured
 from ..relaxation.checks import require_input
 from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, Start, require_minimizer
@@ -23,7 +25,6 @@ from .checks import require_finite, require_state
 if TYPE_CHECKING:
     from ..energy.functional import State
     from ..energy.graph import Graph
-    from ..energy.interaction import Interaction
     from ..relaxation.phase import DrivenPhase, Phase
 
 __all__ = ["LayeredNetwork", "descended", "known"]
@@ -71,8 +72,16 @@ class LayeredNetwork(nn.Module, EnergyModel):
             raise ValueError(f"The input is on {x.device} and the network on {device}: move one of them.")
         if start is not None:
             require_state(start, self.state_shapes(x), x.device)
-        if not (torch.compiler.is_compiling() or x.is_meta):
+        if not (torch.compiler.is_compiling() or x.is_meta or is_captured()):
             require_finite(x, start or ())
+
+    def recordable(self, *phases: Minimizer) -> Graph | None:
+        if not all(phase.is_recordable for phase in phases):
+            return None
+        graph, parameters = self.graph, {*map(id, self.parameters())}
+        alone = {*map(id, graph.tensors())} <= parameters
+        by_autograd = any(type(part).operator is Interaction.operator for part in graph.interactions)
+        return graph if alone and not by_autograd else None
 
     @torch.compiler.disable
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -121,14 +130,16 @@ class LayeredNetwork(nn.Module, EnergyModel):
                 "The relaxation is not one of this network with its present parameters, or its layers were changed in "
                 "place: relax anew."
             )
-        tensors = [tensor for interaction in graph.interactions for tensor in interaction.tensors()]
         rest, uppers = self.sources(relaxation, cache, weights)
-        state, copies = relaxation.state, cache.copies
-        return WeightedEnergy.apply(rest, graph, cache.operators, cache.drives, state, uppers, copies, x, *tensors)
+        with torch.no_grad():
+            value, opposite = weighted_energy(
+                rest, graph, cache.operators, cache.drives, relaxation.state, uppers, cache.copies, x
+            )
+        return KnownGradient.apply(value, opposite, x, *graph.tensors())
 
     @abstractmethod
     def sources(self, relaxation: Relaxation, cache: Cache, weights: Tensor) -> tuple[Tensor, State]:
-        """``rest`` and ``uppers`` of `timm_ebl.energy.gradient.WeightedEnergy` at the states of a relaxation."""
+        """``rest`` and ``uppers`` of `timm_ebl.energy.gradient.weighted_energy` at the states of a relaxation."""
 
     @torch.compiler.disable
     @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..energy.functional import State, weigh
+from ..kernels.recording import replayed
 from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, require_minimizer
 from ..relaxation.model import SETTLING_SWEEPS
@@ -82,6 +84,11 @@ class HopfieldNetwork(LayeredNetwork):
         """
         self.check_input(x)
         minimizer = self._minimizer(minimizer)
+        graph, answer = self.recordable(minimizer), partial(self._answer, minimizer)
+        found = None if graph is None else replayed(self, (minimizer, graph), answer, (x,))
+        return answer(x) if found is None else found
+
+    def _answer(self, minimizer: Minimizer, x: Tensor) -> Tensor:
         phase = EnergyPhase.begun(self.graph, x, minimizer.start)
         into_output = [self.graph.edges[edge].lower for edge in self.graph.incoming[-1]]
         wanted = [layer for layer in into_output if layer is not None] if minimizer.tolerance is None else None

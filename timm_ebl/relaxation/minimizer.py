@@ -93,6 +93,11 @@ class Minimizer:
         return self._omegas[min(sweep, len(self._omegas)) - 1]
 
     @property
+    def is_recordable(self) -> bool:
+        """Whether a device may record its sweeps: they are compiled, and no values decide how many there are."""
+        return self.compiled and self.tolerance is None
+
+    @property
     def omegas(self) -> str:
         """The over-relaxation of the first and of the last sweep, to be read."""
         return "-".join(dict.fromkeys(str(self.omega_of(sweep)) for sweep in (1, self.sweeps)))

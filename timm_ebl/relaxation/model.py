@@ -12,6 +12,7 @@ from .minimizer import Minimizer
 
 if TYPE_CHECKING:
     from ..energy.functional import State
+    from ..energy.graph import Graph
     from .record import Relaxation
 
 __all__ = ["SETTLING_SWEEPS", "EnergyModel"]
@@ -81,6 +82,10 @@ class EnergyModel(ABC):
             minimizer: That of the free relaxation; by default as the model was built.
         """
         return self.relax(free.input, free, minimizer=(minimizer or self.minimizer).further(SETTLING_SWEEPS))
+
+    def recordable(self, *phases: Minimizer) -> Graph | None:
+        """The graph, if what phases of these minimisers compute depends on it, its parameters and the input alone."""
+        return None
 
     def answer(self, x: Tensor, minimizer: Minimizer | None = None) -> Tensor:
         """The output layer that minimises the energy given the others where the free relaxation ends, ``(B, M)``."""

@@ -23,6 +23,7 @@ from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
 from .cost import Cost
 from .nudging import Nudging, require_signs
+from .replay import replayed_step
 from .rule import Rule, RuleOutput, as_target, require_energy, require_strength
 
 if TYPE_CHECKING:
@@ -99,14 +100,18 @@ class ContrastiveRule(Rule):
     ) -> RuleOutput:
         require_energy(model)
         rule = self.fitted(model)
+        return replayed_step(rule, model, x, y, start, signs) or rule.step(model, x, y, start, signs)
+
+    def step(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None, signs: Tensor | None) -> RuleOutput:
+        """What a call returns, the rule being `fitted`."""
         free = model.relax(x, start, minimizer=self.free)  # Equation 1
         target = as_target(y, free.output)
 
         def perturb(output: Tensor, signs: Sequence[int | Tensor]) -> Perturbation:
-            betas = [target.new_ones(len(target), 1) * (rule.beta * sign) for sign in signs]
-            return rule.perturbation(output, target.repeat(len(signs), 1), torch.cat(betas))
+            betas = [target.new_ones(len(target), 1) * (self.beta * sign) for sign in signs]
+            return self.perturbation(output, target.repeat(len(signs), 1), torch.cat(betas))
 
-        loss, pair = rule.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)), signs)
+        loss, pair = self.contrast(model, free, perturb, target.new_full((len(target),), 1 / len(target)), signs)
         return RuleOutput(loss, free.output, free, tuple(layer[-len(target) :] for layer in pair.state))
 
     def contrast(
