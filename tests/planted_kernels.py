@@ -40,6 +40,24 @@ BUGS = {
         "if route is None and self.dtype == torch.float16:",
         "test_rounding.py::test_two_copies_in_16_bits_choose_one_route",
     ),
+    "a replay returns what the next one writes to": Bug(
+        "kernels/recording.py",
+        "return _copied(self.results)",
+        "return self.results",
+        "test_recording.py::test_what_a_replay_returned_is_not_touched_by_the_next",
+    ),
+    "a replay has the inputs of its recording": Bug(
+        "kernels/recording.py",
+        "place.copy_(x)",
+        "pass",
+        "test_recording.py::test_a_replayed_answer_is_the_answer_while_the_weights_change",
+    ),
+    "a recording reads where its parameters were": Bug(
+        "kernels/recording.py",
+        "key = what, autocast, places, tuple(map(_form, inputs))",
+        "key = what, autocast, len(places), tuple(map(_form, inputs))",
+        "test_recording.py::test_another_form_is_another_recording",
+    ),
     "a weight is packed while code is compiled": Bug(
         "kernels/convolution.py",
         "and not (torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling())",

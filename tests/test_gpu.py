@@ -1,8 +1,12 @@
-"""Runs on a CUDA device: every precision, compiled, stopped and taken up again, and the watch."""
+"""Runs on a CUDA device: every precision, compiled, recorded, stopped and taken up again, and the watch."""
 
 import json
 import os
 import signal
+import threading
+import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,9 +14,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from runs import arguments, results, train_ebl, write_images
+from tape import assert_same, assert_steps_alike, rule_of
 
-from timm_ebl import create_rule, list_rules
+from timm_ebl import create_rule, list_rules, random_signs
 from timm_ebl.errors import Interrupted
+from timm_ebl.kernels import recording
+from timm_ebl.relaxation import descent
 from timm_ebl.tools.gradients import layer_cosines, rule_gradients
 from timm_ebl.training.checkpoint import Checkpoints
 
@@ -118,3 +125,114 @@ def test_every_rules_gradient_in_16_bits_is_near_that_in_32(algo, precision):
     exact, rough = (rule_gradients(model, x, y, algo, kind) for kind in (None, precision))
     cosines = layer_cosines(rough, exact)
     assert min(cosines) > (0.95 if precision == torch.float16 else 0.8)
+
+
+@pytest.fixture
+def graphs():
+    """CUDA graphs, whose failure is an error, of kernels that sum in one order."""
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Sweeps are launched as they are, so that a graph alone makes the difference."""
+    monkeypatch.setattr(descent, "compiled_sweep", lambda phase: phase.sweep)
+
+
+def batches(step, count=16):
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(count, 3, 32, 32, generator=generator)
+    return x.cuda(), torch.randint(10, (count,), generator=generator).cuda(), random_signs(count, generator).cuda()
+
+
+def compiled_network(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name).cuda()
+    model.minimizer = replace(model.minimizer, compiled=True)
+    return model
+
+
+def recordings(model):
+    return [kept for kept in recording._KEPT[model].values() if kept is not None]
+
+
+NETWORKS = ["dchn_tiny_cifar10", "hopfield_resnet13_tiny_cifar10", "pcn_vgg5_tiny_cifar10"]
+PRECISIONS = [None, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("algo", [name for name in list_rules() if name not in ("tbp", "rbp")])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cuda_graph_makes_every_rules_step_to_the_bit_while_the_weights_change(graphs, uncompiled, name, algo):
+    model = compiled_network(name)
+    assert_steps_alike(rule_of(model, algo), model, batches, steps=4)
+    assert len(recordings(model)) == 1
+
+
+@pytest.mark.parametrize("options", [{"linear_response": False}, {"cost": "cross-entropy"}])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cuda_graph_makes_the_step_in_every_precision_to_the_bit(graphs, uncompiled, name, precision, options):
+    model = compiled_network(name)
+    with nullcontext() if precision is None else torch.autocast("cuda", precision):
+        assert_steps_alike(rule_of(model, **options), model, batches)
+    assert len(recordings(model)) == 1
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_cuda_graphs_of_several_batch_sizes_make_the_answers_to_the_bit(graphs, uncompiled, precision):
+    model = compiled_network(NETWORKS[0])
+    with nullcontext() if precision is None else torch.autocast("cuda", precision):
+        for step in range(4):
+            kept = []
+            for count in (16, 7, 16, 3):
+                x, *_ = batches(step, count)
+                with recording.without_recordings():
+                    expected = model.answer(x)
+                kept.append((model.answer(x), expected))
+            for pair in kept:
+                assert_same(*pair)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(0.95)
+    assert len(recordings(model)) == 3
+
+
+def test_a_cuda_graph_is_recorded_while_another_thread_pins_memory(graphs, uncompiled):
+    stopped, model = threading.Event(), compiled_network(NETWORKS[0])
+
+    def pin():
+        while not stopped.is_set():
+            torch.empty(2**16).pin_memory().cuda(non_blocking=True)
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        assert_steps_alike(rule_of(model), model, batches)
+    finally:
+        stopped.set()
+        thread.join()
+    assert len(recordings(model)) == 1
+
+
+def test_the_recording_of_a_step_that_reads_a_value_gives_way_to_the_step(uncompiled, monkeypatch):
+    model = compiled_network(NETWORKS[0])
+    settle = model.settle
+
+    def reads(free, *given):
+        assert bool(free.energy.isfinite().all())
+        return settle(free, *given)
+
+    monkeypatch.setattr(model, "settle", reads)
+    with torch.backends.cudnn.flags(deterministic=True), pytest.warns(RuntimeWarning, match="without a recording"):
+        assert_steps_alike(rule_of(model), model, batches)
+    assert recording._KEPT[model] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_cuda_graph_of_compiled_sweeps_makes_the_step_to_the_bit(graphs, name):
+    model = compiled_network(name)
+    assert_steps_alike(rule_of(model), model, batches)
+    assert len(recordings(model)) == 1

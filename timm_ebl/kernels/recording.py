@@ -73,9 +73,13 @@ class _CudaGraph(Recording):
                 for _ in range(WARM_UPS):
                     function(*self.inputs)
             present.wait_stream(side)
-            # Other threads may pin images of coming batches meanwhile.
-            with torch.cuda.graph(self.graph, pool, side, capture_error_mode="thread_local"):
-                return function(*self.inputs)
+            torch.clear_autocast_cache()  # of weights that were cast before: a replay casts them anew
+            try:
+                # Other threads may pin images of coming batches meanwhile.
+                with torch.cuda.graph(self.graph, pool, side, capture_error_mode="thread_local"):
+                    return function(*self.inputs)
+            finally:
+                torch.clear_autocast_cache()
 
     def replay(self) -> None:
         with torch.cuda.device(self.inputs[0].device):
@@ -119,8 +123,7 @@ def replayed(network: nn.Module, what: Hashable, function: Callable[..., Any], i
     with torch.inference_mode(False), torch.no_grad():
         if kept[key] is None:
             try:
-                with torch.autocast(device, autocast, enabled=autocast is not None, cache_enabled=False):
-                    kept[key] = recorder(function, inputs, next(filter(None, kept.values()), None))
+                kept[key] = recorder(function, inputs, next(filter(None, kept.values()), None))
             except RuntimeError as error:
                 _KEPT[network] = None
                 reason = str(error).partition("\n")[0]

@@ -53,7 +53,8 @@ class Minimizer:
             its residual is above the first that was computed.
         start: Where to start if no state is given.
         compiled: Whether sweeps run as `torch.compile` makes them: the first few wait for the compiler, and every other
-            batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same.
+            batch size waits anew. It is meant for a fixed number of sweeps, whose shapes are always the same: on a CUDA
+            device, answers and the steps of contrastive rules are then CUDA graphs (`timm_ebl.kernels.recording`).
 
     Raises:
         ValueError: A field is out of range, or a name is unknown.

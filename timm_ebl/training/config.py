@@ -131,7 +131,9 @@ class TrainConfig:
     damped: bool | None = _rule(
         None, "update a nudged output by o <- u - beta (o - y), as the paper does, and not to its minimum at once", bool
     )
-    compiled: bool = _run(False, "run sweeps as torch.compile makes them", bool)
+    compiled: bool = _run(
+        False, "run sweeps as torch.compile makes them and, on a GPU, steps and answers as CUDA graphs", bool
+    )
     opt: str = _optimisation("adam", "optimiser, by its name in timm.optim")
     lr: tuple[float, ...] = _optimisation(
         (2e-3,), "learning rate, or one for each interaction, read-out last", float, True
