@@ -13,6 +13,8 @@ from fake_cuda import Waits, fake_cuda, gradients, on_cuda
 from graphs import GraphNetwork, residual_graph
 
 from timm_ebl import Minimizer, create_backward, create_rule, list_rules
+from timm_ebl.data.dataset import ImageDataset
+from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.energy.graph import Layer
 from timm_ebl.energy.perturbation import Clamped, Forced, Nudged
@@ -21,6 +23,7 @@ from timm_ebl.kernels.packed import Packed
 from timm_ebl.kernels.plain import Plain
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.health import Watch
+from timm_ebl.training.launch import start_accelerator
 from timm_ebl.training.progress import Progress
 from timm_ebl.training.task import RuleTask
 
@@ -239,6 +242,13 @@ def test_an_epoch_waits_at_its_ends_and_at_its_looks_alone(accelerator):
         assert progress.step == 3
         # The random draws of the whole epoch go to the device at its begin, the watch looks twice, the means are read.
         assert watched.waits == {EPOCH: 2, looks[0]: 2, looks[1]: 2, "training/progress.py:reduced": 1}
+
+
+def test_batches_go_to_the_device_from_pinned_memory_without_a_wait(accelerator):
+    data = ImageDataset(torch.zeros(12, 3, 4, 4, dtype=torch.uint8), torch.zeros(12).long(), ("a",), "none", None)
+    for loader in (build_train_loader(data, 4, 0, accelerator), build_eval_loader(data, 4, accelerator)):
+        assert loader.base_dataloader.pin_memory
+    assert start_accelerator(SimpleNamespace(mixed_precision="no", grad_accum_steps=1)).non_blocking
 
 
 def test_an_evaluation_waits_at_its_end_alone(accelerator):

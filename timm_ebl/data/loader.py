@@ -109,10 +109,17 @@ def build_train_loader(data: ImageDataset, batch_size: int, seed: int, accelerat
             "to train on: choose a smaller --batch-size."
         )
     order = EpochOrder(len(data), step_images, seed)
-    loader = DataLoader(Numbered(data), batch_size, sampler=order, collate_fn=as_it_is, generator=torch.Generator())
-    return accelerator.prepare(loader)
+    return _prepared(Numbered(data), batch_size, accelerator, sampler=order)
 
 
 def build_eval_loader(data: ImageDataset, batch_size: int, accelerator: Accelerator) -> DataLoader:
     """A prepared loader of batches ``(images, labels)`` in the data's own order."""
-    return accelerator.prepare(DataLoader(Batches(data), batch_size, collate_fn=as_it_is, generator=torch.Generator()))
+    return _prepared(Batches(data), batch_size, accelerator)
+
+
+def _prepared(data: Batches, batch_size: int, accelerator: Accelerator, **order: Sampler) -> DataLoader:
+    """A prepared loader; from pinned memory a batch goes to a GPU without a wait for it."""
+    pinned = accelerator.device.type == "cuda"
+    generator = torch.Generator()
+    loader = DataLoader(data, batch_size, collate_fn=as_it_is, pin_memory=pinned, generator=generator, **order)
+    return accelerator.prepare(loader)

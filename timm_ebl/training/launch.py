@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 
 from ..errors import ConfigError
 
@@ -26,7 +27,9 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.grad_accum_steps
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.grad_accum_steps,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
     except (ImportError, RuntimeError, ValueError) as error:
         raise ConfigError(f"accelerate cannot do what it was asked for: {error}") from error
