@@ -32,6 +32,7 @@ from accelerate.utils import set_seed
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub.publish import check_access, publish
+from timm_ebl.rules.cost import Cost
 from timm_ebl.tools.plots import plot_curves
 from timm_ebl.training.build import build_model, build_optimizer, build_transform, check_config
 from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
@@ -76,6 +77,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         data = load_splits(config)
     model = build_model(config, data.train, origin)
     rule = build_rule(config, model)
+    cost = getattr(rule, "cost", Cost.SQUARED_ERROR)
     transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
     schedule = Schedule(optimizer, config.epochs, config.min_lr, config.warmup_epochs)
@@ -146,13 +148,15 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     warm_start=config.warm_start,
                     skip_bad_batches=config.skip_bad_batches,
                     clip_grad=config.clip_grad,
+                    cost=cost,
                     watch=watch,
                     between=between,
                     title=f"epoch {progress.epoch}/{config.epochs}",
                 )
                 held_out = {"error": None, "cost": None}
                 if held_out_loader:
-                    held_out = evaluate(accelerator, model, held_out_loader, transform, checkpoints.between_batches)
+                    between_batches = checkpoints.between_batches
+                    held_out = evaluate(accelerator, model, held_out_loader, transform, between_batches, cost)
                 metrics = {
                     "lr": optimizer.param_groups[0]["lr"],
                     "train_error": trained["error"],

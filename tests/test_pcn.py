@@ -1,5 +1,6 @@
 """The predictive coding networks of timm's registry, as a timm user meets them: they are feed-forward networks."""
 
+import json
 import warnings
 
 import pytest
@@ -13,7 +14,10 @@ from test_checkpoint import train_until  # noqa: F401 (a fixture)
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from timm_ebl import PCN
+from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.models.factory import family_of
+from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.splits import load_splits
 
 NAMES = timm.list_models("pcn*")
 TINY = ["--model", "pcn_vgg5_tiny_fashion_mnist", "--opt", "nesterov", "--lr", 0.04]
@@ -170,6 +174,13 @@ def test_a_run_by_the_cross_entropy_says_so_and_other_rules_refuse_it(tmp_path, 
     words = [*arguments(folder, tmp_path / "run")[: -len(SMALL)], *TINY, "--threads", 1, "--epochs", 1]
     train(*words, "--cost", "cross-entropy")
     assert "cost: cross-entropy" in (tmp_path / "run" / "args.yaml").read_text()
+    (metrics,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    data = load_splits(TrainConfig(dataset=str(folder))).held_out
+    model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
+    assert "tag" not in json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_cfg"]
+    images = BatchTransform(model.pretrained_cfg["mean"], model.pretrained_cfg["std"]).eval(data.images)
+    expected = float(F.cross_entropy(model.answer(images), data.labels))
+    assert metrics["held_out_cost"] == pytest.approx(expected, rel=1e-4)
     for more, answer in (
         (["--cost", "hinge"], "--cost is one of squared-error, cross-entropy, not 'hinge'"),
         (["--cost", "cross-entropy", "--algo", "c-cpl"], "Rule 'c-cpl' has no use for --cost"),

@@ -2,6 +2,7 @@
 
 import pytest
 import timm
+import torch
 
 from timm_ebl import Minimizer, create_rule
 from timm_ebl.training.build import build_rule, free_phase
@@ -42,6 +43,23 @@ def test_the_preset_of_the_paper_is_that_of_the_family(dataset, beta):
     assert build_rule(config) == expected
     assert (config.mean, config.warm_start) == (None, False)
     assert parse_config(["--preset", "paper", *options]).free_sweeps == 60
+
+
+@pytest.mark.parametrize(("network", "sweeps", "beta"), [("pcn_vgg5_tiny_mnist", 5, 0.02), ("pcn_vgg10", 10, 0.05)])
+def test_a_predictive_coding_network_has_the_procedure_of_its_own_publication(network, sweeps, beta):
+    config = parse_config(["--preset", "paper", "--model", network, "--dataset", "cifar10"])
+    rule = build_rule(config, timm.create_model(network, device="meta"))
+    plain = Minimizer(sweeps=sweeps, omega=1.0)
+    assert (rule.perturbed, rule.beta, rule.linear_response, rule.damped) == (plain, beta, False, True)
+    assert (config.mean, config.warm_start) == (None, False)
+
+
+def test_the_preset_takes_the_kind_of_network_from_the_folder_of_a_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("hopfield_resnet13_tiny_mnist")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    config = parse_config(["--preset", "paper", "--pretrained", f"local-dir:{tmp_path}"])
+    assert (config.free_sweeps, config.nudged_sweeps) == (120, 50)
 
 
 def test_the_preset_asks_for_the_kind_of_network_where_a_folder_does_not_tell_it(capsys):

@@ -164,6 +164,7 @@ def test_a_name_with_part_of_a_checkpoint_is_taken(tmp_path, run, lost):
         ("dchn_tiny_cifar10", "/some/where/my pictures/", "n_ep_my_pictures"),
         ("dchn_shallow", "cifar10", "n_ep_cifar10"),
         ("hopfield_resnet13_tiny_fashion_mnist", "fashion-mnist", "n_ep"),
+        ("pcn_vgg5_cifar100", "cifar100", "n_ep"),
     ],
 )
 def test_the_tag_tells_the_data_where_the_name_does_not(model, dataset, tag):

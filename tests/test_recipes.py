@@ -19,6 +19,8 @@ OVERVIEW = (RECIPES / "README.md").read_text(encoding="utf-8")
 FILES = sorted(RECIPES.glob("table*.yaml"))
 RESNETS = sorted(RECIPES.glob("resnet13_*.yaml"))
 OURS = RECIPES / "gpu_cifar10.yaml"
+PCNS = sorted(RECIPES.glob("pcn_vgg5_*.yaml"))
+PUBLISHED = {"resnet13_cifar10": 6.08, "pcn_vgg5_mnist": 0.32, "pcn_vgg5_cifar10": 7.8, "pcn_vgg5_cifar100": 30.1}
 
 # The released code: gains, learning rates, beta, free and nudged sweeps, weight decay.
 RELEASED = {
@@ -62,7 +64,9 @@ def test_a_recipe_of_a_network_with_skips_has_the_published_settings(path):
     assert recipe.dataset.replace("-", "_") == path.stem.removeprefix("resnet13_")
     assert recipe.model == f"hopfield_{path.stem}"
     assert (recipe.free_sweeps, recipe.nudged_sweeps, recipe.omega, recipe.start) == (120, 50, (1.0,), "zero")
-    assert (recipe.beta, recipe.weight_decay) == ((0.1, 2.5e-4) if recipe.dataset == "cifar10" else (0.15, 3.5e-4))
+    assert recipe.beta == (0.15 if recipe.dataset in ("fashion-mnist", "cifar100") else 0.1)
+    assert recipe.weight_decay == (2.5e-4 if recipe.dataset == "cifar10" else 3.5e-4)
+    assert recipe.randaugment == (3, 4 if recipe.dataset == "cifar100" else 9)
     assert (recipe.opt, recipe.momentum, recipe.lr, recipe.min_lr) == ("sgd", 0.9, (0.03,), 2e-6)
     assert build_optimizer(recipe, timm.create_model(recipe.model, device="meta")).defaults["nesterov"]
     assert (recipe.algo, recipe.epochs, recipe.batch_size, recipe.holdout) == ("c-ep", 300, 128, 0.0)
@@ -77,6 +81,27 @@ def test_our_recipe_for_a_gpu_has_our_states_and_is_in_the_overview():
     assert all(getattr(recipe, name) == getattr(default, name) for name in states)
     assert (recipe.epochs, recipe.batch_size, recipe.mixed_precision) == (100, 128, "bf16")
     assert f"| [`{OURS.stem}`]({OURS.name}) | 7 + 2 + 2 x 3 |" in OVERVIEW
+
+
+@pytest.mark.parametrize("path", PCNS, ids=lambda path: path.stem)
+def test_a_recipe_of_a_predictive_coding_network_has_the_published_settings(path):
+    recipe = resolve(read_recipe(path))
+    check_config(recipe)
+    assert recipe.dataset.replace("-", "_") == path.stem.removeprefix("pcn_vgg5_")
+    assert (recipe.model, recipe.algo, recipe.cost) == (path.stem, "c-ep", None)
+    assert (recipe.nudged_sweeps, recipe.beta, recipe.nudged_omega, recipe.damped) == (5, 0.02, (1.0,), True)
+    assert (recipe.opt, recipe.momentum, recipe.lr, recipe.min_lr) == ("sgd", 0.9, (0.04,), 1e-6)
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay, recipe.holdout) == (100, 16, 3e-4, 0.0)
+    assert (recipe.model_kwargs, recipe.mean, recipe.randaugment) == ({}, None, (0, 0))
+
+
+@pytest.mark.parametrize("paths", [RESNETS, PCNS], ids=["resnet13", "pcn_vgg5"])
+def test_no_data_set_lacks_a_recipe_of_another_family_and_the_overview_has_its_error(paths):
+    assert len(paths) == len(SPLIT_SIZES)
+    for path in paths:
+        error = f"{PUBLISHED[path.stem]:g} %" if path.stem in PUBLISHED else "not given"
+        sweeps = "120 + 2 x 50" if paths is RESNETS else "1 + 2 x 5"
+        assert f"| [`{path.stem}`]({path.name}) | {error} | {sweeps} |" in OVERVIEW
 
 
 def test_the_overview_has_the_papers_errors():
@@ -96,7 +121,7 @@ def test_the_overview_has_the_figures_of_every_checkpoint(name):
 
 def test_every_link_of_the_overview_leads_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", OVERVIEW)
-    assert sorted(links) == sorted([*(path.name for path in [*FILES, *RESNETS, OURS]), *list_shipped()])
+    assert sorted(links) == sorted([*(path.name for path in [*FILES, *RESNETS, *PCNS, OURS]), *list_shipped()])
     assert all((RECIPES / link).exists() for link in links)
 
 

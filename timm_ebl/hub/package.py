@@ -106,7 +106,7 @@ def _default_tag(run: TrainedModel) -> str:
     data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(run.recipe.dataset).name)
     return (
         rule
-        if re.fullmatch(f"(dchn|hopfield_resnet13)_(small_|tiny_)?{data}", run.config["architecture"])
+        if re.fullmatch(f"(dchn|hopfield_resnet13|pcn_vgg5)_(small_|tiny_)?{data}", run.config["architecture"])
         else f"{rule}_{data}"
     )
 

@@ -100,8 +100,8 @@ def require_energy(model: object) -> None:
     """
     if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
         raise TypeError(
-            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models('dchn*'), or derive the "
-            "model from timm_ebl.EnergyModel."
+            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models(['dchn*', "
+            "'hopfield_resnet*', 'pcn*']), or derive the model from timm_ebl.EnergyModel."
         )
 
 

@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 _NO_ENERGY = (
-    "The model '{}' has no energy to relax: choose one of timm.list_models('dchn*'), or a timm_ebl.EnergyModel that is "
-    "registered with timm."
+    "The model '{}' has no energy to relax: choose one of timm.list_models(['dchn*', 'hopfield_resnet*', 'pcn*']), or "
+    "a timm_ebl.EnergyModel that is registered with timm."
 )
 
 _NO_MODEL_KWARGS = {
@@ -137,7 +137,7 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
     """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = ", ".join(timm.list_models("dchn*"))
+        known = ", ".join(timm.list_models(["dchn*", "hopfield_resnet*", "pcn*"]))
         raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or one that --import MODULE registers.")
     checkpoints = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in checkpoints:

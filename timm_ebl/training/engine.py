@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ..data.loader import Stream, epoch_generator
 from ..errors import Diverged
+from ..rules.cost import Cost
 from ..rules.nudging import random_signs
-from ..rules.rule import squared_error
 from .progress import Averages, Progress
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def train_epoch(
     warm_start: bool = False,
     skip_bad_batches: bool = False,
     clip_grad: float | None = None,
+    cost: Cost = Cost.SQUARED_ERROR,
     watch: Callable[[dict[str, Tensor]], None] = nothing,
     between: Callable[[], None] = nothing,
     title: str = "",
@@ -59,6 +60,7 @@ def train_epoch(
             before left, as the paper's released code does.
         skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
         clip_grad: Largest norm of a step's gradient over all parameters; one that is longer is scaled down to it.
+        cost: The cost that is reported: the one that the rule descends.
         watch: Sees the task's result after every batch.
         between: Called after every batch, once progress includes it.
         title: What the progress bar shows.
@@ -94,7 +96,7 @@ def train_epoch(
             progress.step += 1
             progress.state = result["last"] if warm_start and good else None
             if good:
-                add_metrics(progress.averages, result, labels)
+                add_metrics(progress.averages, result, labels, cost)
             else:
                 progress.skipped += 1
             if progress.step % 10 == 1 and progress.averages.images and not bar.disable:
@@ -106,12 +108,12 @@ def train_epoch(
     return progress.averages.reduced(accelerator)
 
 
-def add_metrics(averages: Averages, result: dict[str, Tensor], labels: Tensor) -> None:
+def add_metrics(averages: Averages, result: dict[str, Tensor], labels: Tensor, cost: Cost) -> None:
     """Add what a `RuleTask` reports of a batch: ``error``, ``cost``, ``energy`` and ``residual``."""
     output = result["output"]
     averages.add(
         error=_wrong(output, labels),
-        cost=_cost(output, labels),
+        cost=_cost(cost, output, labels),
         energy=result["energy"],
         residual=result["residual"],
     )
@@ -131,6 +133,7 @@ def evaluate(
     loader: DataLoader,
     transform: BatchTransform,
     between: Callable[[], None] = nothing,
+    cost: Cost = Cost.SQUARED_ERROR,
 ) -> dict[str, Any]:
     """Error (%) and cost of the model's own relaxation over a split; every image counts once.
 
@@ -142,15 +145,16 @@ def evaluate(
         loader: A prepared loader.
         transform: Normalisation.
         between: Called after every batch.
+        cost: The cost that is reported.
     """
     model.eval()
     averages, predicted = Averages(), []
     for images, labels in loader:
         with accelerator.autocast():
             output = model.answer(transform.eval(images)).float()
-        found = (_wrong(output, labels), _cost(output, labels), output.argmax(1))
-        error, cost, classes = accelerator.gather_for_metrics(found)
-        averages.add(error=error, cost=cost)
+        found = (_wrong(output, labels), _cost(cost, output, labels), output.argmax(1))
+        error, paid, classes = accelerator.gather_for_metrics(found)
+        averages.add(error=error, cost=paid)
         predicted.append(classes)
         between()
     return averages.means() | {"predicted": torch.cat(predicted).cpu()}
@@ -160,5 +164,5 @@ def _wrong(output: Tensor, labels: Tensor) -> Tensor:
     return (output.argmax(1) != labels).double() * 100
 
 
-def _cost(output: Tensor, labels: Tensor) -> Tensor:
-    return squared_error(output, nn.functional.one_hot(labels, output.shape[1]))
+def _cost(cost: Cost, output: Tensor, labels: Tensor) -> Tensor:
+    return cost.value(output, nn.functional.one_hot(labels, output.shape[1]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED
-from ..errors import ConfigError
+from ..errors import ConfigError, WeightsError
+from ..models.weights import CONFIG, read_config
 
 __all__ = ["PRESETS", "preset"]
 
@@ -26,8 +28,10 @@ _PLAIN = {
 }
 """What the published procedures share: sweeps without over-relaxation, from zero, and phases that follow the energy."""
 
-_DCHN, _RESNET = "dchn", "hopfield_resnet"
+_DCHN, _RESNET, _PCN = "dchn", "hopfield_resnet", "pcn"
 """Families, by the files that register their networks with timm."""
+
+_FOLDER = "local-dir:"
 
 _FAST: Mapping[str, Mapping[str, Any]] = {
     # Units in [0, 6] amplify more than those in [0, 1]: at a rate of 2e-3 the states run away to their bounds.
@@ -39,7 +43,12 @@ _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     _DCHN: {"free_sweeps": 60, "nudged_sweeps": 15, "warm_start": True, "companion": True},
     # arXiv 2509.26003.
     _RESNET: {"free_sweeps": 120, "nudged_sweeps": 50, "beta": 0.1},
+    # arXiv 2606.03584, PCN-VGG5; the free phase is a forward pass.
+    _PCN: {"nudged_sweeps": 5, "beta": 0.02},
 }
+
+_OF_A_NETWORK: Mapping[str, Mapping[str, Any]] = {"pcn_vgg10": {"nudged_sweeps": 10, "beta": 0.05}}
+"""What is published for a network of a family by itself."""
 
 _OF_A_DATASET: Mapping[tuple[str, str], Mapping[str, Any]] = {
     # The released code normalises CIFAR-10 by three times its deviations.
@@ -63,13 +72,24 @@ def preset(name: str, model: str | None, dataset: str | None) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    if (model or "").startswith(_FOLDER):
+        model = _architecture(Path(model.removeprefix(_FOLDER)).expanduser()) or model
     if name == "paper" and ":" in (model or ""):
         raise ConfigError(f"--preset {name} depends on the kind of network: name it by --model, beside {model}.")
     architecture = (model or "").partition(".")[0]
     family = next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
     if name == "fast":
         return {**_FAST.get(family, {})}
-    return {**_PLAIN, **_PUBLISHED[family], **_OF_A_DATASET.get((family, _published_name(dataset)), {})}
+    of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
+    return {**_PLAIN, **_PUBLISHED[family], **_OF_A_NETWORK.get(architecture, {}), **of_dataset}
+
+
+def _architecture(folder: Path) -> str | None:
+    """The network of a checkpoint in a folder, if it says so; whatever else is wrong with it is said elsewhere."""
+    try:
+        return read_config(folder / CONFIG)["architecture"]
+    except WeightsError:
+        return None
 
 
 def _published_name(dataset: str | None) -> str | None:

@@ -228,6 +228,7 @@ class RunFolder:
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
             config = without_defaults(read_config(folder / CONFIG))
+            config["pretrained_cfg"].pop("tag", None)  # that of a checkpoint which the model's name has already
             config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             for name in (WEIGHTS, CONFIG):
