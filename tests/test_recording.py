@@ -15,6 +15,7 @@ from timm_ebl.kernels import convolution, recording
 from timm_ebl.models.hopfield_resnet import HopfieldResNet
 from timm_ebl.models.pcn import PCN
 from timm_ebl.relaxation import descent
+from timm_ebl.tools.procedures import variants
 
 CONTRASTIVE = [name for name in list_rules() if name not in ("tbp", "rbp")]
 FEW = ("cl", "c-ep", "r-cpl")
@@ -250,3 +251,15 @@ def test_a_replay_refuses_what_a_step_refuses():
     gradients = torch.autograd.grad(out.loss, [*model.parameters()], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradients[0].sum().backward()
+
+
+def test_the_benchmark_has_compiled_rows_with_and_without_recordings():
+    model, (x, y, _) = build(), images()
+    counts = {}
+    for row in variants(model, 0.25, [], True):
+        before = len(Tape.made)
+        for _ in range(2):
+            row.predict(x)
+            row.step(x, y)
+        counts[row.name.rpartition(", ")[2]] = len(Tape.made) - before
+    assert counts == {"compiled": 2, "no graph": 0}

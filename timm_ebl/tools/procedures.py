@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..kernels.recording import RECORDERS, without_recordings
 from ..relaxation.minimizer import PAPER, Minimizer
 from ..relaxation.model import SETTLING_SWEEPS
 from ..rules.contrastive import ContrastiveRule
@@ -159,11 +160,20 @@ def rule_procedure(model: LayeredNetwork, name: str, rule: Rule, precision: str 
 
 
 def variants(model: LayeredNetwork, beta: float | None, precisions: Sequence[str], compiled: bool) -> list[Procedure]:
-    """The default setting of c-ep in other precisions, and compiled."""
+    """The default setting of c-ep in other precisions, and compiled, on a GPU with CUDA graphs and without."""
     plain = create_rule("c-ep", free=family(model).ours, beta=beta).fitted(model)
     rows = [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
     if compiled:
         free, perturbed = (replace(phase, compiled=True) for phase in (plain.free, plain.perturbed))
         rule = replace(plain, free=free, perturbed=perturbed)
-        rows += [rule_procedure(model, "c-ep", rule, precision) for precision in (None, *precisions)]
+        compiled_rows = [rule_procedure(model, "c-ep", rule, precision) for precision in (None, *precisions)]
+        rows += compiled_rows
+        if next(model.parameters()).device.type in RECORDERS:
+            rows += [_without_graphs(row) for row in compiled_rows]
     return rows
+
+
+def _without_graphs(row: Procedure) -> Procedure:
+    """A compiled row whose sweeps are launched one by one."""
+    launched = without_recordings()
+    return row._replace(name=f"{row.name}, no graph", predict=launched(row.predict), step=launched(row.step))
