@@ -54,6 +54,13 @@ def test_a_predictive_coding_network_has_the_procedure_of_its_own_publication(ne
     assert (config.mean, config.warm_start) == (None, False)
 
 
+def test_the_baselines_reach_the_first_layer_of_a_predictive_coding_network():
+    config = parse_config(["--preset", "paper", "--model", "pcn_vgg5_tiny_mnist", "--algo", "rbp"])
+    model = timm.create_model(config.model)
+    assert build_rule(config, model).second_phase == model.adjoint
+    assert model.adjoint.sweeps == 6
+
+
 def test_the_preset_takes_the_kind_of_network_from_the_folder_of_a_checkpoint(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("hopfield_resnet13_tiny_mnist")

@@ -281,8 +281,10 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
     model = settings.get("model") or settings.get("pretrained")
-    chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"))
-    chosen = _without(chosen, _foreign(settings.get("algo", TrainConfig.algo)))
+    foreign = _foreign(settings.get("algo", TrainConfig.algo))
+    perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
+    chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"), perturbs)
+    chosen = _without(chosen, foreign)
     return TrainConfig(**(chosen | settings))
 
 

@@ -58,7 +58,7 @@ _OF_A_DATASET: Mapping[tuple[str, str], Mapping[str, Any]] = {
 }
 
 
-def preset(name: str, model: str | None, dataset: str | None) -> dict[str, Any]:
+def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = True) -> dict[str, Any]:
     """The settings of a preset.
 
     Args:
@@ -66,6 +66,8 @@ def preset(name: str, model: str | None, dataset: str | None) -> dict[str, Any]:
         model: The model or, if none is named, the checkpoint that the run starts from. One of no family of the package,
             and none, which is a DCHN, have the procedure of the comparative study.
         dataset: The data set by name or Hub id, or ``None`` for the sample of Fashion-MNIST that the package has.
+        perturbs: Whether the rule has perturbed phases. For the others, the sweeps published for a predictive coding
+            network are too few for the gradient to reach its first layer, and are left to the model.
 
     Raises:
         ConfigError: There is no such preset, or the checkpoint's name does not tell its family.
@@ -81,7 +83,10 @@ def preset(name: str, model: str | None, dataset: str | None) -> dict[str, Any]:
     if name == "fast":
         return {**_FAST.get(family, {})}
     of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
-    return {**_PLAIN, **_PUBLISHED[family], **_OF_A_NETWORK.get(architecture, {}), **of_dataset}
+    settings = {**_PLAIN, **_PUBLISHED[family], **_OF_A_NETWORK.get(architecture, {}), **of_dataset}
+    if family == _PCN and not perturbs:
+        del settings["nudged_sweeps"]
+    return settings
 
 
 def _architecture(folder: Path) -> str | None:
