@@ -38,9 +38,9 @@ from .gradients import (
     require_sweeps,
     true_gradient,
 )
-from .procedures import Procedure, procedures, study, variants
+from .procedures import Procedure, in_precision, procedures, study, variants
 from .simulation import family, simulation
-from .throughput import median_seconds, products, sweep, sweep_flops
+from .throughput import median_seconds, peaks, products, sweep, sweep_flops
 
 if TYPE_CHECKING:
     from ..models.layered import LayeredNetwork
@@ -50,11 +50,16 @@ __all__ = ["main", "measure"]
 
 
 def measure(
-    model: LayeredNetwork, batches: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Procedure], repeats: int
+    model: LayeredNetwork,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    rows: Sequence[Procedure],
+    repeats: int,
+    precisions: Sequence[str] = (),
 ) -> None:
     """Print the table of one model: times of the first batch, ratios to the first row, cosines over all batches.
 
-    Beside the mean cosine stands its standard error over the batches.
+    Beside the mean cosine stands its standard error over the batches. The last lines are what a sweep reaches of its
+    products' speed, in 32 bits and in other precisions.
     """
     x, y = batches[0]
     for row in rows:
@@ -81,13 +86,15 @@ def measure(
             + " ".join(f"{cosine:.3f}" for cosine in cosines)
             + f"  mean {statistics.mean(cosines):.3f}{error}"
         )
-    with torch.no_grad():
-        engine, alone = median_seconds((sweep(model, x), products(model, x)), repeats)
     flops = sweep_flops(model, x) * len(x) / 1e9
-    print(
-        f"one sweep: {engine / len(x) * 1e3:.3f} ms per image, {flops / engine:.0f} GFLOP/s; its products alone: "
-        f"{alone / len(x) * 1e3:.3f} ms, {flops / alone:.0f} GFLOP/s ({100 * alone / engine:.0f} % reached)"
-    )
+    for precision in (None, *precisions):
+        with torch.no_grad(), in_precision(precision, x):
+            engine, alone = median_seconds((sweep(model, x), products(model, x)), repeats)
+        print(
+            f"one sweep{f', {precision}' if precision else ''}: {engine / len(x) * 1e3:.3f} ms per image, "
+            f"{flops / engine:.0f} GFLOP/s; its products alone: {alone / len(x) * 1e3:.3f} ms, "
+            f"{flops / alone:.0f} GFLOP/s ({100 * alone / engine:.0f} % reached)"
+        )
 
 
 @torch.no_grad()
@@ -170,9 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tables.append(table(model, options))
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-    matrix = torch.randn(2048, 2048, device=device)
-    peak = 2 * 2048**3 / median_seconds([lambda: matrix @ matrix], 1)[0] / 1e9
-    print(f"{device.type}, {torch.get_num_threads()} threads, a 2048^3 matrix product runs at {peak:.0f} GFLOP/s")
+    print(f"{device.type}, {torch.get_num_threads()} threads; {peaks(device, options.precisions)}")
     for name, (model, x, y), rows in zip(options.models, networks, tables, strict=True):
         if options.equilibrium:
             images = torch.randn(options.equilibrium, *x.shape[1:])
@@ -186,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         nudge = "" if betas[0] == betas[1] else ", nudge of {:g}, of {:g} in ours".format(*betas)
         print(f"\n{name}, {options.batch_size} images, milliseconds per image{nudge}")
         batches = list(zip(x.split(options.batch_size), y.split(options.batch_size), strict=True))
-        measure(model, batches, rows, options.repeats)
+        measure(model, batches, rows, options.repeats, options.precisions)
         if tests:
             images, labels = tests
             print_errors(model, images.to(device), labels.to(device), options.batch_size)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..energy.functional import State
     from ..models.layered import LayeredNetwork
 
-__all__ = ["Procedure", "plain_procedure", "procedures", "rule_procedure", "study", "variants"]
+__all__ = ["Procedure", "in_precision", "plain_procedure", "procedures", "rule_procedure", "study", "variants"]
 
 
 class Procedure(NamedTuple):
@@ -76,7 +76,14 @@ def _laborieux(model: LayeredNetwork, beta: float) -> Procedure:
     return plain_procedure(model, "Laborieux 2021", replace(PAPER, order="synchronous", sweeps=250), 30, beta)
 
 
-def plain_procedure(model: LayeredNetwork, name: str, free: Minimizer, nudged_sweeps: int, beta: float) -> Procedure:
+def in_precision(precision: str | None, x: Tensor) -> AbstractContextManager:
+    """Autocast in a precision of `PRECISIONS` on the device of a tensor; without one, nothing."""
+    return torch.autocast(x.device.type, PRECISIONS[precision]) if precision else nullcontext()
+
+
+def plain_procedure(
+    model: LayeredNetwork, name: str, free: Minimizer, nudged_sweeps: int, beta: float, precision: str | None = None
+) -> Procedure:
     """Centred equilibrium propagation as it was published, simulated plainly (`timm_ebl.tools.simulation`).
 
     Args:
@@ -85,23 +92,27 @@ def plain_procedure(model: LayeredNetwork, name: str, free: Minimizer, nudged_sw
         free: The free phase, asynchronous or synchronous, from zero and without over-relaxation.
         nudged_sweeps: Sweeps of each of the two nudged phases.
         beta: Strength of the nudge.
+        precision: That of the products, under autocast; by default the network's own.
 
     Raises:
         ConfigError: It is none for the network (`simulation`).
     """
 
     def predict(x: Tensor) -> State:
-        return simulation(model, free.order).free(x, free.sweeps)
+        with in_precision(precision, x):
+            return simulation(model, free.order).free(x, free.sweeps)
 
     def step(x: Tensor, y: Tensor) -> None:
         target = F.one_hot(y, model.num_classes).to(x.dtype)
-        found = simulation(model, free.order).gradients(x, target, predict(x), beta, nudged_sweeps)
+        with in_precision(precision, x):
+            found = simulation(model, free.order).gradients(x, target, predict(x), beta, nudged_sweeps)
         parameters = (parameter for part in model.interactions for parameter in part.parameters())
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.grad = gradient
 
     simulation(model, free.order)
-    return Procedure(f"c-ep, {name}", f"{free.sweeps} + 2 x {nudged_sweeps}", free, predict, step)
+    name = ", ".join(filter(None, ("c-ep", name, precision)))
+    return Procedure(name, f"{free.sweeps} + 2 x {nudged_sweeps}", free, predict, step)
 
 
 def study(model: LayeredNetwork, beta: float | None) -> list[Procedure]:
@@ -138,15 +149,12 @@ def rule_procedure(model: LayeredNetwork, name: str, rule: Rule, precision: str 
         *([precision] if precision else []),
     ]
 
-    def autocast(x: Tensor) -> AbstractContextManager:
-        return torch.autocast(x.device.type, PRECISIONS[precision]) if precision else nullcontext()
-
     def predict(x: Tensor) -> None:
-        with autocast(x):
+        with in_precision(precision, x):
             model.answer(x, free)
 
     def step(x: Tensor, y: Tensor) -> None:
-        with autocast(x):
+        with in_precision(precision, x):
             loss = rule(model, x, y).loss
         loss.backward()
 
@@ -160,9 +168,15 @@ def rule_procedure(model: LayeredNetwork, name: str, rule: Rule, precision: str 
 
 
 def variants(model: LayeredNetwork, beta: float | None, precisions: Sequence[str], compiled: bool) -> list[Procedure]:
-    """The default setting of c-ep in other precisions, and compiled, on a GPU with CUDA graphs and without."""
-    plain = create_rule("c-ep", free=family(model).ours, beta=beta).fitted(model)
-    rows = [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
+    """The published procedure and our default c-ep in other precisions, and ours compiled.
+
+    On a GPU, compiled ones are there with CUDA graphs and without.
+    """
+    published = family(model)
+    settings = published.name, published.free, published.nudged_sweeps, beta or published.beta
+    simulated = [plain_procedure(model, *settings, precision) for precision in precisions]
+    plain = create_rule("c-ep", free=published.ours, beta=beta).fitted(model)
+    rows = simulated + [rule_procedure(model, "c-ep", plain, precision) for precision in precisions]
     if compiled:
         free, perturbed = (replace(phase, compiled=True) for phase in (plain.free, plain.perturbed))
         rule = replace(plain, free=free, perturbed=perturbed)
