@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..kernels.native import require
-
 __all__ = ["require_finite", "require_state"]
 
 
@@ -32,12 +30,13 @@ def require_state(state: object, shapes: Sequence[torch.Size], device: torch.dev
 
 
 def require_finite(x: Tensor, start: Sequence[Tensor]) -> None:
-    """Refuse NaN and infinite values (`timm_ebl.kernels.native.require`).
+    """Refuse NaN and infinite values.
 
     Raises:
         ValueError: There are some.
     """
-    require(x.isfinite().all(), "The input holds NaN or infinite values: check the images and their normalisation.")
-    if start:
-        finite = torch.stack([layer.isfinite().all() for layer in start]).all()
-        require(finite, "The start holds NaN or infinite values: start from another state, or from none.")
+    finite = [tensor.isfinite().all() for tensor in (x, *start)]
+    if not (torch.stack(finite).all() if start else finite[0]):
+        if finite[0]:
+            raise ValueError("The start holds NaN or infinite values: start from another state, or from none.")
+        raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")

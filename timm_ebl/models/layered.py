@@ -14,7 +14,6 @@ from ..energy.gradient import KnownGradient, weighted_energy
 from ..energy.interaction import Interaction
 from ..energy.perturbation import FREE, Perturbation
 from ..kernels.native import is_func_transform_active
-from ..kernels.recording import is_captured
 from ..relaxation.checks import require_input
 from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, Start, require_minimizer
@@ -64,7 +63,8 @@ class LayeredNetwork(nn.Module, EnergyModel):
 
         Raises:
             TypeError: They are no tensors of real numbers.
-            ValueError: They hold NaN or infinite values, are on another device, or the state is not one of this input.
+            ValueError: They hold NaN or infinite values (on CUDA nobody looks), are on another device, or the state is
+                not one of this input.
         """
         require_input(x)
         device = next((parameter.device for parameter in self.parameters()), x.device)
@@ -72,7 +72,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
             raise ValueError(f"The input is on {x.device} and the network on {device}: move one of them.")
         if start is not None:
             require_state(start, self.state_shapes(x), x.device)
-        if not (torch.compiler.is_compiling() or x.is_meta or is_captured()):
+        if not (torch.compiler.is_compiling() or x.is_meta or x.is_cuda):  # to look at values is to wait for the device
             require_finite(x, start or ())
 
     def recordable(self, *phases: Minimizer) -> Graph | None:

@@ -65,8 +65,8 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
 
     Raises:
         TypeError: The labels are no tensor of whole or real numbers.
-        ValueError: There are none, they are on another device, their shape does not fit, a label is out of range or a
-            target not finite (on CUDA, the device says so of these two later: `timm_ebl.kernels.native.require`).
+        ValueError: There are none, they are on another device, their shape does not fit, a target is not finite (on
+            CUDA nobody looks) or a label out of range (there, the device says so: `timm_ebl.kernels.native.require`).
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"Labels are a tensor, not {type(y).__name__}: torch.as_tensor makes one of a list.")
@@ -77,8 +77,8 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
     if not len(output):
         raise ValueError("The batch is empty: a rule learns from at least one sample.")
     if y.shape == output.shape:
-        if not y.is_meta:
-            require(y.isfinite().all(), "The targets hold NaN or infinite values.")
+        if not (y.is_meta or y.is_cuda or bool(y.isfinite().all())):
+            raise ValueError("The targets hold NaN or infinite values.")
         return y.to(output.dtype)
     if y.ndim != 1 or y.shape[0] != output.shape[0] or y.is_floating_point():
         raise ValueError(
