@@ -162,8 +162,8 @@ BUGS = {
     ),
     "states go up without what pulls them down": Bug(
         "models/predictive_response.py",
-        "self._sum([*self._into(layer), self._pulls[layer]])",
-        "self._sum([*self._into(layer), self._pulls[layer] if layer else None])",
+        "pulled = self._both(self.cache.potentials[layer], self._sum([*self._into(layer), self._pulls[layer]]))",
+        "pulled = self._both(self.cache.potentials[layer], self._sum(self._into(layer)))",
         "test_predictive_response.py::test_a_round_is_that_of_the_textbooks_jacobians",
     ),
     "a response's record keeps the free drives": Bug(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from timm_ebl.hub import __main__ as hub
-from timm_ebl.tools import benchmark, gradients, plots, predict
+from timm_ebl.tools import benchmark, drift, gradients, plots, predict
 from timm_ebl.tools.study import __main__ as study
 from timm_ebl.training.command_line import NAMES_ELSEWHERE, build_parser, parse_config
 from timm_ebl.training.config import TrainConfig
@@ -18,6 +18,7 @@ from timm_ebl.training.options import flag_of
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     benchmark.main: ["--nonsense"],
+    drift.main: ["--nonsense"],
     gradients.main: ["--nonsense"],
     plots.main: ["run", "--nonsense"],
     hub.main: ["verify", "name", "--nonsense"],
