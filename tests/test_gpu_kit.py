@@ -68,10 +68,11 @@ def stub(kit):
     return {"EBL_PYTHON": str(python), "EBL_WORK": str(kit / "work"), "CALLS": str(kit / "calls"), **models}
 
 
-def call(kit, *arguments, **environment):
+def call(kit, *arguments, cwd=None, **environment):
     command = ["bash", str(kit / ".ci" / "gpu"), *map(str, arguments)]
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("EBL_", "OUT"))}
-    return subprocess.Popen(command, env=clean | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, env=clean | environment, cwd=cwd, text=True, **pipes)
 
 
 def ended(process):
@@ -175,6 +176,23 @@ def test_the_papers_procedure_is_done_once_an_epoch_is_timed(kit, stub):
     (kit / "work" / "done" / "paper").unlink()
     assert ended(call(kit, "paper", **stub, LASTS="hub_configs/table2_cifar10.yaml", EBL_PAPER_SECONDS="1"))[0] == 0
     assert '{"epoch": 1}' in (kit / "work/out/report.txt").read_text()
+    assert ended(call(kit, "paper", **stub, FAILS="--seed", EBL_PAPER="--seed 1"))[0] == 1
+    assert report(kit) == {"paper": "NOT DONE, failed with status 3: it cannot be done"}
+
+
+def test_what_is_done_with_other_options_or_on_another_device_is_not_taken_for_it(kit, stub):
+    for options, times in (({}, 1), ({"EBL_TRAIN": "--epochs 300"}, 2), ({"EBL_TRAIN": "--epochs 300"}, 2)):
+        assert ended(call(kit, "train", **stub, **options))[0] == 0
+        assert len(calls(stub)) == times
+    status, _, errors = ended(call(kit, "train", **stub | {"EBL_DEVICE": "cuda"}))
+    assert (status, errors) == (2, f"{kit / 'work'} holds what cpu has done: choose another EBL_WORK for cuda\n")
+
+
+def test_folders_are_those_of_whoever_calls(kit, stub, tmp_path):
+    relative = {"EBL_WORK": "some work", "cwd": tmp_path}
+    assert ended(call(kit, "tests", "some results", **stub | relative))[0] == 0
+    assert (tmp_path / "some results" / "report.txt").read_text() == "tests: done\n"
+    assert (tmp_path / "some work" / "logs" / "tests.log").exists()
 
 
 def test_wheels_are_installed_once(kit, stub):
@@ -192,11 +210,14 @@ def test_wheels_are_installed_once(kit, stub):
     [
         ([], {}, "usage: .ci/gpu tests|benchmark|train|paper|all [FOLDER]"),
         (["everything"], {}, "usage: .ci/gpu tests|benchmark|train|paper|all [FOLDER]"),
+        (["all", "one", "two"], {}, "usage: .ci/gpu tests|benchmark|train|paper|all [FOLDER]"),
         (["all"], {"EBL_DEVICE": "tpu"}, "EBL_DEVICE is cuda or cpu, not tpu"),
+        (["all"], {"EBL_TRAIN_SECONDS": "5m"}, "EBL_TRAIN_SECONDS is a whole number of seconds, not 5m"),
+        (["all"], {"EBL_MODEL": "dchn"}, "there is no setting EBL_MODEL: all of them stand at the top of .ci/gpu"),
         (
             ["all"],
             {"EBL_DEVICE": "cuda", "FAILS": "-c"},
-            "PyTorch finds no CUDA device: EBL_DEVICE=cpu makes a dry run",
+            "PyTorch finds no CUDA device (it cannot be done): EBL_DEVICE=cpu makes a dry run",
         ),
     ],
 )
