@@ -117,6 +117,12 @@ class TestRefusals:
         with pytest.raises(DataError, match=r"'cifar' is neither .*mnist, .*cifar100.* nor a local folder nor an id"):
             load_dataset("cifar")
 
+    def test_hub_without_the_package_that_reads_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        monkeypatch.delitem(sys.modules, "timm_ebl.data.hub_source", raising=False)
+        with pytest.raises(DataError, match=r"^cifar10 is on the Hugging Face Hub, .* missing \(datasets\): install"):
+            load_dataset("cifar10")
+
     def test_missing_folder(self) -> None:
         with pytest.raises(DataError, match="nor a local folder"):
             load_dataset("./no/such/folder")

@@ -123,6 +123,7 @@ def test_an_empty_batch_stays_empty() -> None:
     assert augment(transform, random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_train_runs_on_the_device_of_the_images() -> None:
     images = random_images(8, 3, 32, 32).cuda()
@@ -140,6 +141,7 @@ def test_train_runs_on_the_device_of_the_images() -> None:
         ({"mean": (0.5,), "std": (0.5,), "padding": -1}, "must not be negative"),
         ({"mean": (0.5,), "std": (0.5,), "randaugment": (-1, 9)}, "randaugment must lie"),
         ({"mean": (0.5,), "std": (0.5,), "randaugment": (2, 31)}, "randaugment must lie"),
+        ({"mean": (0.5,), "std": (0.5,), "randaugment": (2,)}, "randaugment must lie"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:

@@ -188,8 +188,13 @@ def load_dataset(
         usual = spec.config if spec.config and (folder / spec.config).is_dir() else None
         splits = read_folder(folder, config or usual)
     else:
-        from .hub_source import read_hub  # which needs ``datasets``, and local data do not
-
+        try:
+            from .hub_source import read_hub  # which needs ``datasets``, and local data do not
+        except ModuleNotFoundError as error:
+            raise DataError(
+                f"{name} is on the Hugging Face Hub, which is read by a package that is missing ({error.name}): "
+                "install it, or give a local folder (--dataset PATH) or copies in the Hub's layout (--data-root PATH)."
+            ) from None
         splits = read_hub(spec.hub_id, config or spec.config, revision, token)
     split = _find_split(splits, split, name)
     table, source = splits[split](), f"the {split} split of {name}"

@@ -29,7 +29,7 @@ class BatchTransform:
 
     Raises:
         ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, the padding is negative, or
-            ``randaugment`` is not between 0 and `MOST_RANDAUGMENT`.
+            ``randaugment`` is not two numbers between 0 and those of `MOST_RANDAUGMENT`.
     """
 
     mean: tuple[float, ...]
@@ -46,7 +46,8 @@ class BatchTransform:
             raise ValueError(f"every channel needs a positive standard deviation, got std={self.std}")
         if self.padding < 0:
             raise ValueError(f"padding must not be negative, got {self.padding}")
-        if not all(0 <= number <= most for number, most in zip(self.randaugment, MOST_RANDAUGMENT, strict=True)):
+        bounds = zip(self.randaugment, MOST_RANDAUGMENT, strict=False)
+        if len(self.randaugment) != 2 or not all(0 <= number <= most for number, most in bounds):
             raise ValueError(f"randaugment must lie between (0, 0) and {MOST_RANDAUGMENT}, got {self.randaugment}")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
