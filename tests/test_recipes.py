@@ -104,6 +104,11 @@ def test_no_data_set_lacks_a_recipe_of_another_family_and_the_overview_has_its_e
         assert f"| [`{path.stem}`]({path.name}) | {error} | {sweeps} |" in OVERVIEW
 
 
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_fits_into_120_columns(path):
+    assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 120
+
+
 def test_the_overview_has_the_papers_errors():
     for rule, errors in TABLE_1.items():
         assert f"| `{rule}` | " + " | ".join(f"{error:g}" for error in errors.values()) + " |" in OVERVIEW
