@@ -1,6 +1,7 @@
 import functools
 import os
 import shutil
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,6 +41,14 @@ def pytest_configure(config):
     settings.register_profile("few", few)
     settings.register_profile("many", few, max_examples=1200)
     settings.load_profile("many" if config.option.markexpr == "fuzz" else "few")
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C is not ignored, as it is in a job that a shell starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -20,14 +20,6 @@ from timm_ebl.training.signals import StopSignals, stop_message
 POLITE = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 
 
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Ctrl-C is not ignored, as it is in a job that a shell starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"))
