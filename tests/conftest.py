@@ -44,11 +44,13 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def ctrl_c():
-    """Ctrl-C is not ignored, as it is in a job that a shell starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals():
+    """Ctrl-C and the end of a terminal are not ignored, as they are in a job that a shell starts in the background."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
