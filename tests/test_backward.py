@@ -162,6 +162,15 @@ def test_a_loss_on_the_hidden_layers_has_its_gradient(make_live, batch):
     assert error(gradient(model, loss()), recurrent) < 1e-6
 
 
+def test_a_network_without_classes_has_the_gradient_of_its_features(make_live, batch):
+    model, (x, _) = converged(make_live(num_classes=0)), batch
+    found = []
+    for model.backward in (*MANY.values(), converged_ep(1e-5)):
+        found.append(gradient(model, model(x).square().sum()))
+    assert error(found[0], found[1]) < 1e-8
+    assert error(found[2], found[1]) < 1e-6
+
+
 def test_a_classifier_put_on_the_features_by_hand_has_the_models_gradient(make_live, batch):
     model, (x, y) = converged(make_live()), batch
     model.backward = MANY["rbp"]
