@@ -9,7 +9,7 @@ import torch
 from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.tools import drift as tool
 from timm_ebl.tools.drift import drift
-from timm_ebl.tools.gradients import gradients
+from timm_ebl.tools.gradients import gradients, true_gradient
 
 PERTURBED = Minimizer(sweeps=8, omega=1.0)
 
@@ -37,13 +37,16 @@ def test_the_drift_is_what_the_free_state_does_by_itself_in_as_many_sweeps(netwo
 
     own, total = (torch.cat(gradients(model, step)) for step in (by_itself, whole))
     share = own @ own / (own @ own + (total - own) @ (total - own))
-    assert drift(model, x, y, "p-ep", free, perturbed=PERTURBED, beta=beta).share == pytest.approx(float(share), 1e-6)
+    found = drift(model, x, y, total, "p-ep", free, perturbed=PERTURBED, beta=beta)
+    assert found.share == pytest.approx(float(share), 1e-6)
+    assert found.cosine == pytest.approx(1)
     assert 0.05 < share < 0.99
 
 
 @pytest.mark.parametrize("name", tool.RULES)
 def test_at_rest_there_is_no_drift(network, name):
-    found = drift(*network, name, replace(PAPER, sweeps=400), perturbed=PERTURBED)
+    true = torch.cat(true_gradient(*network, PAPER))
+    found = drift(*network, true, name, replace(PAPER, sweeps=400), perturbed=PERTURBED)
     assert found.residual < 1e-9
     assert found.share < 1e-6
     assert found.cosine == pytest.approx(found.cosine_without, abs=1e-4)
@@ -64,7 +67,17 @@ def test_a_network_without_sweeps_is_refused(capsys):
     assert printed.err.startswith("error: pcn_vgg5_tiny_mnist: a drift is about the sweeps of a free phase, ")
 
 
-def test_a_strength_that_is_none_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        tool.main(["--beta", "-1"])
-    assert "beta is a positive number" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("rule", "beta", "sentence"),
+    [
+        ("p-ep", "-1", "beta is a positive number"),
+        ("n-ep", "1.5", "A negative nudge needs beta below 1"),
+        ("p-cpl", "1e-6", "rounding leaves a beta of"),
+    ],
+)
+def test_a_strength_that_is_none_for_a_rule_is_refused_before_anything_is_measured(capsys, rule, beta, sentence):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(["--rules", "cl", rule, "--beta", beta])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert sentence in printed.err

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..arguments import Parser, positive_count
 from ..errors import ConfigError, one_sentence
-from ..rules.rule import create_rule
+from ..rules.rule import create_rule, require_strength
 from ..training.console import begin
 from ..training.memory import keep_freed_memory, peak_memory
 from .distance import print_distances
@@ -166,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--test-images asks for a --dataset.")
     try:
         create_rule("c-ep", beta=options.beta)
+        if options.beta is not None:
+            require_strength(options.beta, torch.float32, below_1=True)
     except ValueError as error:
         parser.error(str(error))
     keep_freed_memory()

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..arguments import Parser, positive_count
 from ..errors import one_sentence
 from ..relaxation.minimizer import PAPER, Minimizer
-from ..rules.rule import create_rule
+from ..rules.rule import create_rule, require_strength, rule_options
 from ..training.console import begin
 from .gradients import add_network_options, load_network, require_sweeps, rule_gradients, true_gradient
 
@@ -50,13 +50,16 @@ class Drift(NamedTuple):
     cosine_without: float
 
 
-def drift(model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, free: Minimizer, **options: object) -> Drift:
+def drift(
+    model: HopfieldNetwork, x: Tensor, y: Tensor, true: Tensor, name: str, free: Minimizer, **options: object
+) -> Drift:
     """Measure the drift in the contrast of a one-sided rule, pooling routes followed.
 
     Args:
         model: The network.
         x: Input ``(B, C, H, W)``.
         y: Labels ``(B,)``.
+        true: The true gradient at the equilibrium to which the free phase leads, whatever its sweeps (`true_gradient`).
         name: The rule, one of `RULES`.
         free: The free phase.
         **options: Other options of the rule (`timm_ebl.create_rule`).
@@ -67,7 +70,6 @@ def drift(model: HopfieldNetwork, x: Tensor, y: Tensor, name: str, free: Minimiz
     contrast, without = (
         torch.cat(rule_gradients(model, x, y, name, companion=companion, **options)) for companion in (False, True)
     )
-    true = torch.cat(true_gradient(model, x, y, free))
     drifted, caused = ((part @ part).item() for part in (contrast - without, without))
     cosines = (F.cosine_similarity(part, true, dim=0).item() for part in (contrast, without))
     return Drift(model.relax(x, minimizer=free).residual.median().item(), drifted / (drifted + caused), *cosines)
@@ -84,7 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--beta", type=float, default=0.25, help="strength of the perturbation (default: 0.25)")
     options = begin(parser, arguments)
     try:
-        create_rule("p-ep", beta=options.beta)
+        strengths = {name: {"beta": options.beta} if "beta" in rule_options(name) else {} for name in options.rules}
+        for name, strength in strengths.items():
+            create_rule(name, **strength)
+        require_strength(options.beta, torch.float32)
     except ValueError as error:
         parser.error(str(error))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"{'rule':<6} {'free sweeps':>11} {'residual':>9} {'drift':>7}  cosine with the true gradient, less drift"
         )
-        for name in options.rules:
-            strength = {} if name == "cl" else {"beta": options.beta}
+        true = torch.cat(true_gradient(model, x, y, PAPER))
+        for name, strength in strengths.items():
             for sweeps in options.free_sweeps:
-                found = drift(model, x, y, name, replace(PAPER, sweeps=sweeps), perturbed=perturbed, **strength)
+                found = drift(model, x, y, true, name, replace(PAPER, sweeps=sweeps), perturbed=perturbed, **strength)
                 print(
                     f"{name:<6} {sweeps:>11} {found.residual:9.1e} {100 * found.share:5.1f} %  {found.cosine:.3f}, "
                     f"{found.cosine_without:.3f}",

@@ -86,7 +86,7 @@ def simulation(model: LayeredNetwork, order: str = PAPER.order) -> Simulation:
 
     Args:
         model: The network.
-        order: Which layers of a Hopfield network are updated together (`timm_ebl.list_orders`).
+        order: Which layers of a Hopfield network are updated together: ``"asynchronous"`` or ``"synchronous"``.
 
     Raises:
         ConfigError: None is for networks of its kind.
