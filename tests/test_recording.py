@@ -1,5 +1,6 @@
 """Steps and answers that are recorded and replayed, by a twin of a CUDA graph (`tape.py`)."""
 
+import warnings
 import weakref
 from contextlib import nullcontext
 from dataclasses import replace
@@ -164,15 +165,12 @@ def pruned():
     return model
 
 
-def functional(x):
-    model = build()
-    given = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    return torch.func.functional_call(model.eval(), given, (x,))
-
-
-def transformed(x):
-    model = build()
+def transformed(model, x):
     return torch.func.jacrev(lambda scale: model.answer(x).sum() * scale)(torch.ones(()))
+
+
+def frozen():
+    return build().requires_grad_(False)
 
 
 TOLERANT = Minimizer(sweeps=5, tolerance=0.5, compiled=True)
@@ -189,8 +187,8 @@ STEPS = {
     "no gradients": (build, lambda model, x, y: torch.no_grad()(rule_of(model))(model, x, y)),
     "backpropagation": (build, lambda model, x, y: create_rule("tbp", free=model.minimizer)(model, x, y)),
     "a trace": (build, lambda model, x, y: torch.jit.trace(model.eval(), x, check_trace=False)),
-    "parameters in place of a network's own": (build, lambda model, x, y: functional(x)),
-    "a transform": (build, lambda model, x, y: transformed(x)),
+    "a frozen network": (frozen, lambda model, x, y: rule_of(model)(model, x, y)),
+    "a transform": (build, lambda model, x, y: transformed(model, x)),
 }
 
 
@@ -198,9 +196,23 @@ STEPS = {
 def test_nothing_is_recorded_with(case):
     (make, step), (x, y, _) = STEPS[case], images()
     model = make()
-    for _ in range(2):
-        step(model, x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for _ in range(2):
+            step(model, x, y)
     assert not Tape.made
+
+
+def test_a_replay_reads_parameters_that_stand_in_for_a_networks_own():
+    model, (x, *_) = build().eval(), images()
+    own = dict(model.named_parameters())
+    others = [{name: parameter.detach() * factor for name, parameter in own.items()} for factor in (0.9, 1.1)]
+    for _ in range(3):
+        for given in others:
+            with recording.without_recordings():
+                expected = torch.func.functional_call(model, given, (x,))
+            assert_same(torch.func.functional_call(model, given, (x,)), expected)
+    assert [tape.replays for tape in Tape.made] == [2, 2]
 
 
 def test_interactions_by_autograd_are_not_recorded(dense):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .autocast import has_autocast
 from .native import is_func_transform_active
 
-__all__ = ["RECORDERS", "Recording", "is_captured", "replayed", "without_recordings"]
+__all__ = ["RECORDERS", "Recording", "replayed", "without_recordings"]
 
 MOST_KEPT = 8
 """Recordings of a network: those of training and evaluation, each for whole and for last batches, and some more."""
@@ -132,11 +132,6 @@ def replayed(network: nn.Module, what: Hashable, function: Callable[..., Any], i
         return kept[key](inputs)
 
 
-def is_captured() -> bool:
-    """Whether a CUDA graph is being recorded: nothing may wait for the device."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
 @contextmanager
 def without_recordings() -> Iterator[None]:
     """A context, or a decorator, without recordings: compiled sweeps are launched one by one."""
@@ -149,7 +144,8 @@ def without_recordings() -> Iterator[None]:
 
 
 def _is_observed() -> bool:
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or is_func_transform_active() or is_captured()
+    captured = torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return captured or torch.jit.is_tracing() or torch.compiler.is_compiling() or is_func_transform_active()
 
 
 def _form(x: Tensor) -> tuple[Hashable, ...]:

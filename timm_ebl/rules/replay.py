@@ -41,7 +41,9 @@ def replayed_step(
     """
     phases = (rule.second_phase,) if model.rests else (rule.free or model.minimizer, rule.second_phase)
     graph = model.recordable(*phases)
-    if graph is None or not torch.is_grad_enabled() or not (start is None or isinstance(start, tuple)):
+    if graph is None or not (start is None or isinstance(start, tuple)):
+        return None
+    if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in graph.tensors()):
         return None
     given = (x, y, *(start or ()), *(() if signs is None else (signs,)))
     if not all(isinstance(tensor, Tensor) for tensor in given) or x.requires_grad:
