@@ -7,7 +7,7 @@ from oracles import error, gradient, signs_for
 from predictive import LAYERS, energy, forward_pass, modified_update, small_network
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_ebl import Clamped, Minimizer, Nudged, create_backward, create_rule, list_rules
+from timm_ebl import Clamped, Minimizer, Nudged, Relaxation, create_backward, create_rule, list_backwards, list_rules
 
 LABELS = torch.tensor([0, 1, 2, 0])
 TARGET = torch.eye(3, dtype=torch.float64)[LABELS]
@@ -191,6 +191,15 @@ def test_a_loss_on_feature_maps_has_its_gradient(model, x):
     assert error(found, expected) < 1e-4
 
 
+@pytest.mark.parametrize("name", list_backwards())
+def test_without_classes_a_loss_of_the_features_has_backpropagations_gradient(x, name):
+    model = small_network(num_classes=0)
+    model.backward = None
+    expected = gradient(model, model(x).square().sum())
+    model.backward = create_backward(name, **({"beta": 1e-4} if name == "ep" else {}))
+    assert error(gradient(model, model(x).square().sum()), expected) < 1e-6
+
+
 def test_in_evaluation_the_gradient_is_autograds_own(model, x):
     assert torch.equal(
         gradient(model, F.cross_entropy(model.eval()(x), LABELS)),
@@ -204,3 +213,14 @@ def test_states_are_in_32_bits_under_autocast(x):
     with torch.autocast("cpu", torch.bfloat16):
         loss = create_rule("c-ep")(model, x.float(), LABELS).loss
     assert torch.equal(gradient(model, loss), expected)
+
+
+def test_energies_are_in_32_bits_under_autocast(x):
+    model, x = small_network(dtype=torch.float32), x.float()
+    free = model.relax(x)
+    nudged = model.relax(x, free, Nudged(TARGET.float(), 0.1))
+    pair, weights = Relaxation.pair(free, nudged), torch.linspace(-1, 1, 8)  # the drives of a pair are not known
+    expected = model.energy(x, nudged.state), model.contrast(pair, weights)
+    with torch.autocast("cpu", torch.bfloat16), torch.backends.mkldnn.flags(enabled=False):
+        found = model.energy(x, nudged.state), model.contrast(pair, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

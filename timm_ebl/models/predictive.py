@@ -105,8 +105,8 @@ class PredictiveCodingNetwork(LayeredNetwork):
     """A predictive coding network made of layers and interactions (`timm_ebl.models.predictive`).
 
     Contrastive learning (``cl``) on it is classical predictive coding: the output is held at the target, and the
-    weights follow the errors of the layers. States are computed in no less than 32 bits, under autocast too: an error
-    is a small difference of large numbers.
+    weights follow the errors of the layers. States and energies are computed in no less than 32 bits, under autocast
+    too: an error is a small difference of large numbers.
 
     A subclass implements `graph`.
     """
@@ -126,12 +126,17 @@ class PredictiveCodingNetwork(LayeredNetwork):
         """As many steps as there are layers, which make recurrent backpropagation exact."""
         return Minimizer(order="synchronous", sweeps=len(self.graph.layers), omega=1.0)
 
+    def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
+        with without_autocast(x.device.type):
+            return super().energy(x, state)
+
     @torch.no_grad()
     def sources(self, relaxation: Relaxation, cache: Cache, weights: Tensor) -> tuple[Tensor, State]:
         phase = PredictivePhase(self.graph, relaxation.input, relaxation.state, cache=cache)
         layers = range(len(relaxation.state))
-        uppers = tuple(weigh(phase.source(k), weights) for k in layers)
-        rest = (weights * phase.energy()).sum() + sum((uppers[k] * phase.drive_into(k)).sum() for k in layers)
+        with without_autocast(relaxation.input.device.type):
+            uppers = tuple(weigh(phase.source(k), weights) for k in layers)
+            rest = (weights * phase.energy()).sum() + sum((uppers[k] * phase.drive_into(k)).sum() for k in layers)
         return rest, uppers
 
     @torch.compiler.disable
@@ -167,9 +172,10 @@ class PredictiveCodingNetwork(LayeredNetwork):
     def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
         """The linear response of the free state (`timm_ebl.models.predictive_response`). Not in the publication.
 
-        The routes and derivatives of the free state are held. As many rounds are made as the minimiser's sweeps carry a
-        perturbation down to the lowest layer and up again, a part of one counted as a whole; its order is of no
-        account. A clamp changes the output by more than its own response, and the network relaxes.
+        The routes and derivatives of the free state are held. One round takes the place of as many sweeps of the
+        minimiser as there are layers; the number of rounds is rounded up. The minimiser's order has no effect. Under a
+        clamp, which moves the output far, the network relaxes; so it does where a drive is not linear
+        (`Interaction.is_linear`).
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.

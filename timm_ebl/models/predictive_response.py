@@ -6,8 +6,8 @@ passes. Errors go down, each layer's made by those above it:
     p_k = sum_m J_km^T e_m,    e_k = clip(a_k + p_k) - clip(a_k)
 
 Then states go up, with the drives ``a_k`` that the new states below them make: ``h_k = clip(a_k + p_k)``. One round
-carries a perturbation to the lowest layer and what it does there back to the output, for which asynchronous sweeps take
-as many as there are layers. What it leaves of the errors is of second order in the strength of the perturbation.
+carries a perturbation down to the lowest layer, and its effect up to the output again; asynchronous sweeps of a chain
+need as many as it has layers for that. The error of one round is of second order in the strength of the perturbation.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PredictiveResponse(ResponsePhase):
         """One round, whatever the groups.
 
         Args:
-            groups: The layers, whose order is of no account.
+            groups: Without effect: a round has an order of its own.
             omega: The over-relaxation of the states on their way up.
             frozen: The samples that stay as they are, a mask ``(B,)``.
         """
