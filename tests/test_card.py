@@ -113,3 +113,19 @@ def test_a_card_of_another_family_has_not_the_papers_figure_of_a_dchn():
     assert "A deep convolutional Hopfield network of" in card
     assert "in the paper" not in card
     assert "The paper's" not in card
+
+
+def test_the_card_of_a_predictive_coding_network_has_no_sweeps_of_a_free_phase():
+    recipe = TrainConfig(dataset="cifar10", model="pcn_vgg5_tiny_cifar10")
+    config = CONFIG | {"architecture": recipe.model, "model_args": {}}
+    config["pretrained_cfg"] = CONFIG["pretrained_cfg"] | {"paper_ids": "arXiv:2606.03584"}
+    card = render_card("name", "name", recipe, SUMMARY, config)
+    for words in (
+        "A predictive coding network of [timm_ebl](https://github.com/timm-ebl/timm_ebl): it predicts by one forward",
+        "| free phase | a forward pass |",
+        "| inference | a forward pass |",
+        "deviation 0.25, 0.25, 0.25 |",
+        "The network is that of arXiv:2606.03584.",
+    ):
+        assert words in card
+    assert "minimum of its energy" not in card

@@ -16,6 +16,7 @@ from timm.models import is_model_in_modules
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
 from ..data.paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from ..models.network import HopfieldNetwork
+from ..models.predictive import PredictiveCodingNetwork
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
 from ..training.progress import duration
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["render_card"]
 
 _TAGS = ("image-classification", "timm", "timm_ebl", "energy-based-learning")
+
+_FORWARD = "a forward pass"
 
 _CITATION = """```bibtex
 @misc{ebl_comparative_study,
@@ -66,11 +69,17 @@ def render_card(
         _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),
         _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
-        _training(recipe, rule, summary, network.minimizer, config["pretrained_cfg"]),
+        _training(recipe, rule, summary, network, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"], network),
-        "## Licence and citation\n\nApache License 2.0; the images keep the licence of their data set.\n\n" + _CITATION,
+        _citation(config["pretrained_cfg"].get("paper_ids")),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _citation(paper: str | None) -> str:
+    network = f" The network is that of {paper}." if paper else ""
+    licence = f"Apache License 2.0; the images keep the licence of their data set.{network}"
+    return f"## Licence and citation\n\n{licence}\n\n{_CITATION}"
 
 
 def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel) -> str:
@@ -129,12 +138,17 @@ def _results(
     paper = paper_error(summary["algo"], summary["dataset"]) if _is_dchn(network) else None
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
-    is_hopfield = isinstance(network, HopfieldNetwork)
-    kind = "A deep convolutional Hopfield network of" if is_hopfield else "An energy model trained by"
+    predicts = "for every image it relaxes to a minimum of its energy"
+    if isinstance(network, HopfieldNetwork):
+        kind = "A deep convolutional Hopfield network of"
+    elif isinstance(network, PredictiveCodingNetwork):
+        kind, predicts = "A predictive coding network of", "it predicts by one forward pass"
+    else:
+        kind = "An energy model trained by"
     return (
-        f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): for "
-        f"every image it relaxes to a minimum of its energy. Trained on {summary['dataset']} by {_learned(rule)}, "
-        f"`{summary['algo']}`.\n\n{_table(rows)}\n\n![Course of the training](curves.png)"
+        f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): {predicts}. Trained on "
+        f"{summary['dataset']} by {_learned(rule)}, `{summary['algo']}`.\n\n{_table(rows)}\n\n"
+        "![Course of the training](curves.png)"
     )
 
 
@@ -182,23 +196,27 @@ print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 
 
 def _training(
-    recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], inference: Minimizer, normalisation: Mapping[str, Any]
+    recipe: TrainConfig, rule: Rule, summary: Mapping[str, Any], network: EnergyModel, normalisation: Mapping[str, Any]
 ) -> str:
+    inference = network.minimizer
     held = ", pooling routes held" if getattr(rule, "linear_response", False) else ""
     precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
     rows = _origin(recipe, summary) | {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
-        "free phase": _describe(rule.free or inference)
-        + (", from where the last batch ended" if recipe.warm_start else ""),
+        "free phase": _FORWARD
+        if network.rests
+        else _describe(rule.free or inference) + (", from where the last batch ended" if recipe.warm_start else ""),
         "second phase": _describe(rule.second_phase) + held if rule.second_phase else "none",
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",
-        "normalisation": _normalisation(summary["dataset"], normalisation["mean"], normalisation["std"]),
+        "normalisation": _normalisation(
+            summary["dataset"] if _is_dchn(network) else None, normalisation["mean"], normalisation["std"]
+        ),
         "precision": "float32" if precision == "no" else precision,
         "cost": duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
-        "inference": f"{_describe(inference)}, start {inference.start}",
+        "inference": _FORWARD if network.rests else f"{_describe(inference)}, start {inference.start}",
     }
     return (
         f"## Training\n\n{_table(rows)}\n\n`args.yaml` holds every setting: `accelerate launch train_ebl.py --config "
@@ -226,7 +244,7 @@ def _selection(holdout: float) -> str:
     return f"{holdout:.0%} of the training split was held out, class by class, and selected the epoch."
 
 
-def _normalisation(dataset: str, mean: Sequence[float], std: Sequence[float]) -> str:
+def _normalisation(dataset: str | None, mean: Sequence[float], std: Sequence[float]) -> str:
     def listed(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.4g}" for value in values)
 
