@@ -219,7 +219,7 @@ def test_every_rule_and_model_is_in_its_table():
 
 
 def test_the_errors_of_the_checkpoints_are_those_that_were_measured():
-    rows = re.findall(r"^\| `(dchn\S+\.\S+)`.*? \| ([\d.]+) % \| ([\d,]+) \|", README.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+\.\S+)`.*? \| ([\d.]+) % \| ([\d,]+) \|", README.read_text(), re.MULTILINE)
     folders = {path.parent.name: path for path in (ROOT / "timm_ebl" / "pretrained").glob("*/config.json")}
     assert {name for name, *_ in rows} == folders.keys()
     for name, error, images in rows:
