@@ -177,28 +177,40 @@ class LayeredNetwork(nn.Module, EnergyModel):
             phase = self.phase(graph, x, state, perturbation, cache)
         return descended(phase, minimizer)
 
-    def state_shapes(self, x: Tensor) -> list[torch.Size]:
-        """Shape of every layer of the state for an input ``x``, the batch first."""
-        return self.graph.shapes(x.shape)
+    @torch.compiler.disable
+    @torch.no_grad()
+    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
+        """The linear response of a free state, as the kind of network defines it (`_response`). Not in the paper.
 
-    @property
-    def is_linear(self) -> bool:
-        """Whether all drives are linear once their routes are held (`Interaction.is_linear`)."""
-        return all(interaction.is_linear for interaction in self.graph.interactions)
+        The free state is treated as an equilibrium, and its pooling routes are held. Where a drive is not linear
+        (`Interaction.is_linear`), the network relaxes.
 
-    def _known_free(self, free: Relaxation) -> Cache:
-        """What the free relaxation has computed that a response starts from.
+        Args:
+            free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
+            perturbation: The perturbation of each copy.
+            minimizer: How to minimise.
 
         Raises:
-            ValueError: It is none of this network, or the parameters or the state have changed since.
+            ValueError: It is none, or the parameters or the state have changed since.
         """
+        require_minimizer("minimizer", minimizer)
         cache = known(self.graph, getattr(free, "input", None), free)
         if cache is None:
             raise ValueError(
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."
             )
-        return cache
+        if not all(interaction.is_linear for interaction in self.graph.interactions):
+            return self.relax(free.input, free, perturbation, minimizer)
+        return self._response(free, perturbation, minimizer, cache)
+
+    @abstractmethod
+    def _response(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer, cache: Cache) -> Relaxation:
+        """`respond`, given what the free relaxation has computed."""
+
+    def state_shapes(self, x: Tensor) -> list[torch.Size]:
+        """Shape of every layer of the state for an input ``x``, the batch first."""
+        return self.graph.shapes(x.shape)
 
     def _minimizer(self, minimizer: Minimizer | None) -> Minimizer:
         minimizer = minimizer or self.minimizer

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..energy.functional import State, weigh
 from ..kernels.recording import replayed
 from ..relaxation.descent import descend
-from ..relaxation.minimizer import Minimizer, require_minimizer
 from ..relaxation.model import SETTLING_SWEEPS
 from ..relaxation.phase import EnergyPhase
 from ..relaxation.record import Cache, Relaxation, as_layers
@@ -20,6 +19,7 @@ from .layered import LayeredNetwork, descended, known
 
 if TYPE_CHECKING:
     from ..energy.perturbation import Perturbation
+    from ..relaxation.minimizer import Minimizer
 
 __all__ = ["HopfieldNetwork"]
 
@@ -38,26 +38,8 @@ class HopfieldNetwork(LayeredNetwork):
         weighted = tuple(weigh(s, weights) for s in relaxation.state)
         return sum((s * w).sum() for s, w in zip(relaxation.state, weighted, strict=True)) / 2, weighted
 
-    @torch.compiler.disable
-    @torch.no_grad()
-    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
-        """The linear response of a free state to a perturbation (`timm_ebl.relaxation.response`). Not in the paper.
-
-        The pooling routes are held, which keeps the energy smooth in the strength of the perturbation, and the free
-        state is treated as an equilibrium. Where a drive is not linear (`Interaction.is_linear`), the network relaxes.
-
-        Args:
-            free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
-            perturbation: The perturbation of each copy.
-            minimizer: How to minimise.
-
-        Raises:
-            ValueError: It is none, or the parameters or the state have changed since.
-        """
-        require_minimizer("minimizer", minimizer)
-        cache = self._known_free(free)
-        if not self.is_linear:
-            return self.relax(free.input, free, perturbation, minimizer)
+    def _response(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer, cache: Cache) -> Relaxation:
+        """By changes from the free state (`timm_ebl.relaxation.response`): smooth in the strength of a perturbation."""
         return descended(ResponsePhase(self.graph, free, perturbation, cache), minimizer)
 
     @torch.compiler.disable

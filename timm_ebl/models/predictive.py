@@ -26,7 +26,7 @@ from torch import Tensor
 from ..energy.functional import State, inner, weigh
 from ..energy.perturbation import FREE, Clamped, Perturbation
 from ..kernels.autocast import without_autocast
-from ..relaxation.minimizer import Minimizer, Start, require_minimizer
+from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.phase import DrivenPhase
 from ..relaxation.record import Cache, Relaxation, as_layers
 from .layered import LayeredNetwork, descended
@@ -84,9 +84,8 @@ class PredictivePhase(DrivenPhase):
     def source(self, layer: int) -> Tensor:
         """``e_k`` masked by the derivative of ``f_k`` in ``a_k``."""
         drive = self.drive_into(layer)
-        return without_flat(
-            self.state[layer] - drive, drive, self.graph.layers[layer]
-        )  # clip(a) = a where it is not flat
+        # clip(a) = a where it is not flat
+        return without_flat(self.state[layer] - drive, drive, self.graph.layers[layer])
 
     def field(self, layer: int) -> Tensor:
         drive = self.drive_into(layer)
@@ -167,29 +166,16 @@ class PredictiveCodingNetwork(LayeredNetwork):
             begin = start if isinstance(start, (Relaxation, tuple, list)) else self.relax(x)
             return super().relax(x, begin, perturbation, minimizer or self.perturbed)
 
-    @torch.compiler.disable
-    @torch.no_grad()
-    def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
-        """The linear response of the free state (`timm_ebl.models.predictive_response`). Not in the publication.
+    def _response(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer, cache: Cache) -> Relaxation:
+        """By rounds of errors down and states up (`timm_ebl.models.predictive_response`). Not in the publication.
 
         The routes and derivatives of the free state are held. One round takes the place of as many sweeps of the
         minimiser as there are layers; the number of rounds is rounded up. The minimiser's order has no effect. Under a
-        clamp, which moves the output far, the network relaxes; so it does where a drive is not linear
-        (`Interaction.is_linear`).
-
-        Args:
-            free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
-            perturbation: The perturbation of each copy.
-            minimizer: How to minimise.
-
-        Raises:
-            ValueError: It is none, or the parameters or the state have changed since.
+        clamp, which moves the output far, the network relaxes.
         """
-        require_minimizer("minimizer", minimizer)
-        cache, layers = self._known_free(free), len(self.graph.layers)
-        if isinstance(perturbation, Clamped) or not self.is_linear:
+        if isinstance(perturbation, Clamped):
             return self.relax(free.input, free, perturbation, minimizer)
-        rounds = replace(minimizer, sweeps=math.ceil(minimizer.sweeps / layers))
+        rounds = replace(minimizer, sweeps=math.ceil(minimizer.sweeps / len(self.graph.layers)))
         with without_autocast(free.input.device.type):
             return descended(PredictiveResponse(self.graph, free, perturbation, cache), rounds)
 

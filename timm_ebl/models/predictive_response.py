@@ -12,21 +12,21 @@ need as many as it has layers for that. The error of one round is of second orde
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ..kernels.operator import Drive
 from ..kernels.pair import apart
-from ..relaxation.record import Cache, Relaxation, versions_of
 from ..relaxation.response import ResponsePhase
 
 if TYPE_CHECKING:
     from ..energy.graph import Graph, Layer
     from ..energy.perturbation import Perturbation
     from ..relaxation.order import Groups
+    from ..relaxation.record import Cache, Relaxation
 
 __all__ = ["PredictiveResponse", "without_flat"]
 
@@ -42,14 +42,7 @@ def without_flat(error: Tensor, drive: Tensor, layer: Layer) -> Tensor:
 class PredictiveResponse(ResponsePhase):
     """One or two perturbed states on their way from a free state, two of them by their difference; a sweep is a round.
 
-    Args:
-        graph: The layers and their interactions.
-        free: The free relaxation, or two copies of it (`Relaxation.twice`).
-        perturbation: The perturbation of each copy.
-        cache: What that relaxation has computed.
-
-    Raises:
-        ValueError: The free state has no potentials.
+    Its arguments are those of `ResponsePhase`.
     """
 
     def __init__(self, graph: Graph, free: Relaxation, perturbation: Perturbation, cache: Cache) -> None:
@@ -72,7 +65,7 @@ class PredictiveResponse(ResponsePhase):
         for layer in reversed(range(self.last + 1)):
             edges = self.graph.outgoing[layer]
             pulls = [self._pulled(edge, errors[self.last - self.graph.edges[edge].upper]) for edge in edges]
-            self._pulls[layer] = sum(pulls[1:], pulls[0]) if pulls else None
+            self._pulls[layer] = self._sum(pulls)
             errors.append(self._error(layer))
         super().sweep(tuple((layer,) for layer in range(self.last + 1)), omega, frozen)
 
@@ -88,14 +81,11 @@ class PredictiveResponse(ResponsePhase):
             route = self.cache.drives[edge].route
             self._driven[edge] = self._operators[edge].drive(self._change(layer), route).value
 
-    def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
-        state, free = tuple(self.state), self.cache.drives
-        drives = tuple(
+    def _drives(self) -> tuple[Drive, ...]:
+        return tuple(
             drive if change is None else Drive(self._both(drive.value, change), drive.route)
-            for drive, change in zip(free, self._driven, strict=True)
+            for drive, change in zip(self.cache.drives, self._driven, strict=True)
         )
-        cache = dataclasses.replace(self.cache, drives=drives, potentials=(), versions=versions_of(state))
-        return Relaxation(self.x, state, None, residual, sweeps, tolerance, None, cache)
 
     def _into(self, layer: int) -> list[Tensor | None]:
         """The changes of the drives into a layer."""
@@ -119,6 +109,6 @@ class PredictiveResponse(ResponsePhase):
         return apart(centre, change) if self.copies == 2 else centre + change
 
     @staticmethod
-    def _sum(changes: list[Tensor | None]) -> Tensor | None:
+    def _sum(changes: Sequence[Tensor | None]) -> Tensor | None:
         known = [change for change in changes if change is not None]
         return sum(known[1:], known[0]) if known else None

@@ -89,9 +89,12 @@ class ResponsePhase(Phase):
 
     def record(self, residual: Tensor | None, sweeps: int, tolerance: float | None) -> Relaxation:
         state = tuple(self.state)
-        drives = tuple(Drive(None, drive.route) for drive in self.cache.drives)
-        cache = dataclasses.replace(self.cache, drives=drives, potentials=(), versions=versions_of(state))
+        cache = dataclasses.replace(self.cache, drives=self._drives(), potentials=(), versions=versions_of(state))
         return Relaxation(self.x, state, None, residual, sweeps, tolerance, None, cache)
+
+    def _drives(self) -> tuple[Drive, ...]:
+        """What is known of the drives of the present state: the routes that are held."""
+        return tuple(Drive(None, drive.route) for drive in self.cache.drives)
 
     def _field_change(self, layer: int, of: Callable[[int], Tensor]) -> Tensor | None:
         """What a change of the neighbours makes of the field on a layer; ``None`` if none of them has moved."""
