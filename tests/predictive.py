@@ -6,6 +6,13 @@ import torch.nn.functional as F
 from timm_ebl import PCN
 
 LAYERS = 6
+LABELS = torch.tensor([0, 1, 2, 0])
+TARGET = torch.eye(3, dtype=torch.float64)[LABELS]
+
+
+def images():
+    """Four of them, for the network."""
+    return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def small_network(seed=0, dtype=torch.float64, **kwargs):

@@ -4,13 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import error, gradient, signs_for
-from predictive import LAYERS, energy, forward_pass, modified_update, small_network
+from predictive import LABELS, LAYERS, TARGET, energy, forward_pass, images, modified_update, small_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_ebl import Clamped, Minimizer, Nudged, Relaxation, create_backward, create_rule, list_backwards, list_rules
 
-LABELS = torch.tensor([0, 1, 2, 0])
-TARGET = torch.eye(3, dtype=torch.float64)[LABELS]
 LONG = Minimizer(sweeps=60, omega=1.0)
 
 
@@ -21,7 +19,7 @@ def model():
 
 @pytest.fixture
 def x():
-    return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return images()
 
 
 def backpropagation(model, x):

@@ -3,15 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from predictive import LAYERS, small_network
+from predictive import LAYERS, TARGET, images, small_network
 from torch import nn
 
 from timm_ebl import Clamped, DenseInteraction, Forced, Minimizer, Nudged
 from timm_ebl.energy.graph import Edge, Graph, Layer
 from timm_ebl.models.predictive import PredictiveCodingNetwork
 
-LABELS = torch.tensor([0, 1, 2, 0])
-TARGET = torch.eye(3, dtype=torch.float64)[LABELS]
 ROUND = Minimizer(sweeps=LAYERS, omega=1.0)
 LONG = Minimizer(sweeps=20 * LAYERS, omega=1.0)
 
@@ -23,7 +21,7 @@ def model():
 
 @pytest.fixture
 def x():
-    return torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return images()
 
 
 class Skip(PredictiveCodingNetwork):
