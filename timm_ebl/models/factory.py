@@ -18,7 +18,7 @@ from ..errors import ConfigError, WeightsError
 from .layered import LayeredNetwork
 from .weights import CONFIG, WEIGHTS, list_shipped, read_config, read_weights
 
-__all__ = ["build_network", "family_of", "open_network", "register_family"]
+__all__ = ["build_network", "family_of", "list_networks", "open_network", "register_family"]
 
 _FAMILIES: dict[str, type[nn.Module]] = {}
 """The class of each file of networks, by the file's name, as timm calls it."""
@@ -37,6 +37,11 @@ def family_of(architecture: str) -> type[nn.Module] | None:
     """The class of a model by its name, if it is of a family of the package."""
     found = (model_cls for file, model_cls in _FAMILIES.items() if is_model_in_modules(architecture, [file]))
     return next(found, None)
+
+
+def list_networks() -> list[str]:
+    """The names of the package's models, family by family."""
+    return [name for file in _FAMILIES for name in timm.list_models(module=file)]
 
 
 def build_network(model_cls: type[nn.Module], variant: str, pretrained: bool, hidden: int, **kwargs: Any) -> nn.Module:
@@ -184,8 +189,7 @@ def open_network(name: str) -> LayeredNetwork:
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             raise ConfigError(f"{name}: {error}") from error
     if not isinstance(model, LayeredNetwork):
-        known = ", ".join(model for file in _FAMILIES for model in timm.list_models(module=file))
-        raise ConfigError(f"{name!r} is no network of timm_ebl: choose one of {known}.")
+        raise ConfigError(f"{name!r} is no network of timm_ebl: choose one of {', '.join(list_networks())}.")
     return model
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ..data.catalogue import EMBEDDED, IMG_SIZE
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
-from ..models.factory import family_of
+from ..models.factory import family_of, list_networks
 from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel
 from .config import TrainConfig
@@ -137,7 +137,7 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
     """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = ", ".join(timm.list_models(["dchn*", "hopfield_resnet*", "pcn*"]))
+        known = ", ".join(list_networks())
         raise ConfigError(f"Unknown model {name!r}: choose one of {known}, or one that --import MODULE registers.")
     checkpoints = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in checkpoints:
