@@ -29,13 +29,13 @@ SEEDS = [{"algo": ["c-ep"], "seed": [0, 1, 2, 3]}]
 # --------------------------------------------------------------------------------------------------------------- grids
 
 
-def test_every_combination_is_a_cell_once_and_no_two_folders_are_alike(tmp_path):
+def test_every_combination_is_a_cell_once_seed_after_seed_and_no_two_folders_are_alike(tmp_path):
     data = [{"dataset": "mnist", "model": "dchn_mnist"}, {"dataset": "cifar10", "model": "dchn_cifar10"}]
     grid = {"algo": RULES, "data": data, "beta": [0.1, 0.5], "seed": [0, 1]}
     study, folder = study_of(tmp_path, settings={"epochs": 3}, grids=[grid, {"algo": ["tbp"], "seed": [7]}])
     found = [(c.config.algo, c.config.dataset, c.config.model, c.config.beta, c.config.seed) for c in study.cells]
     names = [(each["dataset"], each["model"]) for each in data]
-    expected = [(r, *n, b, s) for r, n, b, s in product(RULES, names, [0.1, 0.5], [0, 1])]
+    expected = [(r, *n, b, s) for s, r, n, b in product([0, 1], RULES, names, [0.1, 0.5])]
     assert found == [*expected, ("tbp", None, None, None, 7)]
     assert len({str(folder.run(cell)).casefold() for cell in study.cells}) == len(study.cells)
     assert all(cell.config.epochs == 3 for cell in study.cells)

@@ -62,7 +62,8 @@ class Study:
 
     Attributes:
         name: Name of the recipe.
-        cells: The runs, in the order in which they are started.
+        cells: The runs, in the order in which they are started: a seed after the other, so that whole tables are there
+            early.
         cluster: What the jobs of a cluster are given (`timm_ebl.tools.study.cluster`).
     """
 
@@ -110,7 +111,8 @@ def read_study(path: str | Path, data_root: str | None = None) -> Study:
         own = {key: value for key, value in config.to_dict().items() if key in layer and key not in tied}
         variant = {key: value for key, value in own.items() if key not in _NOT_IN_A_ROW and value != usual[key]}
         cells.append(Cell(name, config, variant))
-    return Study(Path(path).stem, tuple(cells), recipe.get("cluster") or {})
+    by_seed = sorted(cells, key=lambda cell: cell.config.seed)
+    return Study(Path(path).stem, tuple(by_seed), recipe.get("cluster") or {})
 
 
 def _grids(recipe: Mapping[str, Any], path: str | Path) -> list[dict[str, Any]]:
