@@ -97,6 +97,21 @@ def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_ou
         assert words in card, words
 
 
+@pytest.mark.parametrize(
+    ("dataset", "settings", "words"),
+    [
+        ("cifar10", {}, "shifts of up to 4 pixels, mirror images"),
+        ("ylecun/mnist", {}, "shifts of up to 2 pixels"),
+        ("noise", {"randaugment": (3, 9)}, "shifts of up to 4 pixels, 3 operations of RandAugment with magnitude 9"),
+        ("cifar10", {"aug": False}, "none"),
+    ],
+)
+def test_a_card_says_how_training_images_were_augmented(dataset, settings, words):
+    recipe = TrainConfig(dataset=dataset, **settings)
+    card = render_card("name", "name", recipe, SUMMARY | {"dataset": dataset}, CONFIG)
+    assert f"| augmentation | {words} |" in card
+
+
 def test_the_papers_figures():
     assert paper_error("c-ep", "cifar10") == 10.40
     assert paper_error("c-ep", "svhn") == 3.51

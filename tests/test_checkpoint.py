@@ -89,6 +89,24 @@ def test_random_numbers_of_every_global_generator_go_on(folder, tmp_path, monkey
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
 
+def test_a_run_without_augmentation_says_so_keeps_to_it_and_goes_on_only_so(folder, tmp_path, monkeypatch, capsys):
+    original, as_in_evaluation = BatchTransform.train, []
+
+    def noted(self, images, draws):
+        batch = original(self, images, draws)
+        as_in_evaluation.append(torch.equal(batch, self.eval(images)))
+        return batch
+
+    monkeypatch.setattr(BatchTransform, "train", noted)
+    train(*arguments(folder, tmp_path / "run", "--no-aug", "--epochs", 1))
+    assert as_in_evaluation == [True] * 6
+    assert "54 to train without augmentation, 6 held out" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="aug was False and is True"):
+        train(*arguments(folder, tmp_path / "run", "--epochs", 1), "--resume")
+    train("--config", tmp_path / "run" / "args.yaml", "--epochs", 2, "--resume", "--force")
+    assert as_in_evaluation == [True] * 12
+
+
 def test_an_optimiser_that_counts_in_its_groups_goes_on_exactly(folder, tmp_path, train_until):
     more = ["--opt", "lookahead_lamb", "--lr", *("0.001", "0.002", "0.003", "0.004", "0.005")]
     train(*arguments(folder, tmp_path / "undisturbed", *more))

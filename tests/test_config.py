@@ -81,6 +81,7 @@ def test_the_configuration_is_frozen():
         (["--randaugment", "-1", "9"], ["--randaugment", "0 to 20", "(-1, 9)"]),
         (["--randaugment", "3", "9", "1"], ["--randaugment", "two numbers"]),
         (["--randaugment", "3", "9.5"], ["--randaugment", "whole number", "9.5"]),
+        (["--no-aug", "--randaugment", "3", "9"], ["--no-aug", "leave out --randaugment, or give it 0 0"]),
         (["--omega", "2"], ["--omega", "below 2"]),
         (["--omega", "1.9", "2"], ["--omega", "below 2"]),
         (["--order", "random"], ["--order", "asynchronous"]),

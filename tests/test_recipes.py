@@ -93,6 +93,7 @@ def test_a_recipe_of_a_predictive_coding_network_has_the_published_settings(path
     assert (recipe.opt, recipe.momentum, recipe.lr, recipe.min_lr) == ("sgd", 0.9, (0.04,), 1e-6)
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay, recipe.holdout) == (100, 16, 3e-4, 0.0)
     assert (recipe.model_kwargs, recipe.mean, recipe.randaugment) == ({}, None, (0, 0))
+    assert recipe.aug == (recipe.dataset != "mnist")
 
 
 @pytest.mark.parametrize("paths", [RESNETS, PCNS], ids=["resnet13", "pcn_vgg5"])

@@ -7,7 +7,11 @@ import torch
 import torchvision.transforms.functional as TF
 from torchvision.transforms.v2 import RandAugment
 
+from timm_ebl.data.catalogue import DATASETS, spec_of
+from timm_ebl.data.dataset import ImageDataset
 from timm_ebl.data.transforms import BatchTransform
+from timm_ebl.training.build import build_transform
+from timm_ebl.training.config import TrainConfig
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -116,6 +120,17 @@ def test_nothing_is_drawn_without_augmentation() -> None:
     transform = BatchTransform(MEAN, STD)
     assert torch.equal(augment(transform, images, generator), transform.eval(images))
     assert torch.equal(state, generator.get_state())
+
+
+@pytest.mark.parametrize("name", [*DATASETS, "owner/set"])
+def test_without_augmentation_a_training_batch_is_the_evaluation_batch(name: str) -> None:
+    spec = spec_of(name)
+    images = random_images(64, len(spec.mean or MEAN), 32, 32)
+    data = ImageDataset(images, torch.arange(64) % 2, ("a", "b"), name, spec, "train")
+    for aug in (True, False):
+        transform = build_transform(TrainConfig(aug=aug), data)
+        same = torch.equal(augment(transform, images, torch.Generator().manual_seed(0)), transform.eval(images))
+        assert same is not aug
 
 
 def test_an_empty_batch_stays_empty() -> None:

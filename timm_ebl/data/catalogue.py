@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["CHANNELS", "DATASETS", "EMBEDDED", "IMG_SIZE", "SPLIT_NAMES", "DatasetSpec", "is_split_name"]
+__all__ = ["CHANNELS", "DATASETS", "EMBEDDED", "IMG_SIZE", "SPLIT_NAMES", "DatasetSpec", "is_split_name", "spec_of"]
 
 EMBEDDED = "fashion-mnist-sample"
 """Name of the sample that is part of the package."""
@@ -70,3 +70,8 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 # fmt: on
 DATASETS[EMBEDDED] = replace(DATASETS["fashion-mnist"], hub_id=None, config=None)
+
+
+def spec_of(name: str) -> DatasetSpec:
+    """The entry of `DATASETS` by its name or its id on the Hub; for any other id one that says nothing else."""
+    return DATASETS.get(name) or next((spec for spec in DATASETS.values() if spec.hub_id == name), DatasetSpec(name))

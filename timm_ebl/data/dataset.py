@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, MissingSplitError
-from .catalogue import CHANNELS, DATASETS, EMBEDDED, IMG_SIZE, SPLIT_NAMES, DatasetSpec, is_split_name
+from .catalogue import CHANNELS, DATASETS, EMBEDDED, IMG_SIZE, SPLIT_NAMES, DatasetSpec, is_split_name, spec_of
 from .columns import find_column, image_files, read_labels
 from .decode import decode_images
 from .folder import read_folder
@@ -232,12 +232,11 @@ def _locate(name: str, root: str | Path | None) -> tuple[DatasetSpec, Path | Non
     """Return the specification and the folder of a data set; ``None`` stands for the Hub."""
     if name == EMBEDDED:
         return DATASETS[name], Path(__file__).parents[1] / "embedded"
-    spec = DATASETS.get(name)
-    if spec is None and (folder := Path(os.path.expanduser(name))).is_dir():
+    if name not in DATASETS and (folder := Path(os.path.expanduser(name))).is_dir():
         return DatasetSpec(), folder
-    if spec is None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if name not in DATASETS and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise DataError(
             f"{name!r} is neither a known data set ({', '.join(DATASETS)}) nor a local folder nor an id owner/name."
         )
-    spec = spec or next((known for known in DATASETS.values() if known.hub_id == name), DatasetSpec(name))
+    spec = spec_of(name)
     return spec, None if root is None else Path(os.path.expanduser(root), spec.hub_id)

@@ -13,7 +13,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import is_model_in_modules
 
-from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
+from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE, spec_of
 from ..data.paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from ..models.network import HopfieldNetwork
 from ..models.predictive import PredictiveCodingNetwork
@@ -210,6 +210,7 @@ def _training(
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",
+        "augmentation": _augmentation(recipe, summary["dataset"]),
         "normalisation": _normalisation(
             summary["dataset"] if _is_dchn(network) else None, normalisation["mean"], normalisation["std"]
         ),
@@ -242,6 +243,13 @@ def _selection(holdout: float) -> str:
     if not holdout:
         return "The whole training split was trained on, and the last epoch's weights were kept."
     return f"{holdout:.0%} of the training split was held out, class by class, and selected the epoch."
+
+
+def _augmentation(recipe: TrainConfig, dataset: str) -> str:
+    spec, (number, magnitude) = spec_of(dataset), recipe.randaugment
+    ways = [f"shifts of up to {spec.padding} pixels", *["mirror images"] * spec.flip]
+    ways += [f"{number} operations of RandAugment with magnitude {magnitude}"] * bool(number)
+    return ", ".join(ways) if recipe.aug else "none"
 
 
 def _normalisation(dataset: str | None, mean: Sequence[float], std: Sequence[float]) -> str:

@@ -73,7 +73,7 @@ def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapp
     residual = energy.twinx()
     number = [epoch["epoch"] for epoch in epochs]
 
-    errors.plot(number, [epoch["train_error"] for epoch in epochs], "o--", color="0.55", label="training (augmented)")
+    errors.plot(number, [epoch["train_error"] for epoch in epochs], "o--", color="0.55", label="training")
     if epochs[-1]["held_out_error"] is not None:
         errors.plot(number, [epoch["held_out_error"] for epoch in epochs], "s-", color="C0", label="held out")
     if "test_error" in summary:

@@ -72,6 +72,7 @@ class TrainConfig:
     channels: str | None = _data(
         None, f"{' or '.join(CHANNELS)}; by default as --pretrained has them, else what the images are"
     )
+    aug: bool = _data(True, "augment training images; --no-aug leaves them as evaluation sees them", bool)
     randaugment: tuple[int, ...] = _data(
         (0, 0),
         "operations of torchvision's RandAugment on each training image, at most {}, and their magnitude, at most "
@@ -194,6 +195,8 @@ class TrainConfig:
         fits = len(self.randaugment) == 2 and all(0 <= number <= most for number, most in bounds)
         allowed = "two numbers, operations from 0 to {} and their magnitude from 0 to {}".format(*MOST_RANDAUGMENT)
         self._require("randaugment", fits, allowed)
+        if self.randaugment[0] and not self.aug:
+            raise ConfigError("--no-aug leaves training images as they are: leave out --randaugment, or give it 0 0.")
         self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)

@@ -102,7 +102,8 @@ class Report:
         """
         self.batches, processes = batches, self.accelerator.num_processes
         embedded = " (embedded; choose another with --dataset)" if config.dataset is None else ""
-        parts = zip(data, ("to train", "held out", "to test"), strict=True)
+        train = "to train" if config.aug else "to train without augmentation"
+        parts = zip(data, (train, "held out", "to test"), strict=True)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         step, summed = processes * config.batch_size * config.grad_accum_steps, config.grad_accum_steps
         factors = f" ({_count(processes, 'process', 'es')} x {_count(summed, 'batch', 'es')} of {config.batch_size})"
