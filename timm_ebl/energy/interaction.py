@@ -8,7 +8,6 @@ upper layer. The lower layer feels its feedback ``d <o, drive(s)> / d s``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -56,9 +55,3 @@ class Interaction(ABC):
 
     def initialise(self, gain: float, bias_gain: float, generator: torch.Generator | None = None) -> None:  # noqa: B027
         """Draw weights from ``U(+-gain / sqrt(fan_in))``, biases from ``U(+-bias_gain / sqrt(fan_in))``; here none."""
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Refuse `torch.jit.script`, which meets an interaction by itself only in a graph of `torch.fx`."""
-        raise TypeError(
-            "TorchScript cannot hold the relaxation in a graph of torch.fx: give torch.jit.script the network itself."
-        )

@@ -12,13 +12,19 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..kernels.autocast import has_autocast
+from ..rules.autograd import equilibrium
 from .network import HopfieldNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.fx import Proxy
+
     from ..energy.graph import Graph
     from ..relaxation.minimizer import Minimizer
+    from ..rules.backward import Backward
 
-__all__ = ["Stack", "Traced", "compiled_layers", "is_symbolic", "register_network"]
+__all__ = ["FreeLayers", "Stack", "compiled_layers", "is_symbolic", "recorded", "register_network", "traced"]
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
 _KEYS = itertools.count()
@@ -30,35 +36,81 @@ def is_symbolic(x: Tensor) -> bool:
 
 
 class Stack(HopfieldNetwork):
-    """A network of a graph, bare."""
+    """A network of a graph, bare, whose ``forward`` is a function with derivatives.
 
-    def __init__(self, graph: Graph, minimizer: Minimizer) -> None:
+    Args:
+        graph: The graph.
+        minimizer: How to relax.
+        backward: How to differentiate.
+        layers: Which layers of the free state ``forward`` returns, by index.
+    """
+
+    def __init__(self, graph: Graph, minimizer: Minimizer, backward: Backward, layers: tuple[int, ...]) -> None:
         super().__init__()
         self.stack, self.minimizer = nn.ModuleList(graph.interactions), minimizer
+        self.backward, self.layers = backward, layers
         self._graph = graph
 
     @property
     def graph(self) -> Graph:
         return self._graph
 
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The layers asked for."""
+        return equilibrium(self, x, self.backward, self.layers)
 
-class Traced(nn.Module):
-    """A network's forward pass as recorded by `torch.jit.trace`: for inference, with batches of any size.
+
+class FreeLayers(nn.Module):
+    """Layers of a network's free state as a node of a graph of `torch.fx`: a function of the input and the weights.
+
+    The node has no parameters: the graph has those of the network, under their names, and hands them to it.
 
     Args:
         network: The network.
-        x: An example of its input, ``(B, C, H, W)``.
+        image: Shape ``(C, H, W)`` of its input.
     """
 
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
+    def __init__(self, network: Stack, image: Sequence[int]) -> None:
         super().__init__()
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.network = torch.jit.trace(network, x, check_trace=False)
+        self._hidden, self.image = (network,), image  # in a tuple, or its parameters would be those of the node
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output layer ``(B, M)``."""
-        return self.network(x)
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network, by name."""
+        (network,) = self._hidden
+        return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+    def train(self, mode: bool = True) -> FreeLayers:
+        """Set the mode of the interactions too."""
+        self._hidden[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The layers, for these values of `tensors`; while `torch.fx` traces, the node that stands for them."""
+        if is_symbolic(x):
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *tensors), {})
+        (network,), own = self._hidden, self.tensors()
+        if all(now is then for now, then in zip(own.values(), tensors, strict=True)):  # so in a trace of torch.jit
+            return network(x)
+        return torch.func.functional_call(network, dict(zip(own, tensors, strict=True)), (x,))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` puts in this node's place, in the graph that it is given as well."""
+        tensors = self.tensors().values()
+        return traced(self, next(iter(tensors)).new_zeros(2, *self.image), *tensors)
+
+
+def recorded(network: nn.Module, name: str, x: Proxy) -> Proxy:
+    """The layers to come, by a node that is an attribute of a network, while `torch.fx` traces a graph."""
+    node, path = getattr(network, name), x.tracer.path_of_module(network)
+    x.tracer.submodule_paths[node] = f"{path}.{name}" if path else name
+    return node(x, *node.tensors().values())
+
+
+def traced(module: nn.Module, *inputs: Tensor) -> nn.Module:
+    """A module as recorded by `torch.jit.trace`, given an example: for inference, with batches of any size."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(module, inputs, check_trace=False)
 
 
 def register_network(network: HopfieldNetwork) -> int:

@@ -12,16 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
-from ..energy.graph import Edge, Graph, Layer
 from ..kernels.native import is_watched
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
 from ..rules.catalogue import create_backward, name_of
 from .flops import counted_flops
-from .graphs import Stack, Traced, compiled_layers, is_symbolic, register_network
+from .graphs import FreeLayers, Stack, compiled_layers, is_symbolic, recorded, register_network, traced
 from .network import HopfieldNetwork
 from .timm_network import TimmNetwork
 
@@ -91,7 +89,20 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` compiles: a trace of the relaxation, for inference with batches of any size."""
-        return Traced(self, next(self.parameters()).new_zeros(2, self.in_chans, *self.img_size))
+        return nn.Sequential(traced(self, next(self.parameters()).new_zeros(2, self.in_chans, *self.img_size)))
+
+    @property
+    def output_node(self) -> FreeLayers:
+        """The output layer as graphs of `torch.fx` have it, in a tuple."""
+        return self._node((-1,))
+
+    @property
+    def hidden_node(self) -> FreeLayers:
+        """The hidden layers as graphs of `torch.fx` have them."""
+        return self._node(tuple(range(len(self.graph.layers) - 1)))
+
+    def _node(self, layers: tuple[int, ...]) -> FreeLayers:
+        return FreeLayers(Stack(self.graph, self.minimizer, self.backward, layers), (self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Layers of the free state by index; where interactions have hooks, each is called once with its layers."""
@@ -109,19 +120,12 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
             return compiled_layers(self, self._key, x, layers)
         if is_symbolic(x):
-            graph = self.graph
-            joins = tuple((edge.lower, edge.upper) for edge in graph.edges)
-            bounds = tuple(layer.bounds for layer in graph.layers)
-            return _equilibrium_of(graph.interactions, joins, bounds, self.minimizer, self.backward, x, layers)
+            if layers == (-1,):
+                return recorded(self, "output_node", x)
+            hidden = recorded(self, "hidden_node", x)
+            return tuple(hidden[index % len(self.graph.layers)] for index in layers)
         return equilibrium(self, x, self.backward, layers)
 
     def __setstate__(self, state: dict[str, object]) -> None:
         super().__setstate__(state)
         self._key = register_network(self)
-
-
-@torch.fx.wrap
-def _equilibrium_of(interactions, joins, bounds, minimizer, backward, x, layers) -> tuple[Tensor, ...]:
-    """`equilibrium` as one node of a graph, which can hold the parts of a network, but not the network itself."""
-    edges = tuple(Edge(part, *join) for part, join in zip(interactions, joins, strict=True))
-    return equilibrium(Stack(Graph(tuple(map(Layer, bounds)), edges), minimizer), x, backward, layers)
