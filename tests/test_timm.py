@@ -10,7 +10,6 @@ from oracles import images_for
 from timm.data import create_transform, resolve_data_config
 from timm.data.model_config import resolve_input_data_config
 from timm.models import FeatureInfo
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from torchvision.transforms.functional import to_pil_image
 
 SKIPS = ["hopfield_resnet13_small_cifar10", "hopfield_resnet13_tiny_mnist", "hopfield_resnet13_tiny_cifar100"]
@@ -232,28 +231,6 @@ def test_scripted_and_exported_networks_answer_alike(tiny, batch_size):
         batch = {0: torch.export.Dim("batch", min=1, max=64)}
         exported = torch.export.export(tiny, (images_for(tiny, 3),), dynamic_shapes=(batch,))
     torch.testing.assert_close(exported.module()(x), tiny(x).detach())
-
-
-@each_family
-def test_a_symbolic_trace_answers_and_learns_alike(tiny):
-    x = images_for(tiny)
-    tiny(x).sum().backward()
-    expected = {name: parameter.grad.clone() for name, parameter in tiny.named_parameters()}
-    node = get_graph_node_names(tiny)[0][-1]
-    for graph in (torch.fx.symbolic_trace(tiny), create_feature_extractor(tiny, [node])):
-        graph.zero_grad()
-        output = graph(x)
-        output = output[node] if isinstance(output, dict) else output
-        torch.testing.assert_close(output, tiny(x))
-        output.sum().backward()
-        found = {name: parameter.grad for name, parameter in graph.named_parameters()}
-        assert found.keys() == expected.keys()
-        torch.testing.assert_close(found, expected)
-
-
-def test_a_symbolic_trace_is_not_scripted(tiny):
-    with pytest.raises(TypeError, match=r"graph of torch.fx: give torch.jit.script the network itself"):
-        torch.jit.script(torch.fx.symbolic_trace(tiny.eval()))
 
 
 @each_family

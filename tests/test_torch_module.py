@@ -88,6 +88,21 @@ def test_spectral_norm_learns_in_training_mode(make_live, batch):
     assert error(flat(parameter_gradients(model.train(), F.cross_entropy(model(x), y))), expected) < 1e-2
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_symbolic_trace_has_all_that_makes_the_weights(make_live, batch, way):
+    (model, _), (other, _) = (parametrised(make_live(seed=seed), way) for seed in (0, 5))
+    with torch.no_grad():
+        for buffer in other.buffers():
+            buffer.copy_(buffer.roll(1, -1))
+    graph = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(graph(batch[0]), model(batch[0]))
+    assert graph.state_dict().keys() == model.state_dict().keys()
+    graph.load_state_dict(other.state_dict(), assign=True)
+    torch.testing.assert_close(graph(batch[0]), other(batch[0]))
+    graph.train()
+    assert all(part.training for part in model.interactions)
+
+
 @pytest.mark.parametrize("way", ["pruning", "weight norm"])
 def test_a_read_out_that_others_make_is_not_resized(make_live, way):
     model, _ = parametrised(make_live(), way)
