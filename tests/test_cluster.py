@@ -71,7 +71,7 @@ def test_without_slurm_a_process_in_the_background_runs_the_cells(tmp_path, monk
     said = []
     cluster.submit(folder, study.cells, "mine", {"at_once": 1, "gpus": 0, "minutes": 1}, said.append)
     assert re.fullmatch(r"there is no Slurm here: process \d+ runs 1 cells, 1 at once", said[0])
-    for _ in range(600):
+    for _ in range(2400):
         if folder.outcome(study.cells[0]).status == "failed":
             break
         time.sleep(0.05)

@@ -69,9 +69,13 @@ class StopSignals:
     """Notes the signals that ask to stop while it is entered; only a second Ctrl-C, a second later, stops at once.
 
     The end of the launcher counts as SIGHUP: ``accelerate launch`` passes no signal on.
+
+    Args:
+        answer: What is said when the first one comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answer: str = "stopping after this batch") -> None:
+        self._answer = answer
         self._launcher = os.getppid() if _is_launched() else None
         self._received: int | None = None
         self._since = 0.0
@@ -98,6 +102,6 @@ class StopSignals:
             self._received, self._since = number, time.monotonic()
             if os.environ.get("RANK", "0") == "0":  # not by print, which the signal may have come into
                 with suppress(OSError):
-                    os.write(2, f"\n{signal.Signals(number).name}: stopping after this batch\n".encode())
+                    os.write(2, f"\n{signal.Signals(number).name}: {self._answer}\n".encode())
         elif number == signal.SIGINT and time.monotonic() - self._since > _SAME:
             _interrupt(number, frame)

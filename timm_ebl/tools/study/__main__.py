@@ -15,7 +15,8 @@ from pathlib import Path
 from ...arguments import Parser, positive_count
 from ...errors import ConfigError, DataError, EBLError, one_sentence
 from ...training.build import check_config
-from ...training.console import begin
+from ...training.console import begin, survive_output
+from ...training.options import flag_of
 from ...training.splits import load_test
 from . import process
 from .cluster import check_cluster, submit
@@ -27,13 +28,16 @@ from .table import build_table
 
 __all__ = ["build_parser", "check_cells", "main"]
 
+_ALONE = {"table": ("jobs", "cluster", "retry", "dry_run"), "cluster": ("jobs",)}
+"""Options that make others meaningless."""
+
 
 def build_parser() -> Parser:
     """The parser of the command."""
     parser = Parser(prog="python -m timm_ebl.tools.study", description=__doc__)
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="YAML file of the study")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="folder for runs and table")
-    parser.add_argument("--jobs", type=positive_count, default=1, metavar="N", help="cells at once (default: 1)")
+    parser.add_argument("--jobs", type=positive_count, metavar="N", help="cells at once (default: 1)")
     parser.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
     parser.add_argument("--cluster", action="store_true", help="submit the cells as jobs, by submitit")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed")
@@ -77,27 +81,33 @@ def check_cells(cells: Sequence[Cell]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a study, or make its table, from the command line."""
     options = begin(build_parser(), arguments)
+    for one, others in _ALONE.items():
+        for other in others:
+            if getattr(options, one) and getattr(options, other):
+                raise ConfigError(f"{flag_of(one)} has no use for {flag_of(other)}: leave one of them out.")
+    jobs = options.jobs or 1
     study = read_study(options.recipe, options.data_root)
     folder = StudyFolder(options.output_dir)
-    folder.check(study.cells)
+    folder.check(study.cells, aside=("data_root",) if options.table else ())
     if not options.table:
-        if options.retry:
-            for cell in study.cells:
-                process.take_up(folder, cell)
-        waiting = [cell for cell in study.cells if folder.outcome(cell).status is Status.UNFINISHED]
+        wanted = {Status.UNFINISHED, *([Status.FAILED] if options.retry else [])}
+        waiting = [cell for cell in study.cells if folder.outcome(cell).status in wanted]
         if options.cluster:
             check_cluster(study.cluster)
         else:
-            check_jobs(study.cells, options.jobs)
+            check_jobs(waiting, jobs)
         check_cells(waiting)
         if options.dry_run:
             print("\n".join(f"{cell.name}: {folder.outcome(cell).status}" for cell in study.cells))
             return
         folder.create()
+        if options.retry:
+            for cell in waiting:
+                process.take_up(folder, cell)
         if options.cluster:
             submit(folder, study.cells, study.name, study.cluster, _say)
             return
-        run_here(folder, study.cells, options.jobs, _say)
+        run_here(folder, study.cells, jobs, _say)
     elif not options.output_dir.is_dir():
         raise ConfigError(f"There is no folder {options.output_dir}: --output-dir is that of a study.")
     table = build_table(study, folder)
@@ -112,4 +122,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    survive_output()
     main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from ...arguments import Choice
 from ...errors import CheckpointError, ConfigError
 from ...training.config import read_recipe, resolve
 from ...training.files import write_whole
+from ...training.options import flag_of
 from ...training.records import read_summary
 from ...training.yaml12 import dump_yaml
 
@@ -94,17 +95,17 @@ class StudyFolder:
 
     def write_recipe(self, cell: Cell) -> Path:
         """Write a cell's settings, as ``--config`` takes them."""
-        text = dump_yaml(cell.config.decisive())
+        text = dump_yaml(cell.config.to_dict())
         write_whole(self.recipe(cell), lambda path: path.write_text(text, encoding="utf-8"))
         return self.recipe(cell)
 
     def write_failure(self, cell: Cell, reason: str) -> None:
-        """Record that a cell's run failed."""
-        text = json.dumps({"reason": reason}, indent=2) + "\n"
+        """Record that a cell's run failed; paths in the reason are from the study's folder on, wherever that is."""
+        text = json.dumps({"reason": reason.replace(f"{self.path}{os.sep}", "")}, indent=2) + "\n"
         write_whole(self.failure(cell), lambda path: path.write_text(text, encoding="utf-8"))
 
     def outcome(self, cell: Cell) -> Outcome:
-        """How far a cell is, from the files alone.
+        """How far a cell is, from the files alone; that it failed under other settings says nothing.
 
         Raises:
             CheckpointError: A file cannot be read.
@@ -112,7 +113,7 @@ class StudyFolder:
         if (self.run(cell) / "summary.json").is_file():
             summary = read_summary(self.run(cell) / "summary.json")
             return Outcome(Status(summary.get("status", "completed")), summary.get("reason"), summary)
-        if self.failure(cell).is_file():
+        if self.failure(cell).is_file() and not _other_setting(self.recipe(cell), cell):
             try:
                 reason = json.loads(self.failure(cell).read_text(encoding="utf-8"))["reason"]
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,22 +121,22 @@ class StudyFolder:
             return Outcome(Status.FAILED, reason, {})
         return Outcome(Status.UNFINISHED, None, {})
 
-    def check(self, cells: Sequence[Cell]) -> None:
+    def check(self, cells: Sequence[Cell], aside: Collection[str] = ()) -> None:
         """Refuse a folder in which a cell's run was made under other settings.
+
+        Args:
+            cells: The cells.
+            aside: Settings that do not matter.
 
         Raises:
             ConfigError: It is so.
         """
         for cell in cells:
-            settings = self.run(cell) / "args.yaml"
-            if not settings.is_file():
-                continue
-            there, asked = resolve(read_recipe(settings)).decisive(), cell.config.decisive()
-            other = next((key for key in asked if asked[key] != there[key]), None)
-            if other:
+            if other := _other_setting(self.run(cell) / "args.yaml", cell, aside):
+                name, there, asked = other
                 raise ConfigError(
-                    f"{self.run(cell)} holds a run with {other} {there[other]!r}, and the recipe says {asked[other]!r}:"
-                    " choose another --output-dir, or remove that run."
+                    f"{self.run(cell)} holds a run with {name} {there!r}, and {asked!r} is asked for: ask for that, "
+                    "choose another --output-dir, or remove that run."
                 )
 
     def claim(self, cell: Cell) -> int | None:
@@ -155,3 +156,12 @@ class StudyFolder:
             os.close(number)
             return None
         return number
+
+
+def _other_setting(path: Path, cell: Cell, aside: Collection[str] = ()) -> tuple[str, Any, Any] | None:
+    """The option of the first setting in a file that is not the cell's, its value there and the cell's."""
+    if not path.is_file():
+        return None
+    there, asked = resolve(read_recipe(path)).decisive(), cell.config.decisive()
+    other = next((key for key in asked if key not in aside and asked[key] != there[key]), None)
+    return other and (flag_of(other), there[other], asked[other])

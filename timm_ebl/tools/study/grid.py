@@ -17,6 +17,7 @@ from ...errors import ConfigError
 from ...training.config import TrainConfig, resolve
 from ...training.options import read_option, read_setting
 from ...training.origin import settle_config
+from ...training.presets import PRESETS
 from ...training.yaml12 import read_yaml
 
 __all__ = ["Cell", "Study", "read_study"]
@@ -25,6 +26,9 @@ _SPECS = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
 
 _OF_THE_STUDY = ("output_dir", "resume", "force", "push_to_hub", "log_with")
 """Settings of a run that a study decides."""
+
+_NOT_OPEN = ("threads", "mixed_precision")
+"""Settings of a run that a machine would decide."""
 
 _PARTS = ("settings", "grids", "cluster")
 
@@ -51,9 +55,14 @@ class Cell:
         return self.config.dataset or EMBEDDED
 
     @property
+    def setting(self) -> str:
+        """Its variant in words; empty where it has none."""
+        return ", ".join(f"{name} {_text(value)}" for name, value in self.variant.items())
+
+    @property
     def row(self) -> str:
         """What its row of the table is called: rule and variant."""
-        return ", ".join([self.config.algo, *(f"{name} {_text(value)}" for name, value in self.variant.items())])
+        return ", ".join(filter(None, [self.config.algo, self.setting]))
 
 
 @dataclass(frozen=True)
@@ -102,15 +111,15 @@ def read_study(path: str | Path, data_root: str | None = None) -> Study:
     common = {"threads": 1, "mixed_precision": "no"} | _read(recipe.get("settings") or {}, str(path))
     layers = [layer for number, grid in enumerate(_grids(recipe, path), 1) for layer in _layers(grid, number, path)]
     configs = [_configure(common, layer, data_root, path) for layer in layers]
-    _refuse_twins(layers, configs, path)
     tied = _tied_to_the_dataset(layers, configs)
     names = _names([_name(config, layer) for config, layer in zip(configs, layers, strict=True)], configs)
     cells = []
     for name, config, layer in zip(names, configs, layers, strict=True):
-        usual = resolve(common, {"algo": config.algo}).to_dict()
-        own = {key: value for key, value in config.to_dict().items() if key in layer and key not in tied}
-        variant = {key: value for key, value in own.items() if key not in _NOT_IN_A_ROW and value != usual[key]}
+        own = {key: value for key, value in _settings(config, layer).items() if key in layer and key not in tied}
+        usual = _usual(common, layer)
+        variant = {k: v for k, v in own.items() if k not in _NOT_IN_A_ROW and (k not in usual or v != usual[k])}
         cells.append(Cell(name, config, variant))
+    _refuse_twins(layers, cells, path)
     by_seed = sorted(cells, key=lambda cell: cell.config.seed)
     return Study(Path(path).stem, tuple(by_seed), recipe.get("cluster") or {})
 
@@ -163,20 +172,24 @@ def _configure(
         config = resolve(common, layer)
         if data_root and config.dataset not in (None, EMBEDDED) and not Path(config.dataset).expanduser().is_dir():
             config = replace(config, data_root=data_root)
+        for name in _NOT_OPEN:
+            if getattr(config, name) is None:
+                raise ConfigError(f"{name} may not be left open in a study: its numbers depend on it.")
         return settle_config(config)[0]
     except ConfigError as error:
         shown = ", ".join(f"{key} {_text(value)}" for key, value in layer.items())
         raise ConfigError(f"{path}: the cell {shown}: {error}") from None
 
 
-def _refuse_twins(layers: list[dict[str, Any]], configs: list[TrainConfig], path: str | Path) -> None:
-    seen: dict[str, dict[str, Any]] = {}
-    for layer, config in zip(layers, configs, strict=True):
-        key = _digest(config)
-        if key in seen:
+def _refuse_twins(layers: list[dict[str, Any]], cells: list[Cell], path: str | Path) -> None:
+    """Refuse cells with the same configuration, or in the same place of the table."""
+    seen = set()
+    for layer, cell in zip(layers, cells, strict=True):
+        keys = {_digest(cell.config), (cell.row, cell.dataset, cell.config.seed)}
+        if keys & seen:
             shown = ", ".join(f"{name} {_text(value)}" for name, value in layer.items())
             raise ConfigError(f"{path}: the cell {shown} is there twice: a cell is asked for by one grid, once.")
-        seen[key] = layer
+        seen |= keys
 
 
 def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig]) -> set[str]:
@@ -185,9 +198,23 @@ def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig
     for layer, config in zip(layers, configs, strict=True):
         for name in layer:
             found = values.setdefault(name, {}).setdefault(config.dataset, set())
-            found.add(json.dumps(getattr(config, name, None), sort_keys=True))
+            found.add(json.dumps(_settings(config, layer)[name], sort_keys=True))
     several = len({config.dataset for config in configs}) > 1
     return {name for name, sets in values.items() if several and all(len(found) == 1 for found in sets.values())}
+
+
+def _settings(config: TrainConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's settings, and the preset that its grid names."""
+    return {"preset": layer.get("preset"), **config.to_dict()}
+
+
+def _usual(common: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell's rule and preset have by the common settings alone; empty where these are complete with others."""
+    named = {key: layer[key] for key in ("algo", "preset") if key in layer}
+    try:
+        return resolve(common, named).to_dict() | {"preset": common.get("preset", PRESETS[0])}
+    except ConfigError:
+        return {}
 
 
 def _name(config: TrainConfig, layer: Mapping[str, Any]) -> str:

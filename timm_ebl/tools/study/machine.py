@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError, Interrupted
-from ...training.signals import stopping_at_once
+from ...training.signals import StopSignals
 from ...training.threads import cpu_quota
 from . import process
 from .counts import Counts
@@ -42,8 +42,8 @@ def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, int(min(cores, cpu_quota() or cores)))
-    threads = max(cell.config.threads or 1 for cell in cells)
-    if jobs > 1 and jobs * threads > cores:
+    threads = max((cell.config.threads for cell in cells), default=0)
+    if jobs * threads > cores:
         raise ConfigError(
             f"--jobs {jobs} with {threads} thread{'s' * (threads > 1)} a cell need {jobs * threads} cores, and this "
             f"process may use {cores}: ask for fewer."
@@ -68,9 +68,9 @@ def run_here(folder: StudyFolder, cells: Sequence[Cell], jobs: int, say: Callabl
     counts = Counts(folder, cells, jobs)
     waiting, running = counts.unfinished(), []
     said = None
-    with stopping_at_once():
+    with StopSignals("the runs save their state") as signals:
         try:
-            while waiting or running:
+            while (waiting or running) and not signals.received:
                 ended = [each for each in running if each.child.poll() is not None]
                 for each in ended:
                     running.remove(each)
@@ -98,14 +98,11 @@ def run_here(folder: StudyFolder, cells: Sequence[Cell], jobs: int, say: Callabl
                     say(line)
                 said = line
                 time.sleep(_PAUSE)
-        except KeyboardInterrupt as stop:
-            number = stop.args[0] if stop.args else signal.SIGINT
-            say(f"{signal.Signals(number).name}: {len(running)} runs save their state")
-            _stop(running)
-            done = f"stopped by {signal.Signals(number).name}; what the runs have done is saved"
-            raise Interrupted(f"{done}: go on by the same command", number) from None
         finally:
             _stop(running)
+        if signals.received and (waiting or running):
+            done = f"stopped by {signal.Signals(signals.received).name}; what the runs have done is saved"
+            raise Interrupted(f"{done}: go on by the same command", signals.received)
 
 
 def _stop(running: Sequence[_Running]) -> None:

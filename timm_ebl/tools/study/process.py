@@ -70,8 +70,9 @@ def finish(folder: StudyFolder, cell: Cell, returned: int) -> Status:
         return Status.UNFINISHED
     status = folder.outcome(cell).status
     if status is Status.UNFINISHED:
-        ended = f"ended by {name}" if name else f"ended with status {returned}"
-        folder.write_failure(cell, _last_words(folder.log(cell)) or f"{SCRIPT.name} {ended} and without a word")
+        words = None if name else _last_words(folder.log(cell))  # before a crash, they are of something else
+        ended = f"ended by {name}" if name else f"ended with status {returned} and without a word"
+        folder.write_failure(cell, words or f"{SCRIPT.name} {ended}")
         return Status.FAILED
     return status
 
