@@ -11,6 +11,7 @@ from studies import complete, study_of
 
 from timm_ebl.errors import CheckpointError
 from timm_ebl.tools.study.render import to_csv, to_json, to_markdown, write_table
+from timm_ebl.tools.study.sheet import lay_out
 from timm_ebl.tools.study.table import build_table
 
 
@@ -64,6 +65,23 @@ def test_rows_that_differ_in_two_things_are_not_compared(tmp_path):
     pairs = {frozenset((each.first, each.second)) for each in build_table(study, folder).comparisons}
     rows = [f"{rule}, beta {beta}" for rule, beta in product(["c-ep", "n-ep"], [0.1, 0.2])]
     assert pairs == {frozenset((rows[a], rows[b])) for a, b in ((0, 1), (2, 3), (0, 2), (1, 3))}
+
+
+def test_rules_under_several_settings_are_shown_side_by_side(tmp_path):
+    grids = [{"algo": ["c-ep", "n-ep"], "beta": [0.1, 0.2]}, {"algo": ["cl"]}]
+    study, folder = study_of(tmp_path, settings={"dataset": "mnist", "beta": 0.1}, grids=grids)
+    for cell, wrong in zip(study.cells, ([1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]), strict=False):
+        complete(folder, cell, wrong)
+    table = build_table(study, folder)
+    shown = to_markdown(table)
+    assert "## mnist\n\n|  | c-ep | n-ep | cl |" in shown
+    assert "| common settings | **25.00** (0.44) | 75.00 (0.42) | - (0.61), 1 unfinished |" in shown
+    assert "| beta 0.2 | 50.00 | -, 1 unfinished |  |" in shown
+    assert "<summary>mnist, beta: 1 pairs, 0 below 0.05</summary>" in shown
+    assert "| c-ep | n-ep | 0 | -50.00 |" in shown.partition("<summary>mnist, algo: 1 pairs")[2]
+    (sheet,) = lay_out(table)
+    assert sheet.entries["beta 0.2", "c-ep"].mean == 50
+    write_table(table, tmp_path)
 
 
 def test_runs_with_other_test_images_are_not_compared(tmp_path):

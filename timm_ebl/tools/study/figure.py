@@ -1,4 +1,4 @@
-"""The table of a study at a glance: a panel for each data set, a line for each row, told apart by shapes."""
+"""The table of a study at a glance: a panel for each column, its lines one below the other, told apart by shapes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...training.files import write_whole
+from .sheet import Sheet, lay_out
 
 if TYPE_CHECKING:
     from .table import Table
@@ -20,7 +21,7 @@ __all__ = ["plot_table"]
 _MARKS = {
     "seed": {"marker": "|", "color": "0.35", "ms": 9},
     "mean": {"marker": "o", "color": "k", "ms": 6},
-    "paper": {"marker": "D", "color": "k", "ms": 6, "mfc": "none"},
+    "paper": {"marker": "D", "color": "k", "ms": 6, "mfc": "none", "clip_on": False},
     "diverged": {"marker": "x", "color": "k", "ms": 7},
     "failed": {"marker": "$?$", "color": "k", "ms": 7},
 }
@@ -34,22 +35,32 @@ def plot_table(table: Table, path: Path) -> None:
         table: The table.
         path: The picture to write.
     """
-    width = max(7.0, 2.2 + 0.06 * max(map(len, table.rows)) + 2.6 * len(table.datasets))
-    figure = Figure(figsize=(width, 1.6 + 0.3 * len(table.rows)), layout="constrained")
+    sheets = lay_out(table)
+    columns = max(len(sheet.columns) for sheet in sheets)
+    width = max(7.0, 2.2 + 0.06 * max(len(line) for sheet in sheets for line in sheet.lines) + 2.0 * columns)
+    heights = [0.8 + 0.3 * len(sheet.lines) for sheet in sheets]
+    figure = Figure(figsize=(width, 0.8 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(table.datasets), sharey=True, squeeze=False)[0]
-    for axes, dataset in zip(panels, table.datasets, strict=True):
-        _draw(axes, table, dataset)
-    panels[0].set_yticks(range(len(table.rows)), table.rows)
-    panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
+    grid = figure.subplots(len(sheets), columns, sharey="row", squeeze=False, height_ratios=heights)
+    for panels, sheet in zip(grid, sheets, strict=True):
+        for axes, column in zip(panels, sheet.columns, strict=False):
+            _draw(axes, sheet, column)
+        for axes in panels[len(sheet.columns) :]:
+            axes.remove()
+        if sheet.title:  # one data set in all panels, whose errors have one scale
+            right = max(axes.get_xlim()[1] for axes in panels[: len(sheet.columns)])
+            for axes in panels[: len(sheet.columns)]:
+                axes.set_xlim(0, right)
+        panels[0].set_yticks(range(len(sheet.lines)), sheet.lines)
+        panels[0].set_ylim(len(sheet.lines) - 0.5, -0.5)
     shown = [Line2D([], [], ls="", label=name, **style) for name, style in _MARKS.items()]
     figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), frameon=False)
     write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150, metadata={"Software": None}))
 
 
-def _draw(axes: Axes, table: Table, dataset: str) -> None:
-    for y, row in enumerate(table.rows):
-        entry = table.entries.get((row, dataset))
+def _draw(axes: Axes, sheet: Sheet, column: str) -> None:
+    for y, line in enumerate(sheet.lines):
+        entry = sheet.entries.get((line, column))
         if entry is None:
             continue
         if entry.paper is not None:
@@ -59,7 +70,7 @@ def _draw(axes: Axes, table: Table, dataset: str) -> None:
             axes.plot(entry.mean, y, **_MARKS["mean"])
         for status in {status for status, _ in entry.others.values()} & _MARKS.keys():
             axes.plot(1, y, transform=axes.get_yaxis_transform(), clip_on=False, **_MARKS[status])
-    axes.set(title=dataset, xlabel="test error (%)", xlim=(0, None))
+    axes.set(title="\n".join(filter(None, [sheet.title, column])), xlabel="test error (%)", xlim=(0, None))
     axes.grid(axis="y", color="0.9")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...training.files import write_whole
 from .figure import plot_table
 from .folder import Status
+from .sheet import lay_out
 
 if TYPE_CHECKING:
     from .table import Agreement, Comparison, Entry, Table
@@ -42,10 +43,12 @@ def to_markdown(table: Table) -> str:
         f"# {table.name}\n\n{len(table.cells)} cells: {counts}.",
         "Test error in %: mean +- standard deviation over the seeds; in brackets the mean of three runs in the paper's "
         "Table 1; bold: the lowest mean of a data set among rows of which every seed is completed.",
-        _grid(
-            ["", *table.datasets], [[row, *(_shown(table, row, each) for each in table.datasets)] for row in table.rows]
-        ),
     ]
+    for sheet in lay_out(table):
+        lines = [
+            [line, *(_shown(table, sheet.entries.get((line, each))) for each in sheet.columns)] for line in sheet.lines
+        ]
+        parts += [f"## {sheet.title}"] * bool(sheet.title) + [_grid(["", *sheet.columns], lines)]
     missing = [
         [cell.name, str(outcome.status), outcome.reason or ""]
         for cell, outcome in table.cells
@@ -64,10 +67,17 @@ def to_markdown(table: Table) -> str:
             "Difference of the test errors in percentage points, first less second; 95 % by a bootstrap over seeds and "
             "test images; p: the largest of the seeds' exact McNemar tests (1 where the seeds disagree), then "
             f"corrected by Holm's method for all {len(table.comparisons)} pairs; bold below {SIGNIFICANT}.",
+        ]
+    for dataset, option in dict.fromkeys((each.dataset, each.option) for each in table.comparisons):
+        pairs = [each for each in table.comparisons if (each.dataset, each.option) == (dataset, option)]
+        below = sum(pair.corrected < SIGNIFICANT for pair in pairs)
+        parts += [
+            f"<details><summary>{dataset}, {option}: {len(pairs)} pairs, {below} below {SIGNIFICANT}</summary>",
             _grid(
-                ["", "first", "second", "seeds", "difference", "95 %", "p", "corrected"],
-                [_comparison(each) for each in table.comparisons],
+                ["first", "second", "seeds", "difference", "95 %", "p", "corrected"],
+                [_comparison(pair) for pair in pairs],
             ),
+            "</details>",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -79,6 +89,7 @@ def to_csv(table: Table) -> str:
     head = [
         "row",
         "algo",
+        "setting",
         "dataset",
         "mean",
         "deviation",
@@ -92,7 +103,7 @@ def to_csv(table: Table) -> str:
         others = Counter(status for status, _ in entry.others.values())
         residual = sum(entry.residuals.values()) / len(entry.residuals) if entry.residuals else None
         values = [entry.mean, entry.deviation, len(entry.errors), *(others[each] for each in _WITHOUT), residual]
-        writer.writerow([entry.row, entry.algo, entry.dataset, *values, entry.paper])
+        writer.writerow([entry.row, entry.algo, entry.setting, entry.dataset, *values, entry.paper])
     return out.getvalue()
 
 
@@ -133,9 +144,8 @@ def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _shown(table: Table, row: str, dataset: str) -> str:
+def _shown(table: Table, entry: Entry | None) -> str:
     """An entry in Markdown."""
-    entry = table.entries.get((row, dataset))
     if entry is None:
         return ""
     text = "-" if entry.mean is None else f"{entry.mean:.2f}"
@@ -159,7 +169,6 @@ def _comparison(each: Comparison) -> list[str]:
     interval = f"{each.interval.low:+.2f} to {each.interval.high:+.2f}" if each.interval else "-"
     corrected = f"{each.corrected:.2g}"
     return [
-        each.dataset,
         each.first,
         each.second,
         " ".join(map(str, each.seeds)),

@@ -33,6 +33,7 @@ class Entry:
     Attributes:
         row: Name of the row.
         algo: Its rule.
+        setting: What else it differs in from the study's common settings.
         dataset: The data set.
         errors: Test error (%) of each completed cell, by seed.
         residuals: Residual of the free states in the last epoch of each completed cell, by seed.
@@ -42,6 +43,7 @@ class Entry:
 
     row: str
     algo: str
+    setting: str
     dataset: str
     errors: Mapping[int, float]
     residuals: Mapping[int, float]
@@ -67,6 +69,7 @@ class Comparison:
         dataset: The data set.
         first: Name of the one row.
         second: Name of the other.
+        option: What they differ in: ``algo`` or a setting.
         seeds: The seeds.
         difference: Error of the first less that of the second, in percentage points.
         interval: Its 95 % interval by a bootstrap over seeds and images.
@@ -77,6 +80,7 @@ class Comparison:
     dataset: str
     first: str
     second: str
+    option: str
     seeds: tuple[int, ...]
     difference: float
     interval: Interval | None
@@ -163,6 +167,7 @@ def _entry(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> Entry 
     return Entry(
         first.row,
         first.config.algo,
+        first.setting,
         first.dataset,
         {seed: outcome.summary["test_error"] for seed, (_, outcome) in done.items()},
         {seed: read_metrics(folder.run(cell) / "metrics.jsonl")[-1]["residual"] for seed, (cell, _) in done.items()},
@@ -200,14 +205,15 @@ def _compare(
     for first, second in combinations(wrong, 2):
         seeds = tuple(sorted(wrong[first].keys() & wrong[second].keys()))
         one, other = ({"algo": cells[row].config.algo, **cells[row].variant} for row in (first, second))
-        if not seeds or sum(one.get(key) != other.get(key) for key in one.keys() | other.keys()) != 1:
+        options = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+        if not seeds or len(options) != 1:
             continue
         a, b = (torch.stack([wrong[row][seed] for seed in seeds]) for row in (first, second))
         difference = float((a.double() - b.double()).mean() * 100)
         complete = wrong[first].keys() == wrong[second].keys()
         interval = percentiles(resampled[first] - resampled[second]) if complete else None
         p = consistent_mcnemar(a, b)
-        found.append(Comparison(cells[first].dataset, first, second, seeds, difference, interval, p, p))
+        found.append(Comparison(cells[first].dataset, first, second, *options, seeds, difference, interval, p, p))
     return found
 
 
