@@ -195,8 +195,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         accelerator.log({"test_error": test["error"]}, step=progress.best["epoch"])
         if accelerator.is_main_process:
             folder.write_predictions(test["predicted"], data.test.labels)
-            folder.write_summary(summary)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)
+            folder.write_summary(summary)  # the last of the results: a run that has one is complete
             report.end(summary, folder.path)
             if config.push_to_hub:
                 with stopping_at_once():

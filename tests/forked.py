@@ -1,4 +1,4 @@
-"""Runs of the training script that start in a fraction of a second: forks of a process that has only imported it."""
+"""Commands, by default the training script, that start in a fraction of a second: forks of what has imported them."""
 
 import io
 import os
@@ -8,8 +8,8 @@ import sys
 from runs import train_ebl
 
 
-def start(*command, processes=1):
-    """Start a run on some processes; returns their ids."""
+def start(*command, processes=1, main=train_ebl.main):
+    """Start a command on some processes; returns their ids."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -17,12 +17,12 @@ def start(*command, processes=1):
     for rank in range(processes):
         child = os.fork()
         if not child:
-            _run(command, address | {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(processes)})
+            _run(main, command, address | {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(processes)})
         children.append(child)
     return children
 
 
-def _run(command, environment):
+def _run(main, command, environment):
     if environment["WORLD_SIZE"] != "1":
         os.environ |= environment
     os.environ["ACCELERATE_USE_CPU"] = "1"
@@ -30,7 +30,7 @@ def _run(command, environment):
     sys.stdout = io.StringIO()
     status = 0
     try:
-        train_ebl.main()
+        main()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException as failure:
