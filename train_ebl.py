@@ -34,14 +34,15 @@ from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub.publish import check_access, publish
 from timm_ebl.rules.cost import Cost
 from timm_ebl.tools.plots import plot_curves
+from timm_ebl.training.average import WeightAverage
 from timm_ebl.training.build import build_model, build_optimizer, build_transform, check_config
-from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes, on_main
+from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.console import bars_in_terminals_alone, survive_output
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.health import Watch
-from timm_ebl.training.launch import start_accelerator
+from timm_ebl.training.launch import on_main, start_accelerator
 from timm_ebl.training.memory import keep_freed_memory
 from timm_ebl.training.origin import settle_config
 from timm_ebl.training.progress import Progress
@@ -90,6 +91,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     test_loader = build_eval_loader(data.test, config.eval_batch_size, accelerator)
     task = RuleTask(model, rule, device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, optimizer)
+    average = WeightAverage(model, config.model_ema_decay, config.model_ema_warmup) if config.model_ema else None
+    kept = model if average is None else average.module
 
     report.begin(config, origin, data, model, rule, folder.path, len(train_loader))
     watch = Watch(model, progress, config.watch_every, len(train_loader), report.warn)
@@ -119,6 +122,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             settings=config.decisive() | facts,
             keep=config.keep_checkpoints,
             minutes=config.checkpoint_minutes,
+            average=average,
         )
         if config.resume and checkpoints.resume(config.force):
             report.say(f"going on after batch {progress.step} of epoch {progress.epoch}")
@@ -149,24 +153,28 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     skip_bad_batches=config.skip_bad_batches,
                     clip_grad=config.clip_grad,
                     cost=cost,
+                    average=average,
                     watch=watch,
                     between=between,
                     title=f"epoch {progress.epoch}/{config.epochs}",
                 )
-                held_out = {"error": None, "cost": None}
+                held_out, unaveraged = {"error": None, "cost": None}, {}
                 if held_out_loader:
-                    between_batches = checkpoints.between_batches
-                    held_out = evaluate(accelerator, model, held_out_loader, transform, between_batches, cost)
+                    with_held_out = held_out_loader, transform, checkpoints.between_batches, cost
+                    held_out = evaluate(accelerator, kept, *with_held_out)
+                    if average:
+                        unaveraged["held_out_error_unaveraged"] = evaluate(accelerator, model, *with_held_out)["error"]
                 metrics = {
                     "lr": optimizer.param_groups[0]["lr"],
                     "train_error": trained["error"],
                     "train_cost": trained["cost"],
                     "held_out_error": held_out["error"],
                     "held_out_cost": held_out["cost"],
+                    **unaveraged,
                     "energy": trained["energy"],
                     "residual": trained["residual"],
                 }
-                better = progress.finish_epoch(metrics, model.state_dict())
+                better = progress.finish_epoch(metrics, kept.state_dict())
                 checkpoints.save()
                 if accelerator.is_main_process:
                     folder.write_results(progress, model, transform, data.train, better)

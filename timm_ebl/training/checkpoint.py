@@ -1,9 +1,10 @@
 """Checkpoints of a run: whole or not there, verified before they are used, and rotated.
 
-A checkpoint is a folder ``checkpoints/epoch-EEEE-step-SSSSSS``: ``run.pt`` (weights, optimiser, gradient scaler,
-progress), ``process-N.pt`` (random numbers, running sums and warm-start state of each process) and ``manifest.json``
-(the number of this format, the settings, and the SHA-256 of the other files and of itself). It is written under a
-temporary name and renamed. Whatever else lies in ``checkpoints``, or cannot be read, is passed over and never removed.
+A checkpoint is a folder ``checkpoints/epoch-EEEE-step-SSSSSS``: ``run.pt`` (weights, their average, optimiser, gradient
+scaler, progress), ``process-N.pt`` (random numbers, running sums and warm-start state of each process) and
+``manifest.json`` (the number of this format, the settings, and the SHA-256 of the other files and of itself). It is
+written under a temporary name and renamed. Whatever else lies in ``checkpoints``, or cannot be read, is passed over and
+never removed.
 """
 
 from __future__ import annotations
@@ -16,48 +17,35 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import nn
 from torch.optim import Optimizer
 
-from ..errors import ConfigError, EBLError, Interrupted
+from ..errors import ConfigError, Interrupted
 from .files import LEFTOVER, writing
 from .health import require_finite
+from .launch import on_main
 from .manifest import MANIFEST, find_damage, read_settings, render_manifest
 from .run_folder import list_checkpoints
 from .signals import StopSignals, stop_message
 
 if TYPE_CHECKING:
+    from .average import WeightAverage
     from .progress import Progress
 
-__all__ = ["Checkpoints", "checkpoint_bytes", "on_main"]
+__all__ = ["Checkpoints", "checkpoint_bytes"]
 
 _MOMENTS = ("opt", "momentum", "opt_betas", "freeze")  # settings that decide what the state of an optimiser consists of
 _RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
 _AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
-_Outcome = TypeVar("_Outcome")
-
-
-def on_main(accelerator: Accelerator, call: Callable[[], _Outcome]) -> _Outcome:
-    """Call something on the main process; every process gets what it returns, or the `EBLError` that it raises."""
-    outcome: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            outcome = [call()]
-        except EBLError as error:
-            outcome = [error]
-    (result,) = broadcast_object_list(outcome)
-    if isinstance(result, EBLError):
-        raise result
-    return result
 
 
 class Checkpoints:
@@ -73,6 +61,7 @@ class Checkpoints:
         settings: What decides the run's result. A run is not taken up again under other settings.
         keep: Checkpoints to keep.
         minutes: Time after which `between_batches` saves.
+        average: The average of the weights, if there is one; where a checkpoint has none it begins anew.
     """
 
     def __init__(
@@ -86,9 +75,10 @@ class Checkpoints:
         settings: Mapping[str, Any],
         keep: int = 2,
         minutes: float = 10.0,
+        average: WeightAverage | None = None,
     ) -> None:
         self.folder, self.accelerator = folder, accelerator
-        self.model, self.optimizer, self.progress = model, optimizer, progress
+        self.model, self.average, self.optimizer, self.progress = model, average, optimizer, progress
         self.signals, self.settings, self.keep, self.minutes = signals, settings, keep, minutes
         self.latest: str | None = None
         self.known: list[str] = []
@@ -171,6 +161,10 @@ class Checkpoints:
         except RuntimeError as error:
             reason = textwrap.shorten(str(error), 200)
             raise ConfigError(f"{folder} is of another model, which --force does not change ({reason}).") from None
+        if self.average and shared.get("average"):
+            self.average.load_state_dict(shared["average"])
+        elif self.average:
+            self.average.set(self.model)
         if all(before.get(key, self.settings[key]) == self.settings[key] for key in _MOMENTS):
             self._restore_optimizer(shared["optimizer"])
         else:
@@ -191,6 +185,7 @@ class Checkpoints:
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
+            "average": self.average and self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "progress": self.progress.shared(),
@@ -246,8 +241,8 @@ class Checkpoints:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Size of a checkpoint, about: the weights, the best weights and two moments of each, with a megabyte beside."""
-    return 4 * sum(parameter.nbytes for parameter in model.parameters()) + 2**20
+    """Size of a checkpoint at most, about: the weights, their average, the best and two moments, and a megabyte."""
+    return 5 * sum(parameter.nbytes for parameter in model.parameters()) + 2**20
 
 
 def _compare(before: Mapping[str, Any], now: Mapping[str, Any], force: bool) -> None:

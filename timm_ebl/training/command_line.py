@@ -63,7 +63,7 @@ NAMES_ELSEWHERE = {
     "-e": "python -m timm_ebl.hub verify measures a checkpoint",
     "--evaluate": "python -m timm_ebl.hub verify measures a checkpoint",
 } | dict.fromkeys(
-    ("--aa", "--color-jitter", "--cutmix", "--drop", "--mixup", "--model-ema", "--reprob", "--smoothing"),
+    ("--aa", "--color-jitter", "--cutmix", "--drop", "--mixup", "--reprob", "--smoothing"),
     "timm's train.py has it, and trains by loss.backward() (timm_ebl/models/README.md, timm's own scripts)",
 )
 """What timm's scripts and others call an option: its name here, or why there is none."""

@@ -141,12 +141,13 @@ class TrainConfig:
     )
     min_lr: float = _optimisation(2e-6, "learning rate at the end of the cosine", float)
     warmup_epochs: int = _optimisation(0, "epochs in which the learning rate rises from 0, batch by batch", int)
-    clip_grad: float | None = _optimisation(
-        None, "largest norm of a step's gradient; what is longer is shortened", float
-    )
+    clip_grad: float | None = _optimisation(None, "largest norm of a step's gradient; longer ones are shortened", float)
     momentum: float = _optimisation(0.9, "momentum, where the optimiser has one", float)
     opt_betas: tuple[float, ...] | None = _optimisation(None, "betas, where the optimiser has them", float, True)
     weight_decay: float = _optimisation(0.0, "weight decay of weights and biases", float)
+    model_ema: bool = _optimisation(False, "evaluate and keep a moving average of the weights", bool)
+    model_ema_decay: float = _optimisation(0.9998, "part of that average that a step leaves as it was", float)
+    model_ema_warmup: bool = _optimisation(True, "let that part rise to it, 1 - t^(-2/3) after step t", bool)
     holdout: float = _data(
         0.1, "part of the training split held out to select the best epoch; 0 trains on all of it, to the last", float
     )
@@ -185,6 +186,10 @@ class TrainConfig:
         for name in ("lr", "weight_decay", "min_lr", "momentum"):
             value = getattr(self, name)
             self._require(name, min(value if isinstance(value, tuple) else (value,)) >= 0, "at least 0")
+        self._require("model_ema_decay", 0 <= self.model_ema_decay < 1, "at least 0 and below 1")
+        for name in ("model_ema_decay", "model_ema_warmup"):
+            if not self.model_ema and getattr(self, name) != getattr(TrainConfig, name):
+                raise ConfigError(f"{flag_of(name)} goes with --model-ema.")
         self._require("holdout", 0 <= self.holdout <= 0.5, "between 0 and 0.5")
         self._require("std", self.std is None or min(self.std, default=0) > 0, "above 0")
         if (self.mean is None) != (self.std is None):

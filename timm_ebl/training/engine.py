@@ -21,6 +21,7 @@ from .progress import Averages, Progress
 if TYPE_CHECKING:
     from ..data.transforms import BatchTransform
     from ..relaxation.model import EnergyModel
+    from .average import WeightAverage
 
 __all__ = ["add_metrics", "evaluate", "train_epoch"]
 
@@ -42,6 +43,7 @@ def train_epoch(
     skip_bad_batches: bool = False,
     clip_grad: float | None = None,
     cost: Cost = Cost.SQUARED_ERROR,
+    average: WeightAverage | None = None,
     watch: Callable[[dict[str, Tensor]], None] = nothing,
     between: Callable[[], None] = nothing,
     title: str = "",
@@ -61,6 +63,7 @@ def train_epoch(
         skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
         clip_grad: Largest norm of a step's gradient over all parameters; one that is longer is scaled down to it.
         cost: The cost that is reported: the one that the rule descends.
+        average: Takes in the weights after every step of the optimiser that was not left out.
         watch: Sees the task's result after every batch.
         between: Called after every batch, once progress includes it.
         title: What the progress bar shows.
@@ -92,6 +95,9 @@ def train_epoch(
                     accelerator.clip_grad_norm_(task.parameters(), clip_grad)
                 if good:
                     optimizer.step()
+                stepped = good and accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped
+                if average is not None and stepped:
+                    average.update(accelerator.unwrap_model(task).trainable_module)
                 optimizer.zero_grad()
             progress.step += 1
             progress.state = result["last"] if warm_start and good else None

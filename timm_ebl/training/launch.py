@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 
-from ..errors import ConfigError
+from ..errors import ConfigError, EBLError
 
 if TYPE_CHECKING:
     from .config import TrainConfig
 
-__all__ = ["check_launch", "start_accelerator"]
+__all__ = ["check_launch", "on_main", "start_accelerator"]
+
+_Outcome = TypeVar("_Outcome")
 
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where ``torchrun`` and the MPI launchers say how many processes they have started."""
@@ -57,3 +60,17 @@ def check_launch(accelerator: Accelerator) -> None:
     precision, device = accelerator.mixed_precision, accelerator.device.type
     if precision != "no" and not accelerator.native_amp:
         raise ConfigError(f"Nothing is computed in {precision} on a {device}: take --mixed-precision bf16, or no.")
+
+
+def on_main(accelerator: Accelerator, call: Callable[[], _Outcome]) -> _Outcome:
+    """Call something on the main process; every process gets what it returns, or the `EBLError` that it raises."""
+    outcome: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [call()]
+        except EBLError as error:
+            outcome = [error]
+    (result,) = broadcast_object_list(outcome)
+    if isinstance(result, EBLError):
+        raise result
+    return result

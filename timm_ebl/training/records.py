@@ -83,6 +83,7 @@ METRICS = {
     "residual": NUMBER,
     "seconds": SECONDS,
 }
+AVERAGED = {"held_out_error_unaveraged": PERCENT}
 RUN = {"algo": TEXT, "model": TEXT, "dataset": TEXT, "epochs": COUNT, "seed": COUNT, "seconds": SECONDS}
 RESULT = {
     "best_epoch": COUNT,
@@ -156,7 +157,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not epochs:
         raise CheckpointError(f"{path} has no epoch: the run has not got so far.")
     for number, epoch in enumerate(epochs, 1):
-        check_record(f"{path}, line {number}", epoch, METRICS, {})
+        check_record(f"{path}, line {number}", epoch, METRICS, AVERAGED)
     return epochs
 
 
