@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from timm_ebl import list_rules
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.data.transforms import BatchTransform
+from timm_ebl.training.average import WeightAverage
 from timm_ebl.training.build import build_model, build_optimizer, build_transform
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.engine import evaluate, train_epoch
@@ -40,13 +41,15 @@ def trained(accelerator, config):
     task, optimizer = accelerator.prepare(task, build_optimizer(config, model))
     loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    progress, metrics = Progress(), []
+    progress, metrics, average = Progress(), [], WeightAverage(model, 0.9)
     for epoch in (1, 2):
         progress.epoch = epoch
         progress.restart_epoch()
-        metrics.append(train_epoch(accelerator, task, loader, optimizer, transform, progress, warm_start=True))
+        parts = accelerator, task, loader, optimizer, transform, progress
+        metrics.append(train_epoch(*parts, warm_start=True, average=average))
     test = evaluate(accelerator, model, build_eval_loader(data.test, 4, accelerator), transform)
-    return {"before": before, "weights": model.state_dict(), "metrics": metrics, "test": test}
+    return {"before": before, "weights": model.state_dict(), "average": average.state_dict(), "metrics": metrics,
+            "test": test}  # fmt: skip
 
 
 def results(accelerator, images):

@@ -211,9 +211,7 @@ def _training(
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
         "batch": f"{recipe.batch_size} images on each process",
         "augmentation": _augmentation(recipe, summary["dataset"]),
-        "normalisation": _normalisation(
-            summary["dataset"] if _is_dchn(network) else None, normalisation["mean"], normalisation["std"]
-        ),
+        "normalisation": _normalisation(summary["dataset"] if _is_dchn(network) else None, normalisation),
         "precision": "float32" if precision == "no" else precision,
         "cost": duration(summary["seconds"]) + (f" on {summary['device']}" if summary.get("device") else ""),
         "versions": ", ".join(f"{package} {number}" for package, number in summary["versions"].items()),
@@ -236,7 +234,9 @@ def _origin(recipe: TrainConfig, summary: Mapping[str, Any]) -> dict[str, str]:
 
 def _start_and_bound(recipe: TrainConfig) -> str:
     rise = f", after a rise from 0 over epochs 1 to {recipe.warmup_epochs}" if recipe.warmup_epochs else ""
-    return rise + (f", gradients of norm {recipe.clip_grad} at most" if recipe.clip_grad else "")
+    bound = f", gradients of norm {recipe.clip_grad} at most" if recipe.clip_grad else ""
+    decay = f"; moving average of the weights, decay {recipe.model_ema_decay}" + " at most" * recipe.model_ema_warmup
+    return rise + bound + decay * recipe.model_ema
 
 
 def _selection(holdout: float) -> str:
@@ -252,13 +252,13 @@ def _augmentation(recipe: TrainConfig, dataset: str) -> str:
     return ", ".join(ways) if recipe.aug else "none"
 
 
-def _normalisation(dataset: str | None, mean: Sequence[float], std: Sequence[float]) -> str:
+def _normalisation(dataset: str | None, normalisation: Mapping[str, Any]) -> str:
     def listed(values: Sequence[float]) -> str:
         return ", ".join(f"{value:.4g}" for value in values)
 
-    text = f"mean {listed(mean)}; deviation {listed(std)}"
+    text = f"mean {listed(normalisation['mean'])}; deviation {listed(normalisation['std'])}"
     spec = DATASETS.get(dataset)
-    if spec is not None and spec.paper_std and spec.paper_std != tuple(std):
+    if spec is not None and spec.paper_std and spec.paper_std != tuple(normalisation["std"]):
         text += f" (the paper's: {listed(spec.paper_std)})"
     return text
 

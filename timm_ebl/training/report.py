@@ -119,6 +119,9 @@ class Report:
             f"steps:  {-(-batches // summed):,} an epoch, {_count(config.epochs, 'epoch')}, "
             f"{_count(step, 'image')} a step{factors if step > config.batch_size else ''}"
         )
+        if config.model_ema:
+            rises = " at most" * config.model_ema_warmup
+            self.say(f"keeps:  the moving average of the weights, decay {config.model_ema_decay}{rises}")
         self.say(f"on:     {device}, {self._precision()}{', compiled' if config.compiled else ''}")
         self.say(f"to:     {folder}")
         for empty in empty_classes(data.train):
