@@ -21,6 +21,7 @@ from timm_ebl.energy.perturbation import Clamped, Forced, Nudged
 from timm_ebl.kernels import native
 from timm_ebl.kernels.packed import Packed
 from timm_ebl.kernels.plain import Plain
+from timm_ebl.training.average import WeightAverage
 from timm_ebl.training.engine import evaluate, train_epoch
 from timm_ebl.training.health import Watch
 from timm_ebl.training.launch import start_accelerator
@@ -228,10 +229,11 @@ def test_an_epoch_waits_at_its_ends_and_at_its_looks_alone(accelerator):
         optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
         transform = BatchTransform((0.5,) * 3, (0.2,) * 3, padding=4, flip=True)
         watch = Watch(network, progress, every=2, batches=3, say=lambda _: None)
-        train_epoch(
-            accelerator, task, batches(), optimizer, transform, progress, warm_start=True, clip_grad=1.0, watch=watch
-        )
-        assert progress.step == 3
+        average = WeightAverage(timm.create_model("dchn_tiny_cifar10"), 0.9)  # its generator needs a real device
+        average.module = on_cuda(average.module)
+        options = {"warm_start": True, "clip_grad": 1.0, "average": average, "watch": watch}
+        train_epoch(accelerator, task, batches(), optimizer, transform, progress, **options)
+        assert progress.step == average.steps == 3
         # The random draws of the whole epoch go to the device at its begin, the watch looks twice, the means are read.
         assert watched.waits == {EPOCH: 2, looks[0]: 2, looks[1]: 2, "training/progress.py:reduced": 1}
 

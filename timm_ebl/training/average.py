@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -23,9 +22,17 @@ class WeightAverage(ModelEmaV3):
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = True) -> None:
         super().__init__(model, decay, use_warmup=warmup)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.steps = 0
 
     def update(self, model: nn.Module) -> None:
         """Take in the weights after a step."""
         self.steps += 1
-        super().update(model, int(self.steps))
+        super().update(model, self.steps)
+
+    def get_extra_state(self) -> int:
+        """What the `state_dict` has beside the tensors: the number of steps."""
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        """Go on after so many steps."""
+        self.steps = state
