@@ -36,6 +36,7 @@ def test_weights_and_record_belong_together(name):
     assert shipped.config["architecture"] == name.partition(".")[0]
     assert shipped.summary["test_error"] == shipped.evaluation.error
     assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
+    assert (shipped.evaluation.equilibrium is None) == timm.create_model(name).rests
     text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
     assert (RECIPES / name / published.CARD).read_text() == text
     assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         measured = verify(options.source, options.data_root, options.dataset)
         print(f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says")
+        if measured.equilibrium is not None:
+            print(f"distance from equilibrium: {measured.equilibrium}")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE, spec_of
-from ..data.paper import PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from ..data.paper import CITATION, PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
 from ..models.network import HopfieldNetwork
 from ..models.predictive import PredictiveCodingNetwork
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
+from ..training.equilibrium import Nearness
 from ..training.progress import duration
 from ..training.records import METRIC
 from ..training.rule import build_rule
@@ -34,21 +35,6 @@ __all__ = ["render_card"]
 _TAGS = ("image-classification", "timm", "timm_ebl", "energy-based-learning")
 
 _FORWARD = "a forward pass"
-
-_CITATION = """```bibtex
-@misc{ebl_comparative_study,
-  title = {Energy-Based Learning Algorithms: A Comparative Study}
-}
-@article{laborieux2021scaling,
-  title   = {Scaling Equilibrium Propagation to Deep ConvNets by Drastically Reducing Its Gradient Estimator Bias},
-  author  = {Laborieux, Axel and Ernoult, Maxence and Scellier, Benjamin and Bengio, Yoshua and Grollier, Julie and
-             Querlioz, Damien},
-  journal = {Frontiers in Neuroscience},
-  volume  = {15},
-  pages   = {129},
-  year    = {2021}
-}
-```"""
 
 
 def render_card(
@@ -68,7 +54,7 @@ def render_card(
     sections = [
         _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),
-        _use(model, recipe, summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
+        _use(model, recipe, config["evaluation"], summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
         _training(recipe, rule, summary, network, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"], network),
         _citation(config["pretrained_cfg"].get("paper_ids")),
@@ -79,7 +65,7 @@ def render_card(
 def _citation(paper: str | None) -> str:
     network = f" The network is that of {paper}." if paper else ""
     licence = f"Apache License 2.0; the images keep the licence of their data set.{network}"
-    return f"## Licence and citation\n\n{licence}\n\n{_CITATION}"
+    return f"## Licence and citation\n\n{licence}\n\n{CITATION}"
 
 
 def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any], network: EnergyModel) -> str:
@@ -135,6 +121,10 @@ def _results(
         "model": (f"widths {widths}, " if widths else "")
         + f"{sum(parameter.numel() for parameter in network.parameters()):,} parameters",
     }
+    if network.rests:
+        rows["distance from equilibrium"] = f"none: {_FORWARD} ends there"
+    elif near := evaluation.get("equilibrium"):
+        rows["distance from equilibrium"] = str(Nearness(**near))
     paper = paper_error(summary["algo"], summary["dataset"]) if _is_dchn(network) else None
     if paper is not None:
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
@@ -159,7 +149,7 @@ def _learned(rule: Rule) -> str:
     return "an energy-based rule" if isinstance(rule, ContrastiveRule) else "a rule of its own"
 
 
-def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
+def _use(model: str, recipe: TrainConfig, evaluation: Mapping[str, Any], data: str, size: int) -> str:
     options = {
         "config": recipe.dataset_config,
         "image_column": recipe.image_column,
@@ -171,6 +161,7 @@ def _use(model: str, recipe: TrainConfig, data: str, size: int) -> str:
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
     loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    again = "the test error" + " and the distance from equilibrium" * bool(evaluation.get("equilibrium"))
     where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
     return f"""## Use
 
@@ -192,7 +183,7 @@ normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pret
 print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```
 
-`python -m timm_ebl.hub verify {model}{where}` measures the test error again."""
+`python -m timm_ebl.hub verify {model}{where}` measures {again} again."""
 
 
 def _training(

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..data.catalogue import EMBEDDED
 from ..errors import CheckpointError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
+from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
 from ..training.inference import predict, same_error
 from ..training.records import CARD, read_metrics
@@ -135,7 +136,7 @@ def stage(
 ) -> Evaluation:
     """Write a checkpoint's files into a folder: weights, configuration, card and records.
 
-    The error is measured again, from the file that is written.
+    The error and the distance from equilibrium are measured, from the file that is written.
 
     Args:
         run: The run.
@@ -168,6 +169,7 @@ def stage(
         outputs = _round_weights(target, test, outputs)
     measured = replace(run.evaluate(outputs, test), dataset=_portable(run.recipe.dataset))
     _check_summary(run, measured)
+    measured = replace(measured, equilibrium=measure_nearness(target, test))
 
     summary: dict[str, Any] = {**run.summary, "dataset": _portable(run.summary["dataset"])}
     summary |= {"test_error": measured.error, "test_images": measured.images}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
+from ..models.weights import CONFIG
 from ..training.inference import same_error
 from ..training.trained import TrainedModel
 
@@ -22,7 +23,7 @@ def verify(
     dataset: str | None = None,
     test: ImageDataset | None = None,
 ) -> Evaluation:
-    """Measure a checkpoint's error on its test split again, and compare it with its card and its configuration.
+    """Measure a checkpoint's error and its distance from equilibrium, and compare them with what its files say.
 
     Args:
         source: Name of a shipped model, folder, or id on the Hub.
@@ -49,4 +50,10 @@ def verify(
     for file, error in checkpoint.claims().items():
         if not same_error(error, measured.error, measured.images):
             raise CheckpointError(f"{found}, but its {file} says {error:.2f} %.")
+    near = measured.equilibrium
+    if claimed.equilibrium is not None and not claimed.equilibrium.agrees(near):
+        raise CheckpointError(
+            f"{checkpoint.name} has another distance from equilibrium ({near}) than its {CONFIG} says "
+            f"({claimed.equilibrium})."
+        )
     return measured

@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..energy.functional import State, norm
-from ..relaxation.minimizer import EQUILIBRIUM, LEAST_TOLERANCE, MOST_SWEEPS, Minimizer
+from ..relaxation.descent import relative_change
+from ..relaxation.minimizer import EQUILIBRIUM, MOST_SWEEPS, Minimizer
+from ..training.equilibrium import limit
 from .simulation import family, simulation
 from .throughput import median_seconds
 
 if TYPE_CHECKING:
+    from ..energy.functional import State
     from ..models.network import HopfieldNetwork
     from ..relaxation.model import EnergyModel
     from ..relaxation.record import Relaxation
 
-__all__ = ["Approach", "approach", "distance", "print_distances"]
+__all__ = ["Approach", "approach", "print_distances"]
 
 NEAR = 0.01
 """A state is near its limit within this distance."""
-
-AT_REST = 4 * LEAST_TOLERANCE
-"""A state is at rest with a residual of so many units of its rounding."""
 
 SHARE = 0.95
 """The part of the samples that is to be near."""
@@ -55,19 +54,10 @@ def approach(model: EnergyModel, x: Tensor, minimizer: Minimizer, most: int = MO
         minimizer: Order, start and over-relaxation of the procedure, which goes on with its last one.
         most: The sweeps after which the limit is taken in any case.
     """
-    for relaxation in _sweeps(model, x, minimizer, most):
-        settled = relaxation.residual <= AT_REST * torch.finfo(relaxation.state[0].dtype).eps
-        if bool(settled.all()):
-            break
-    limit = relaxation.state
-    again = (distance(relaxation.state, limit) <= NEAR for relaxation in _sweeps(model, x, minimizer, most))
-    sweeps = next((sweep for sweep, near in enumerate(again, 1) if float(near.double().mean()) >= SHARE), most)
-    return Approach(limit, sweeps, int((~settled).sum()))
-
-
-def distance(state: State, limit: State) -> Tensor:
-    """``|s - s_inf| / |s_inf|`` over all layers, ``(B,)``."""
-    return norm([s - end for s, end in zip(state, limit, strict=True)]) / norm(limit)
+    end = limit(model, x, minimizer, most)
+    away = (relative_change(passed.state, end.state) for passed in _sweeps(model, x, minimizer, most))
+    sweeps = next((sweep for sweep, far in enumerate(away, 1) if float((far <= NEAR).double().mean()) >= SHARE), most)
+    return Approach(end.state, sweeps, int((~end.converged).sum()))
 
 
 def _sweeps(model: EnergyModel, x: Tensor, minimizer: Minimizer, most: int) -> Iterator[Relaxation]:
@@ -99,7 +89,7 @@ def print_distances(model: HopfieldNetwork, x: Tensor, batch_size: int, repeats:
     print(f"|s - s_inf| / |s_inf| of {len(x)} images, s_inf where the same sweeps go on until rounding: median, 95 %")
     answers = [("the paper's", published), *(("our default's", replace(ours, sweeps=sweeps)) for sweeps in (7, 14, 20))]
     for name, free in (*answers, ("EQUILIBRIUM's", EQUILIBRIUM)):
-        away = distance(model.relax(x, minimizer=free).state, ways[name].limit)
+        away = relative_change(model.relax(x, minimizer=free).state, ways[name].limit)
         end = f"{free.sweeps} sweeps" if free.tolerance is None else f"residual of {free.tolerance:g}"
         print(f"  after {name} {end}: {away.median():.1e}, {away.quantile(0.95):.1e}")
     enough = {name: replace(free, sweeps=ways[name].sweeps, tolerance=None) for name, free in schedules.items()}

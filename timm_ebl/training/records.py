@@ -18,6 +18,7 @@ __all__ = [
     "CARD",
     "EVALUATION",
     "METRIC",
+    "NEARNESS",
     "TEXT",
     "card_error",
     "check_record",
@@ -67,6 +68,7 @@ TEXT = Kind(lambda value: isinstance(value, str), "a text")
 COUNT = Kind(lambda value: _is_whole(value) and 0 <= value < 2**63, "a whole number of at least 0")
 NUMBER = Kind(is_number, "a number")
 PERCENT = Kind(lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100")
+DISTANCE = Kind(lambda value: is_number(value) and 0 <= value < 1e9, "a number of at least 0")
 SECONDS = Kind(lambda value: is_number(value) and 0 <= value < 1e12, "a number of seconds")
 MAPPING = Kind(lambda value: isinstance(value, dict), "a mapping")
 TEXTS = Kind(lambda value: isinstance(value, list) and all(map(TEXT.allows, value)), "a list of texts")
@@ -109,6 +111,7 @@ EVALUATION = {
     "images": COUNT,
     "error": PERCENT,
 }
+NEARNESS = {"images": COUNT, "median": DISTANCE, "percentile_95": DISTANCE, "same_class": COUNT, "unsettled": COUNT}
 PRETRAINED = {"input_size": SIZE, "mean": NORMALISATION, "std": NORMALISATION}
 
 

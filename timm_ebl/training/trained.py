@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from ..data.requests import explain, fetch, is_intact, retry
 from ..errors import CheckpointError, ConfigError, DataError, WeightsError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from .config import TrainConfig, read_recipe, resolve
+from .equilibrium import Nearness, measure_nearness
 from .inference import predict
-from .records import CARD, EVALUATION, TEXT, card_error, check_record, read_model_config, read_summary
+from .records import CARD, EVALUATION, NEARNESS, TEXT, card_error, check_record, read_model_config, read_summary
 from .splits import load_test
 from .user_code import import_modules
 
@@ -53,6 +54,7 @@ class Evaluation:
         split_sha256: `ImageDataset.checksum` of the split; ``None`` where none was taken.
         train_split: Name of the training split, from which the test split is taken where the set has none.
         test_split: Name of the test split; ``None`` for what `load_test` finds.
+        equilibrium: How near the answers are to their equilibria; ``None`` of equilibria, or if not measured.
     """
 
     dataset: str | None
@@ -65,6 +67,7 @@ class Evaluation:
     split_sha256: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+    equilibrium: Nearness | None = None
 
     def load(
         self, input_size: Sequence[int], root: str | Path | None = None, dataset: str | None = None
@@ -169,7 +172,11 @@ class TrainedModel:
             if self.is_packaged:
                 splits = dict.fromkeys(("split_sha256", "train_split", "test_split"), TEXT.or_null())
                 check_record(f"{self.name}: evaluation", self.config["evaluation"], EVALUATION, splits)
-                return Evaluation(**self.config["evaluation"])
+                claimed = dict(self.config["evaluation"])
+                if (found := claimed.get("equilibrium")) is not None:
+                    check_record(f"{self.name}: equilibrium", found, NEARNESS, {})
+                    claimed["equilibrium"] = Nearness(**found)
+                return Evaluation(**claimed)
             keys = {"config": "dataset_config", "revision": "dataset_revision"}
             names = ("dataset", "config", "revision", "image_column", "label_column", "train_split", "test_split")
             where = {name: getattr(self.recipe, keys.get(name, name)) for name in names}
@@ -200,13 +207,14 @@ class TrainedModel:
         Raises:
             CheckpointError: The weights cannot be used.
         """
-        return self.evaluate(predict(self.weights, test), test)
+        found = self.evaluate(predict(self.weights, test), test)
+        return replace(found, equilibrium=measure_nearness(self.weights, test))
 
     def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
-        """The evaluation of outputs ``(N, M)`` for the test split."""
+        """The evaluation of outputs ``(N, M)`` for the test split, without how near they are to equilibrium."""
         error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
         measured = {"images": len(test), "error": error, "split_sha256": test.checksum()}
-        return Evaluation(**{**asdict(self.evaluation), **measured})
+        return replace(self.evaluation, **measured, equilibrium=None)
 
     def record(self, name: str) -> Path:
         """Path of one of its records.
