@@ -18,6 +18,7 @@ each_family = pytest.mark.parametrize("tiny", ["dchn_tiny_cifar10", "hopfield_re
 @each_family
 def test_a_symbolic_trace_answers_and_learns_alike(tiny):
     x = images_for(tiny)
+    tiny.perturbed, tiny.force = Minimizer(sweeps=2, omega=1.0), 0.3
     tiny(x).sum().backward()
     expected = {name: parameter.grad.clone() for name, parameter in tiny.named_parameters()}
     node = get_graph_node_names(tiny)[0][-1]

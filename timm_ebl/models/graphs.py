@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from torch.fx import Proxy
 
     from ..energy.graph import Graph
-    from ..relaxation.minimizer import Minimizer
     from ..rules.backward import Backward
 
 __all__ = ["FreeLayers", "Stack", "compiled_layers", "is_symbolic", "recorded", "register_network", "traced"]
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
 _KEYS = itertools.count()
+_PREFERENCES = ("minimizer", "perturbed", "unrolled", "adjoint", "beta", "force")
+"""What an `EnergyModel` says of how it relaxes."""
 
 
 def is_symbolic(x: Tensor) -> bool:
@@ -36,20 +37,21 @@ def is_symbolic(x: Tensor) -> bool:
 
 
 class Stack(HopfieldNetwork):
-    """A network of a graph, bare, whose ``forward`` is a function with derivatives.
+    """A network, bare, whose ``forward`` is a function with derivatives.
 
     Args:
-        graph: The graph.
-        minimizer: How to relax.
+        network: The network, whose interactions it has, and whose preferences.
         backward: How to differentiate.
         layers: Which layers of the free state ``forward`` returns, by index.
     """
 
-    def __init__(self, graph: Graph, minimizer: Minimizer, backward: Backward, layers: tuple[int, ...]) -> None:
+    def __init__(self, network: HopfieldNetwork, backward: Backward, layers: tuple[int, ...]) -> None:
         super().__init__()
-        self.stack, self.minimizer = nn.ModuleList(graph.interactions), minimizer
+        self.stack = nn.ModuleList(network.graph.interactions)
+        for name in _PREFERENCES:
+            setattr(self, name, getattr(network, name))
         self.backward, self.layers = backward, layers
-        self._graph = graph
+        self._graph = network.graph
 
     @property
     def graph(self) -> Graph:

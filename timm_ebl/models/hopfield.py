@@ -102,7 +102,7 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         return self._node(tuple(range(len(self.graph.layers) - 1)))
 
     def _node(self, layers: tuple[int, ...]) -> FreeLayers:
-        return FreeLayers(Stack(self.graph, self.minimizer, self.backward, layers), (self.in_chans, *self.img_size))
+        return FreeLayers(Stack(self, self.backward, layers), (self.in_chans, *self.img_size))
 
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Layers of the free state by index; where interactions have hooks, each is called once with its layers."""
