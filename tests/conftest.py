@@ -13,6 +13,7 @@ import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)
 # isort: split
 import huggingface_hub.constants
 import pytest
+import runs
 import timm
 import torch
 from dense import DenseHopfield
@@ -136,7 +137,14 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of three easy classes, for runs to learn."""
+    return runs.write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
 def images(tmp_path_factory):
+    """Images of noise, for runs that are published."""
     return write_images(tmp_path_factory.mktemp("images") / "noise")
 
 

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from runs import SMALL, arguments, assert_same_run, last_weights, results, train, write_images
+from runs import SMALL, arguments, assert_same_run, last_weights, results, train
 from torch.nn.utils import parametrizations
 
 from timm_ebl.data.loader import build_train_loader
@@ -33,11 +33,6 @@ NETWORKS = {
     "pcn": ["--model", "pcn_vgg5_tiny_mnist", "--model-kwargs", "widths=[4, 4, 4, 4, 4]"],
     "hopfield_resnet": ["--model", "hopfield_resnet13_tiny_fashion_mnist"],
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

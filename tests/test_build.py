@@ -2,17 +2,12 @@
 
 import pytest
 import torch
-from runs import SMALL, train, train_ebl, write_images
+from runs import SMALL, train, train_ebl
 
 from timm_ebl.errors import ConfigError
 from timm_ebl.training.build import build_model, build_optimizer, check_config
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.splits import load_splits
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):

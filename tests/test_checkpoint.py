@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import arguments, assert_same_run, train, write_images
+from runs import arguments, assert_same_run, train
 
 from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.errors import ConfigError, Interrupted, OutputError
@@ -19,11 +19,6 @@ from timm_ebl.training import checkpoint
 from timm_ebl.training.checkpoint import Checkpoints
 from timm_ebl.training.manifest import find_damage
 from timm_ebl.training.run_folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

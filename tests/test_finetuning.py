@@ -10,7 +10,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from oracles import signs_for
-from runs import SMALL, arguments, assert_same_run, results, train, write_images
+from runs import SMALL, arguments, assert_same_run, results, train
 from safetensors.torch import load_file, save_file
 from test_checkpoint import train_until  # noqa: F401 (a fixture)
 
@@ -30,11 +30,6 @@ from timm_ebl.training.task import RuleTask
 from timm_ebl.training.trained import TrainedModel
 
 GREY, COLOUR = "dchn_tiny_mnist.c_ep", "dchn_tiny_cifar10.c_ep"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from runs import arguments, results, train_ebl, write_images
+from runs import arguments, results, train_ebl
 from tape import assert_same, assert_steps_alike, rule_of
 
 from timm_ebl import create_rule, list_rules, random_signs
@@ -27,11 +27,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none"),
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from one_of_two import RULES, results
-from runs import arguments, assert_same_run, write_images
+from runs import arguments, assert_same_run
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def launch(processes, *words):

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import timm
 from accelerate import Accelerator
-from runs import arguments, train, write_images
+from runs import arguments, train
 
 from timm_ebl import create_rule, list_rules
 from timm_ebl.training import engine as loop
@@ -23,11 +23,6 @@ from timm_ebl.training.rule import build_rule
 class Terminal(io.StringIO):
     def isatty(self):
         return True
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
-from runs import arguments, assert_same_run, train, train_ebl, write_images
+from runs import arguments, assert_same_run, train, train_ebl
 
 from timm_ebl.errors import Interrupted
 from timm_ebl.training import checkpoint, signals
@@ -18,11 +18,6 @@ from timm_ebl.training.progress import Progress
 from timm_ebl.training.signals import StopSignals, stop_message
 
 POLITE = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def send(number):

@@ -5,15 +5,10 @@ import importlib.util
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from runs import arguments, results, train, write_images
+from runs import arguments, results, train
 
 from timm_ebl.errors import ConfigError
 from timm_ebl.training import tracking
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

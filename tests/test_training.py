@@ -30,11 +30,6 @@ from timm_ebl.training.splits import load_splits
 from timm_ebl.training.task import RuleTask
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
-
-
 def run(*arguments, **streams):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", str(SCRIPT), *map(str, arguments)]
     environment = {**os.environ, "OMP_DISPLAY_ENV": "VERBOSE"}

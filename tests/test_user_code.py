@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import SCRIPT, assert_same_run, train, write_images
+from runs import SCRIPT, assert_same_run, train
 from safetensors.torch import load_file
 
 from timm_ebl import list_rules
@@ -36,11 +36,6 @@ def forgotten(monkeypatch):
     """The module is not imported yet, and what it registers is gone after a test."""
     monkeypatch.setattr(RULES, "_entries", {name: RULES[name] for name in list_rules() if name != "half-clamping"})
     monkeypatch.delitem(sys.modules, "outside", raising=False)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,13 @@ import sys
 import pytest
 import torch
 from predictive import small_network
-from runs import arguments, results, train, train_ebl, write_images
+from runs import arguments, results, train, train_ebl
 from torch import nn
 
 from timm_ebl.errors import Diverged
 from timm_ebl.rules import contrastive as rules
 from timm_ebl.training.health import Watch, report_layers, require_finite
 from timm_ebl.training.progress import Progress
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def result(*layers, residual=1e-3):
