@@ -12,6 +12,7 @@ GUIDES = [
     *(folder / "README.md" for folder in FOLDERS),
     *(ROOT / name for name in ("timm_ebl/embedded/README.md", "hub_configs/README.md")),
     *(ROOT / name for name in ("tests/README.md", ".github/CONTRIBUTING.md")),
+    *(path.with_name("README.md") for path in sorted(ROOT.glob("hub_configs/*/table.json"))),
 ]
 """All guides; those of the package's folders, each of which has one, among them."""
 
