@@ -120,6 +120,6 @@ def test_the_small_studies_have_the_cells_that_they_say():
     assert {cell.config.data_root for cell in small.cells} == {"anywhere"}
     assert all(cell.config.model == f"dchn_tiny_{cell.dataset.replace('-', '_')}" for cell in small.cells)
     positive = read_study(RECIPES / "study_positive_rules.yaml")
-    assert len(positive.cells) == 201
+    assert len(positive.cells) == 219
     assert {cell.config.seed for cell in positive.cells} == {0, 1, 2}
-    assert len({cell.row for cell in positive.cells}) == 67
+    assert len({cell.row for cell in positive.cells}) == 73
