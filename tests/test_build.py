@@ -45,7 +45,7 @@ def test_learning_rates_go_to_their_interactions_and_follow_the_cosine(folder):
         ({"opt": "lookahead_adahessian"}, ["adahessian", "second derivatives"]),
         ({"opt_betas": (0.9,)}, ["--opt-betas has 1 values", "takes 2"]),
         ({"opt": "sgd", "opt_betas": (0.9, 0.9)}, ["--opt-betas has 2 values", "takes none"]),
-        ({"momentum": 0.5}, ["'adam'", "no --momentum"]),
+        ({"momentum": 0.5}, ["'adamw'", "no --momentum"]),
         ({"beta": -0.1}, ["beta", "positive"]),
         ({"algo": "n-ep", "beta": 1.5}, ["beta", "below 1"]),
         ({"beta": 1e-20}, ["beta", "float32", "1e-20"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from readmes import commands, words_of
 
 from timm_ebl.data.paper import SPLIT_SIZES, TABLE_1, TABLE_2, paper_error
 from timm_ebl.models.weights import list_shipped
@@ -127,6 +128,19 @@ def test_the_overview_has_the_figures_of_every_checkpoint(name):
         f"| [`{name}`]({name}) | {shipped.evaluation.error:.2f} % | {shipped.evaluation.images:,} | "
         f"{shipped.summary['epochs']} | {'-' if published is None else f'{published:g} %'} |"
     ) in OVERVIEW
+
+
+def test_the_commands_of_the_guide_to_the_models_trained_its_checkpoints():
+    trained = {path.parent.name: resolve(read_recipe(path), {}) for path in RECIPES.glob("*/args.yaml")}
+    found = []
+    for words in (words_of(command)[0] for command in commands(ROOT / "timm_ebl/models/README.md")):
+        if "train_ebl.py" in words and "cifar10" in words:
+            config = parse_config(words[words.index("train_ebl.py") + 1 :])
+            name = next(key for key, run in trained.items() if (run.model, run.epochs) == (config.model, config.epochs))
+            said = {key: value for key, value in config.decisive().items() if value is not None}
+            assert said == {key: trained[name].decisive()[key] for key in said}, name
+            found.append(name)
+    assert found == ["pcn_vgg5_small_cifar10.c_ep", "dchn_small_cifar10.c_ep"]
 
 
 def test_every_link_of_the_overview_leads_somewhere():
