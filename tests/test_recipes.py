@@ -140,7 +140,7 @@ def test_the_commands_of_the_guide_to_the_models_trained_its_checkpoints():
             said = {key: value for key, value in config.decisive().items() if value is not None}
             assert said == {key: trained[name].decisive()[key] for key in said}, name
             found.append(name)
-    assert found == ["pcn_vgg5_small_cifar10.c_ep", "dchn_small_cifar10.c_ep"]
+    assert found == ["pcn_vgg5_small_cifar10.c_ep", "dchn_small_cifar10.c_ep", "dchn_tiny_cifar10.c_ep"]
 
 
 def test_every_link_of_the_overview_leads_somewhere():
