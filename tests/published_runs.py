@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from timm_ebl.data.dataset import load_dataset
+from timm_ebl.hub.package import package
 from timm_ebl.tools.plots import plot_curves
 from timm_ebl.training.build import build_transform
 from timm_ebl.training.config import TrainConfig
 from timm_ebl.training.run_folder import RunFolder, versions
+from timm_ebl.training.trained import TrainedModel
 
 WIDTHS = [4, 4, 4, 4]
 
@@ -69,3 +71,16 @@ def write_run(path: Path, images: Path, seed: int = 0, **changes: object) -> Pat
     folder.write_summary(summary | changes)
     plot_curves(path / "curves.png", [epoch], summary)
     return path
+
+
+def packaged(tmp_path: Path, run: Path, *others: Path, **options: object) -> tuple[str, Path, Path]:
+    """A run as a checkpoint: its name, and the folders of its weights and of its records."""
+    (tmp_path / "records").mkdir(exist_ok=True)
+    name = package(
+        TrainedModel.open(run),
+        others=[TrainedModel.open(other) for other in others],
+        weights=tmp_path / "weights",
+        records=tmp_path / "records",
+        **options,
+    )
+    return name, tmp_path / "weights" / name, tmp_path / "records" / name

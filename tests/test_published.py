@@ -9,14 +9,13 @@ import pytest
 import timm
 import torch
 import yaml
-from published_runs import set_sha256, write_run
+from published_runs import packaged, set_sha256, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main
 from timm_ebl.hub.package import _default_tag, package
-from timm_ebl.hub.verify import verify
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
@@ -24,18 +23,6 @@ from timm_ebl.training.inference import same_error
 from timm_ebl.training.records import card_error
 from timm_ebl.training.run_folder import RunFolder
 from timm_ebl.training.trained import TrainedModel
-
-
-def packaged(tmp_path, run, *others, **options):
-    (tmp_path / "records").mkdir(exist_ok=True)
-    name = package(
-        TrainedModel.open(run),
-        others=[TrainedModel.open(other) for other in others],
-        weights=tmp_path / "weights",
-        records=tmp_path / "records",
-        **options,
-    )
-    return name, tmp_path / "weights" / name, tmp_path / "records" / name
 
 
 def test_a_run_becomes_weights_and_records(tmp_path, run):
@@ -230,50 +217,6 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, run, images):
         packaged(tmp_path, run, other)
     with pytest.raises(CheckpointError, match="has the seed 0 of another run"):
         packaged(tmp_path, run, write_run(tmp_path / "twin", images, 0))
-
-
-def test_verify_finds_a_wrong_figure_wherever_it_is(tmp_path, run, images):
-    _, weights, records = packaged(tmp_path, run)
-    for path in records.iterdir():
-        path.rename(weights / path.name)
-    found = verify(weights, dataset=str(images))
-    assert found.error == json.loads((weights / "summary.json").read_text())["test_error"]
-    card, config = ((weights / file).read_text() for file in ("README.md", "config.json"))
-    wrong = re.sub(r"(type: error_rate\n      value:) [\d.]+", r"\1 1.5", card)
-    (weights / "README.md").write_text(wrong)
-    with pytest.raises(CheckpointError, match=r"README.md says 1.50 %"):
-        verify(weights, dataset=str(images))
-    (weights / "README.md").write_text("no metadata")
-    with pytest.raises(CheckpointError, match=r"README.md reports no test error"):
-        verify(weights, dataset=str(images))
-    (weights / "README.md").write_text(card)
-    (weights / "config.json").write_text(re.sub(r'"error": [\d.]+', '"error": 1.5', config))
-    with pytest.raises(CheckpointError, match=r"config.json says 1.50 %"):
-        verify(weights, dataset=str(images))
-
-
-def test_verify_does_not_compare_what_was_measured_on_other_images(tmp_path, run, images):
-    _, weights, _ = packaged(tmp_path, run)
-    test = load_dataset(str(images), "test")
-    for other in (test.subset(range(6)), replace(test, labels=test.labels.flip(0))):
-        with pytest.raises(CheckpointError, match="cannot be compared"):
-            verify(weights, test=other)
-
-
-def test_verify_from_the_command_line(tmp_path, run, images, capsys):
-    main(["verify", str(run), "--dataset", str(images)])
-    assert re.search(r"[\d.]+ % test error on 12 images", capsys.readouterr().out)
-    summary = json.loads((run / "summary.json").read_text())
-    (run / "summary.json").write_text(json.dumps(summary | {"test_error": 99.0}))
-    with pytest.raises(SystemExit, match="1"):
-        main(["verify", str(run), "--dataset", str(images)])
-    assert re.fullmatch(r"error: .*summary.json says 99.00 %.*\n", capsys.readouterr().err)
-    with pytest.raises(SystemExit, match="1"):
-        main(["verify", "dchn_none"])
-    assert "neither a folder nor an id" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="1"):
-        main(["verify", "~nobody-of-this-name/run/x"])
-    assert "neither a folder nor an id" in capsys.readouterr().err
 
 
 def test_data_that_have_moved_are_asked_for_and_then_found(tmp_path, run, images, capsys):

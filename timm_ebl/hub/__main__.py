@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         publish(options.source, options.repo_id, data_root=options.data_root, dataset=options.dataset, **access)
     else:
         measured = verify(options.source, options.data_root, options.dataset)
-        print(f"{options.source}: {measured.error:.2f} % test error on {measured.images:,} images, as its card says")
+        found = f"{measured.error:.2f} % test error on {measured.images:,} images"
+        print(f"{options.source}: {found}, which agrees with its files")
         if measured.equilibrium is not None:
             print(f"distance from equilibrium: {measured.equilibrium}")
 

@@ -21,7 +21,7 @@ from ..errors import CheckpointError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
 from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
-from ..training.inference import predict, same_error
+from ..training.inference import predict
 from ..training.records import CARD, read_metrics
 from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel
 from ..training.yaml12 import dump_yaml
@@ -220,11 +220,9 @@ def _portable_settings(run: TrainedModel) -> dict[str, Any]:
 
 
 def _check_summary(run: TrainedModel, measured: Evaluation) -> None:
-    """Refuse weights that are not those of the summary; 16 bits in training move the error by up to half a point."""
+    """Refuse weights that are not those of the summary."""
     claimed = run.summary["test_error"]
-    precision = run.summary.get("mixed_precision") or run.recipe.mixed_precision or "no"
-    allowed = precision != "no" and abs(measured.error - claimed) <= 0.5
-    if not allowed and not same_error(measured.error, claimed, measured.images):
+    if not run.agrees(claimed, measured):
         raise CheckpointError(
             f"The weights in {run.weights} have {measured.error:.2f} % test error on {measured.images:,} images, but "
             f"its summary.json says {claimed:.2f} %: these are other weights, or other data."

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from ..models.weights import CONFIG
-from ..training.inference import same_error
 from ..training.trained import TrainedModel
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def verify(
             "cannot be compared; give the same copy of the data by --data-root or --dataset."
         )
     for file, error in checkpoint.claims().items():
-        if not same_error(error, measured.error, measured.images):
+        if not checkpoint.agrees(error, measured):
             raise CheckpointError(f"{found}, but its {file} says {error:.2f} %.")
     near = measured.equilibrium
     if claimed.equilibrium is not None and not claimed.equilibrium.agrees(near):

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, ConfigError, DataError, WeightsError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from .config import TrainConfig, read_recipe, resolve
 from .equilibrium import Nearness, measure_nearness
-from .inference import predict
+from .inference import predict, same_error
 from .records import CARD, EVALUATION, NEARNESS, TEXT, card_error, check_record, read_model_config, read_summary
 from .splits import load_test
 from .user_code import import_modules
@@ -190,6 +190,18 @@ class TrainedModel:
         if self.records is not None and (self.records / CARD).is_file():
             claims[CARD] = card_error(self.records / CARD)
         return claims
+
+    def agrees(self, claimed: float, measured: Evaluation) -> bool:
+        """Whether an error (%) that its files report is the measured one, but for rounding.
+
+        Measurements are in 32 bits. Before it is packaged, its files have the figure of the run: one in 16 bits may
+        differ by up to half a point.
+        """
+        if not self.is_packaged:
+            precision = self.summary.get("mixed_precision") or self.recipe.mixed_precision or "no"
+            if precision != "no" and abs(measured.error - claimed) <= 0.5:
+                return True
+        return same_error(claimed, measured.error, measured.images)
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
