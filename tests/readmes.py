@@ -7,12 +7,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = sorted({path.parent for path in (ROOT / "timm_ebl").glob("*/*.py")})
+RESULTS = sorted(path.parent for path in ROOT.glob("hub_configs/*/table.json"))
 GUIDES = [
     README,
     *(folder / "README.md" for folder in FOLDERS),
     *(ROOT / name for name in ("timm_ebl/embedded/README.md", "hub_configs/README.md")),
     *(ROOT / name for name in ("tests/README.md", ".github/CONTRIBUTING.md")),
-    *(path.with_name("README.md") for path in sorted(ROOT.glob("hub_configs/*/table.json"))),
+    *(folder / "README.md" for folder in RESULTS),
 ]
 """All guides; those of the package's folders, each of which has one, among them."""
 

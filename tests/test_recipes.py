@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
-from readmes import commands, words_of
+from readmes import RESULTS, commands, words_of
 
 from timm_ebl.data.paper import SPLIT_SIZES, TABLE_1, TABLE_2, paper_error
 from timm_ebl.models.weights import list_shipped
@@ -145,7 +145,7 @@ def test_the_commands_of_the_guide_to_the_models_trained_its_checkpoints():
 
 def test_every_link_of_the_overview_leads_somewhere():
     links = re.findall(r"\]\(([^)]+)\)", OVERVIEW)
-    results = [f"{path.parent.name}/README.md" for path in RECIPES.glob("*/table.json")]
+    results = [f"{folder.name}/README.md" for folder in RESULTS]
     recipes = [path.name for path in [*FILES, *RESNETS, *PCNS, OURS]]
     assert sorted(links) == sorted([*recipes, *list_shipped(), *results])
     assert all((RECIPES / link).exists() for link in links)

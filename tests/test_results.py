@@ -3,11 +3,9 @@
 import json
 
 import pytest
+from readmes import RESULTS
 
 from timm_ebl.tools.study.grid import read_study
-from timm_ebl.training.trained import RECIPES
-
-RESULTS = sorted(path.parent for path in RECIPES.glob("*/table.json"))
 
 
 def table(folder):

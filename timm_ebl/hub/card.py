@@ -21,7 +21,7 @@ from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
 from ..training.equilibrium import Nearness
 from ..training.progress import duration
-from ..training.records import METRIC
+from ..training.records import METRIC, precision_of
 from ..training.rule import build_rule
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _training(
 ) -> str:
     inference = network.minimizer
     held = ", pooling routes held" if getattr(rule, "linear_response", False) else ""
-    precision = summary.get("mixed_precision") or recipe.mixed_precision or "no"
+    precision = precision_of(summary, recipe)
     rows = _origin(recipe, summary) | {
         "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
         "free phase": _FORWARD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import timm
 from huggingface_hub import ModelCard
@@ -13,6 +13,9 @@ from huggingface_hub import ModelCard
 from ..arguments import is_number
 from ..errors import CheckpointError
 from ..models.weights import CONFIG, read_config
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
 
 __all__ = [
     "CARD",
@@ -22,6 +25,7 @@ __all__ = [
     "TEXT",
     "card_error",
     "check_record",
+    "precision_of",
     "read_metrics",
     "read_model_config",
     "read_summary",
@@ -175,6 +179,11 @@ def read_summary(path: Path) -> dict[str, Any]:
     completed = summary.get("status", "completed") == "completed"
     check_record(str(path), summary, RUN | (RESULT if completed else {}), ASIDE)
     return summary
+
+
+def precision_of(summary: Mapping[str, Any], recipe: TrainConfig) -> str:
+    """The precision of a run (``no`` for 32 bits): of its summary or, where that has none, of its settings."""
+    return summary.get("mixed_precision") or recipe.mixed_precision or "no"
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

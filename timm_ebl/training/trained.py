@@ -20,7 +20,17 @@ from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
 from .config import TrainConfig, read_recipe, resolve
 from .equilibrium import Nearness, measure_nearness
 from .inference import predict, same_error
-from .records import CARD, EVALUATION, NEARNESS, TEXT, card_error, check_record, read_model_config, read_summary
+from .records import (
+    CARD,
+    EVALUATION,
+    NEARNESS,
+    TEXT,
+    card_error,
+    check_record,
+    precision_of,
+    read_model_config,
+    read_summary,
+)
 from .splits import load_test
 from .user_code import import_modules
 
@@ -197,11 +207,9 @@ class TrainedModel:
         Measurements are in 32 bits. Before it is packaged, its files have the figure of the run: one in 16 bits may
         differ by up to half a point.
         """
-        if not self.is_packaged:
-            precision = self.summary.get("mixed_precision") or self.recipe.mixed_precision or "no"
-            if precision != "no" and abs(measured.error - claimed) <= 0.5:
-                return True
-        return same_error(claimed, measured.error, measured.images)
+        in_16_bits = not self.is_packaged and precision_of(self.summary, self.recipe) != "no"
+        near = in_16_bits and abs(measured.error - claimed) <= 0.5
+        return near or same_error(claimed, measured.error, measured.images)
 
     def test_split(self, root: str | Path | None = None, dataset: str | None = None) -> ImageDataset:
         """The split that it is measured on (`Evaluation.load`)."""
