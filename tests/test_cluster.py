@@ -3,14 +3,17 @@
 import os
 import pickle
 import re
+import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from studies import stand_in, study_of
 
 from timm_ebl.errors import ConfigError
 from timm_ebl.tools.study import cluster, process
+from timm_ebl.tools.study.machine import most_jobs
 
 submitit = pytest.importorskip("submitit")
 
@@ -44,20 +47,40 @@ def test_the_cells_without_a_result_are_submitted_to_slurm_as_an_array(tmp_path,
     assert said == ["submitted 2 cells as jobs 123_0 to 123_1, 1 at once"]
 
 
+@contextmanager
+def handlers(wanted):
+    """Other handlers of signals."""
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def never(*_):
+    raise TimeoutError("a job waits for ever")
+
+
 def test_a_job_runs_its_cell_and_is_queued_again_where_it_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(process, "SCRIPT", stand_in(tmp_path / "run.py", "waits", "completes"))
     study, folder = study_of(tmp_path, grids=SEEDS)
     assert cluster.CellJob(folder, study.cells[1])() == "completed"
-    job, ended = cluster.CellJob(folder, study.cells[0]), []
-    thread = threading.Thread(target=lambda: ended.append(job()))
-    thread.start()
-    while not (folder.run(study.cells[0]) / "starts").exists():
-        time.sleep(0.02)
-    time.sleep(0.1)
-    assert cluster.CellJob(folder, study.cells[0])() == "unfinished"  # submitted twice: the other one has it
-    again = job.checkpoint()
-    thread.join()
-    assert ended == ["unfinished"]
+    job, again = cluster.CellJob(folder, study.cells[0]), []
+
+    def stop():
+        while not (folder.run(study.cells[0]) / "starts").exists():
+            time.sleep(0.02)
+        time.sleep(0.1)
+        assert cluster.CellJob(folder, study.cells[0])() == "unfinished"  # submitted twice: the other one has it
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    with handlers({signal.SIGUSR2: lambda *_: again.append(job.checkpoint()), signal.SIGALRM: never}):
+        threading.Thread(target=stop).start()
+        signal.alarm(60)
+        assert job() == "unfinished"  # in the thread that submitit's handler interrupts
+    (again,) = again
     (folder.run(study.cells[0]) / "go").touch()
     assert pickle.loads(pickle.dumps(again.function))() == "completed"
     assert (folder.run(study.cells[0]) / "starts").read_text() == "xx"
@@ -69,8 +92,10 @@ def test_without_slurm_a_process_in_the_background_runs_the_cells(tmp_path, monk
     monkeypatch.setattr(cluster.shutil, "which", lambda name: None)
     study, folder = study_of(tmp_path, settings={"epochs": 1, "model": "dchn_huge"}, grids=[{"seed": [0]}])
     said = []
-    cluster.submit(folder, study.cells, "mine", {"at_once": 1, "gpus": 0, "minutes": 1}, said.append)
-    assert re.fullmatch(r"there is no Slurm here: process \d+ runs 1 cells, 1 at once", said[0])
+    cluster.submit(folder, study.cells, "mine", {"at_once": 9999, "gpus": 0, "minutes": 1}, said.append)
+    jobs = most_jobs(study.cells)
+    assert re.fullmatch(rf"there is no Slurm here: process \d+ runs 1 cells, {jobs} at once", said[0])
+    assert jobs <= os.cpu_count()
     for _ in range(2400):
         if folder.outcome(study.cells[0]).status == "failed":
             break

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ...arguments import is_count
 from ...errors import ConfigError
 from . import process
 from .folder import Status, StudyFolder
-from .machine import run_here
+from .machine import most_jobs, run_here
 
 if TYPE_CHECKING:
     from .grid import Cell
@@ -61,10 +62,15 @@ class CellJob:
         return str(process.finish(self._folder, self._cell, self._child.wait()))
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Have the run save its state; what submitit is to queue in place of this job."""
+        """Have the run save its state; what submitit is to queue in place of this job.
+
+        submitit calls this in a handler of a signal, in the thread that waits for the run in `subprocess.Popen.wait`
+        and holds that method's lock: it cannot be called here.
+        """
         if self._child is not None:
             self._child.terminate()
-            self._child.wait()
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(CellJob(self._folder, self._cell))
 
 
@@ -94,6 +100,8 @@ def submit(
 ) -> list[str]:
     """Submit the cells that have no result yet: to Slurm as an array, else to one process in the background.
 
+    That process runs as many at once as the recipe says and there are cores for, in the time limit of all of them.
+
     A cell that is submitted twice is run once (`StudyFolder.claim`).
 
     Args:
@@ -117,14 +125,15 @@ def submit(
     executor = submitit.AutoExecutor(
         folder.path / "cells" / "jobs", "slurm" if slurm else "local", slurm_max_num_timeout=_MOST_TIMEOUTS
     )
-    executor.update_parameters(
-        name=name, timeout_min=wanted["minutes"], cpus_per_task=wanted["cpus"], gpus_per_node=wanted["gpus"]
-    )
+    executor.update_parameters(name=name, cpus_per_task=wanted["cpus"], gpus_per_node=wanted["gpus"])
     if not slurm:
-        job = executor.submit(run_here, folder, waiting, wanted["at_once"], print)
-        say(f"there is no Slurm here: process {job.job_id} runs {len(waiting)} cells, {wanted['at_once']} at once")
+        jobs = min(wanted["at_once"], most_jobs(waiting))
+        executor.update_parameters(timeout_min=wanted["minutes"] * len(waiting))
+        job = executor.submit(run_here, folder, waiting, jobs, print)
+        say(f"there is no Slurm here: process {job.job_id} runs {len(waiting)} cells, {jobs} at once")
         return [job.job_id]
-    options = {"slurm_array_parallelism": wanted["at_once"], "slurm_additional_parameters": wanted.get("slurm", {})}
+    options = {"timeout_min": wanted["minutes"], "slurm_array_parallelism": wanted["at_once"]}
+    options |= {"slurm_additional_parameters": wanted.get("slurm", {})}
     executor.update_parameters(**options, **({"slurm_partition": wanted["partition"]} if "partition" in wanted else {}))
     jobs = executor.submit_array([CellJob(folder, cell) for cell in waiting])
     say(f"submitted {len(jobs)} cells as jobs {jobs[0].job_id} to {jobs[-1].job_id}, {wanted['at_once']} at once")

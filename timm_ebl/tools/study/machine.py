@@ -20,7 +20,7 @@ from .folder import Status, StudyFolder
 if TYPE_CHECKING:
     from .grid import Cell
 
-__all__ = ["check_jobs", "run_here"]
+__all__ = ["check_jobs", "most_jobs", "run_here"]
 
 _PAUSE = 0.2
 """Seconds between two looks at the processes."""
@@ -40,14 +40,26 @@ def check_jobs(cells: Sequence[Cell], jobs: int) -> None:
     Raises:
         ConfigError: They would hold each other up.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, int(min(cores, cpu_quota() or cores)))
-    threads = max((cell.config.threads for cell in cells), default=0)
+    threads, cores = _threads(cells), _cores()
     if jobs * threads > cores:
         raise ConfigError(
             f"--jobs {jobs} with {threads} thread{'s' * (threads > 1)} a cell need {jobs * threads} cores, and this "
             f"process may use {cores}: ask for fewer."
         )
+
+
+def most_jobs(cells: Sequence[Cell]) -> int:
+    """How many cells have a core for each thread when they run at once; at least one."""
+    return max(1, _cores() // max(1, _threads(cells)))
+
+
+def _threads(cells: Sequence[Cell]) -> int:
+    return max((cell.config.threads for cell in cells), default=0)
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cores, cpu_quota() or cores)))
 
 
 def run_here(folder: StudyFolder, cells: Sequence[Cell], jobs: int, say: Callable[[str], None]) -> None:
