@@ -3,6 +3,7 @@
 from itertools import product
 
 import pytest
+from runs import write_images
 from studies import study_of, write_recipe
 
 from timm_ebl.data.paper import TABLE_1
@@ -69,6 +70,15 @@ def test_the_numbers_of_a_cell_do_not_depend_on_how_many_run_at_once(tmp_path):
     many = study_of(tmp_path, settings={"threads": 9999}, grids=SEEDS)[0].cells
     with pytest.raises(ConfigError, match=r"^--jobs 1 with 9999 threads a cell need 9999 cores"):
         check_jobs(many, 1)
+
+
+def test_a_folder_of_images_is_named_by_as_much_of_its_path_as_tells_it_from_others(tmp_path):
+    paths = [str(write_images(tmp_path / name)) for name in ("a/flowers", "b/flowers", "b/mnist", "b/trees")]
+    data = [{"dataset": path, "model": "dchn_tiny_mnist"} for path in (*paths, "mnist")]
+    study, _ = study_of(tmp_path, grids=[{"data": data}])
+    assert [cell.dataset for cell in study.cells] == ["a/flowers", "b/flowers", "b/mnist", "trees", "mnist"]
+    assert study.cells[3].config.dataset == paths[3]
+    assert study.cells[0].name == "c-ep_a-flowers_model=dchn_tiny_mnist_seed=0"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...data.catalogue import EMBEDDED
+from ...data.catalogue import DATASETS, EMBEDDED
 from ...errors import ConfigError
 from ...training.config import TrainConfig, resolve
 from ...training.options import read_option, read_setting
@@ -41,18 +41,15 @@ class Cell:
 
     Attributes:
         name: Name of its folder: the rule, the data set and what else the grid says of it.
+        dataset: Name of its data set; of a folder the last part of its path, or as many as tell it from others.
         config: Its configuration.
         variant: The settings beside rule, data set and seed in which it differs from the study's common ones.
     """
 
     name: str
+    dataset: str
     config: TrainConfig
     variant: Mapping[str, Any]
-
-    @property
-    def dataset(self) -> str:
-        """Name of its data set."""
-        return self.config.dataset or EMBEDDED
 
     @property
     def setting(self) -> str:
@@ -71,12 +68,14 @@ class Study:
 
     Attributes:
         name: Name of the recipe.
+        settings: What all cells have, as the recipe says it.
         cells: The runs, in the order in which they are started: a seed after the other, so that whole tables are there
             early.
         cluster: What the jobs of a cluster are given (`timm_ebl.tools.study.cluster`).
     """
 
     name: str
+    settings: Mapping[str, Any]
     cells: tuple[Cell, ...]
     cluster: Mapping[str, Any]
 
@@ -108,20 +107,23 @@ def read_study(path: str | Path, data_root: str | None = None) -> Study:
     for part in ("settings", "cluster"):
         if not isinstance(recipe.get(part) or {}, dict):
             raise ConfigError(f"{path}: {part} is a mapping, not {recipe[part]!r:.80}.")
-    common = {"threads": 1, "mixed_precision": "no"} | _read(recipe.get("settings") or {}, str(path))
+    settings = {"threads": 1, "mixed_precision": "no"} | (recipe.get("settings") or {})
+    common = _read(settings, str(path))
     layers = [layer for number, grid in enumerate(_grids(recipe, path), 1) for layer in _layers(grid, number, path)]
     configs = [_configure(common, layer, data_root, path) for layer in layers]
     tied = _tied_to_the_dataset(layers, configs)
-    names = _names([_name(config, layer) for config, layer in zip(configs, layers, strict=True)], configs)
+    datasets = _datasets(configs)
+    made = zip(configs, datasets, layers, strict=True)
+    names = _names([_name(config, dataset, layer) for config, dataset, layer in made], configs)
     cells = []
-    for name, config, layer in zip(names, configs, layers, strict=True):
+    for name, dataset, config, layer in zip(names, datasets, configs, layers, strict=True):
         own = {key: value for key, value in _settings(config, layer).items() if key in layer and key not in tied}
         usual = _usual(common, layer)
         variant = {k: v for k, v in own.items() if k not in _NOT_IN_A_ROW and (k not in usual or v != usual[k])}
-        cells.append(Cell(name, config, variant))
+        cells.append(Cell(name, dataset, config, variant))
     _refuse_twins(layers, cells, path)
     by_seed = sorted(cells, key=lambda cell: cell.config.seed)
-    return Study(Path(path).stem, tuple(by_seed), recipe.get("cluster") or {})
+    return Study(Path(path).stem, settings, tuple(by_seed), recipe.get("cluster") or {})
 
 
 def _grids(recipe: Mapping[str, Any], path: str | Path) -> list[dict[str, Any]]:
@@ -170,7 +172,7 @@ def _configure(
 ) -> TrainConfig:
     try:
         config = resolve(common, layer)
-        if data_root and config.dataset not in (None, EMBEDDED) and not Path(config.dataset).expanduser().is_dir():
+        if data_root and config.dataset not in (None, EMBEDDED) and not _is_folder(config.dataset):
             config = replace(config, data_root=data_root)
         for name in _NOT_OPEN:
             if getattr(config, name) is None:
@@ -217,9 +219,26 @@ def _usual(common: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any
         return {}
 
 
-def _name(config: TrainConfig, layer: Mapping[str, Any]) -> str:
+def _datasets(configs: list[TrainConfig]) -> list[str]:
+    """Names of the data sets; a folder's is the shortest end of its path that names no other data set of these."""
+    names = {config.dataset or EMBEDDED for config in configs}
+    parts = {name: Path(name).parts if _is_folder(name) else (name,) for name in names}
+
+    def end(name: str) -> str:
+        own, others = parts[name], [parts[other] for other in names - {name}]
+        unlike = (n for n in range(1, len(own)) if not any(other[-n:] == own[-n:] for other in others))
+        return "/".join(own[-next(unlike, len(own)) :])
+
+    return [end(config.dataset or EMBEDDED) for config in configs]
+
+
+def _is_folder(dataset: str) -> bool:
+    return dataset not in DATASETS and Path(dataset).expanduser().is_dir()
+
+
+def _name(config: TrainConfig, dataset: str, layer: Mapping[str, Any]) -> str:
     rest = [f"{key}={_text(value)}" for key, value in layer.items() if key not in _NOT_IN_A_ROW]
-    parts = [config.algo, config.dataset or EMBEDDED, *rest, f"seed={config.seed}"]
+    parts = [config.algo, dataset, *rest, f"seed={config.seed}"]
     return "_".join(re.sub(r"[^A-Za-z0-9.+=_-]+", "-", part).strip("-.") for part in parts)
 
 
