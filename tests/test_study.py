@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,21 @@ def test_where_data_were_matters_to_runs_and_not_to_the_table(tmp_path):
         folder.check(moved)
     command.main([str(recipe), "--output-dir", str(folder.path), "--table"])
     assert "| c-ep | **50.00** (0.44) |" in (folder.path / "table.md").read_text()
+    shutil.rmtree(folder.run(cells[0]))
+    folder.write_recipe(cells[0])
+    folder.write_failure(cells[0], "error: no")
+    assert folder.outcome(moved[0]).status == "unfinished"
+    command.main([str(recipe), "--output-dir", str(folder.path), "--table"])
+    assert "1 cells: 1 failed" in (folder.path / "table.md").read_text()
+
+
+def test_a_study_with_failed_cells_ends_with_a_sentence_that_says_how_to_run_them_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(process, "SCRIPT", stand_in(tmp_path / "run.py", "fails"))
+    study_of(tmp_path, grids=[{"seed": [0, 1]}])
+    with pytest.raises(SystemExit, match="1"):
+        command.main([str(tmp_path / "recipe.yaml"), "--output-dir", str(tmp_path / "study")])
+    assert "2 cells failed, and the table says why: --retry runs them again" in capsys.readouterr().err
+    assert "error: it cannot be done." in (tmp_path / "study" / "table.md").read_text()
 
 
 def test_what_runs_nothing_changes_nothing_and_options_without_a_use_are_refused(tmp_path, capsys):
@@ -187,9 +203,10 @@ def test_the_time_left_is_that_of_cells_alike(tmp_path):
     assert Counts(folder, study.cells, 1).seconds_left() == 300
     assert Counts(folder, study.cells, 2).seconds_left() == 150
     assert (
-        Counts(folder, study.cells, 2).line(1)
-        == "1 of 4 cells done, 1 running, 0 diverged, 0 failed, at most 2 min left"
+        Counts(folder, study.cells, 2).line(1) == "1 of 4 cells done, 1 running, 0 diverged, 0 failed, about 2 min left"
     )
+    other = study_of(tmp_path, grids=[{"dataset": ["fashion-mnist-sample", "mnist"]}])[0].cells
+    assert Counts(folder, [*study.cells, other[1]], 1).seconds_left() is None
 
 
 @pytest.mark.slow

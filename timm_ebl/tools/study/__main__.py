@@ -113,8 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = build_table(study, folder)
     print("\n".join(map(str, write_table(table, folder.path))))
     left = [cell.name for cell, outcome in table.cells if outcome.status is Status.UNFINISHED]
+    failed = [cell.name for cell, outcome in table.cells if outcome.status is Status.FAILED]
     if left and not options.table:
         raise EBLError(f"{len(left)} cells were stopped before their end: the same command goes on with them.")
+    if failed and not options.table:
+        raise EBLError(f"{len(failed)} cells failed, and the table says why: --retry runs them again.")
 
 
 def _say(line: str) -> None:

@@ -51,24 +51,24 @@ class Counts:
         return f"{outcome.status} ({outcome.reason})"
 
     def seconds_left(self) -> float | None:
-        """Seconds that the unfinished cells will take, if they take what others did; ``None`` before the first.
+        """Seconds that the unfinished cells will take, if they take what others did; ``None`` where nothing is known.
 
-        Others are those of the same rule and data set, else of the same data set, else all.
+        Others are those of the same rule and data set, else of the same data set.
         """
         known = [
             (cell, self._outcomes[cell.name].summary["seconds"])
             for cell in self._cells
             if self._outcomes[cell.name].status is Status.COMPLETED
         ]
-        if not known:
-            return None
         total = 0.0
         for cell in self.unfinished():
             alike = [
                 [seconds for other, seconds in known if key(other) == key(cell)]
-                for key in (lambda c: (c.config.algo, c.dataset), lambda c: c.dataset, lambda c: None)
+                for key in (lambda c: (c.config.algo, c.dataset), lambda c: c.dataset)
             ]
-            total += fmean(next(filter(None, alike)))
+            if not any(alike):
+                return None
+            total += fmean(alike[0] or alike[1])
         return total / min(self._jobs, max(1, len(self.unfinished())))
 
     def line(self, running: int) -> str:
@@ -76,4 +76,4 @@ class Counts:
         parts = [f"{self.count(Status.COMPLETED)} of {len(self._cells)} cells done", f"{running} running"]
         parts += [f"{self.count(status)} {status}" for status in (Status.DIVERGED, Status.FAILED)]
         left = self.seconds_left()
-        return ", ".join(parts) + ("" if left is None else f", at most {duration(left)} left" if left else "")
+        return ", ".join(parts) + ("" if left is None else f", about {duration(left)} left" if left else "")

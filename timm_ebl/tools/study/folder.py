@@ -104,8 +104,12 @@ class StudyFolder:
         text = json.dumps({"reason": reason.replace(f"{self.path}{os.sep}", "")}, indent=2) + "\n"
         write_whole(self.failure(cell), lambda path: path.write_text(text, encoding="utf-8"))
 
-    def outcome(self, cell: Cell) -> Outcome:
+    def outcome(self, cell: Cell, aside: Collection[str] = ()) -> Outcome:
         """How far a cell is, from the files alone; that it failed under other settings says nothing.
+
+        Args:
+            cell: The cell.
+            aside: Settings that do not matter.
 
         Raises:
             CheckpointError: A file cannot be read.
@@ -113,7 +117,7 @@ class StudyFolder:
         if (self.run(cell) / "summary.json").is_file():
             summary = read_summary(self.run(cell) / "summary.json")
             return Outcome(Status(summary.get("status", "completed")), summary.get("reason"), summary)
-        if self.failure(cell).is_file() and not _other_setting(self.recipe(cell), cell):
+        if self.failure(cell).is_file() and not _other_setting(self.recipe(cell), cell, aside):
             try:
                 reason = json.loads(self.failure(cell).read_text(encoding="utf-8"))["reason"]
             except (OSError, ValueError, KeyError, TypeError) as error:
