@@ -1,5 +1,6 @@
 """The statistics of a study against values that are known by hand."""
 
+import sys
 from math import comb
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from timm_ebl.tools.study.statistics import (
     consistent_mcnemar,
     holm,
+    interval_of_mean,
     kendall_tau,
     mcnemar,
     percentiles,
@@ -45,7 +47,7 @@ def test_mcnemars_test_holds_for_thousands_of_images():
     z = (5200 - 5000 - 1) / (10_200**0.5)
     normal = 2 * (1 - torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(z, dtype=torch.float64)))
     assert mcnemar(5000, 5200) == pytest.approx(float(normal), rel=1e-3)
-    assert mcnemar(0, 5000) == 0.0  # 2^-4999 is below the least float
+    assert mcnemar(0, 5000) == sys.float_info.min  # 2^-4999 is below it
 
 
 def masks(*counts):
@@ -95,31 +97,41 @@ def test_kendalls_tau_is_that_of_pairs_counted_by_hand(second, tau):
     assert kendall_tau(first, torch.ones(4)).isnan()
 
 
+def test_the_interval_of_a_mean_is_students():
+    assert interval_of_mean([1.0]) is None
+    assert interval_of_mean([1.0, 3.0]) == pytest.approx((2 - 12.706, 2 + 12.706))  # sd / sqrt(2) is 1
+    assert interval_of_mean([1.0, 2.0, 3.0]) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    assert interval_of_mean([0.0, 1.0] * 50) == pytest.approx((0.5 - 0.1119, 0.5 + 0.1119), abs=1e-3)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 11])
+def test_the_interval_of_a_mean_holds_it_95_times_of_100(seeds):
+    samples = torch.randn(4000, seeds, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    held = sum(low <= 0 <= high for low, high in map(interval_of_mean, samples))
+    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+
+
 def test_resamples_have_the_means_and_the_spread_of_the_sample():
     generator = torch.Generator().manual_seed(0)
-    rows = [{0: torch.rand(400, generator=generator) < 0.3}, {0: torch.rand(400, generator=generator) < 0.1}]
-    drawn = resample(rows, 4000)
-    for row, errors in zip(rows, drawn.T, strict=True):
-        share = float(row[0].double().mean())
+    wrong = torch.rand(2, 1, 400, generator=generator) < torch.tensor([0.3, 0.1])[:, None, None]
+    drawn = resample(wrong.expand(2, 2, 400), 4000)
+    for row, errors in zip(wrong, drawn.T, strict=True):
+        share = float(row.double().mean())
         assert float(errors.mean()) == pytest.approx(100 * share, abs=0.2)
         assert float(errors.std()) == pytest.approx(100 * (share * (1 - share) / 400) ** 0.5, rel=0.05)
 
 
-def test_resamples_are_paired_and_the_seeds_are_drawn_as_well():
-    wrong = torch.arange(100) < 30
-    first, second = resample([{0: wrong, 1: wrong}, {0: wrong, 1: wrong}], 500).T
+def test_resamples_are_paired_and_have_the_spread_of_seeds():
+    wrong = (torch.arange(100) < 30).expand(2, 2, 100)
+    first, second = resample(wrong, 500).T
     assert torch.equal(first, second)
-    nothing, everything = torch.zeros(50, dtype=torch.bool), torch.ones(50, dtype=torch.bool)
-    (errors,) = resample([{0: nothing, 1: everything}], 4000).T
-    assert sorted(errors.unique().tolist()) == [0, 50, 100]
-    assert float((errors == 50).double().mean()) == pytest.approx(0.5, abs=0.03)
-
-
-def test_a_row_without_the_seeds_that_were_drawn_has_no_error():
-    wrong = torch.arange(10) < 5
-    errors = resample([{0: wrong, 1: wrong}, {1: wrong}], 4000)
-    assert not errors[:, 0].isnan().any()
-    assert float(errors[:, 1].isnan().double().mean()) == pytest.approx(0.25, abs=0.03)
+    counts = torch.tensor([0, 10, 50])  # of 50 images, wrong with each seed
+    alike = (torch.arange(50) < counts[:, None])[None]
+    (errors,) = resample(alike, 8000).T
+    seeds = 2.0 * counts.double()
+    images = (seeds.mean() / 100 * (100 - seeds.mean())) / 50  # at most, of independent images
+    assert float(errors.mean()) == pytest.approx(float(seeds.mean()), abs=1.5)
+    assert float(seeds.var() / 3) * 0.95 < float(errors.var()) < 1.1 * float(seeds.var() / 3 + images)
 
 
 def test_percentiles_leave_out_what_is_not_known():

@@ -37,10 +37,13 @@ def test_the_table_is_that_of_the_runs(tmp_path):
     assert (second.seeds, second.p) == ((0,), 2 / 2**50)
     assert second.interval is None
     assert third.corrected == pytest.approx(2 * 2 / 2**30)
-    assert first.interval.low < -23 < first.interval.high < 0
+    assert first.interval == pytest.approx((-23 - 12.706 * 3, -23 + 12.706 * 3))  # -20 and -26
+    assert not any(each.significant for each in table.comparisons)  # two seeds
+    assert (table.models, table.test_images) == ({"mnist": ("m",), "cifar10": ()}, {"mnist": 100})
     (agreement,) = table.agreements
+    assert agreement.seeds == (0,)  # cl has no other
     assert agreement.tau == pytest.approx(1 / 3)  # c-ep < n-ep < cl here, n-ep < c-ep < cl in the paper
-    assert agreement.interval.low <= agreement.tau <= agreement.interval.high
+    assert agreement.interval is None
 
     shown = to_markdown(table)
     assert "| c-ep | **12.00 +- 2.83** (0.44) | - (11.1), 2 unfinished |" in shown
@@ -77,11 +80,50 @@ def test_rules_under_several_settings_are_shown_side_by_side(tmp_path):
     assert "## mnist\n\n|  | c-ep | n-ep | cl |" in shown
     assert "| common settings | **25.00** (0.44) | 75.00 (0.42) | - (0.61), 1 unfinished |" in shown
     assert "| beta 0.2 | 50.00 | -, 1 unfinished |  |" in shown
-    assert "<summary>mnist, beta: 1 pairs, 0 below 0.05</summary>" in shown
+    assert "<summary>mnist, beta: 1 pairs, 0 bold</summary>" in shown
     assert "| c-ep | n-ep | 0 | -50.00 |" in shown.partition("<summary>mnist, algo: 1 pairs")[2]
     (sheet,) = lay_out(table)
     assert sheet.entries["beta 0.2", "c-ep"].mean == 50
     write_table(table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("counts", "significant"),
+    [
+        ([(10, 60), (12, 62), (11, 60)], True),
+        ([(10, 60), (12, 62)], False),  # a seed has not been run
+        ([(10, 60), (10, 99), (80, 99)], False),  # the seeds' interval has 0
+        ([(10, 12), (11, 13), (10, 12)], False),  # the images may have done it
+    ],
+)
+def test_a_difference_is_significant_where_images_and_seeds_speak_for_it(tmp_path, counts, significant):
+    study, folder = study_of(tmp_path, grids=[{"algo": ["c-ep", "n-ep"], "seed": [0, 1, 2]}])
+    for seed, pair in enumerate(counts):
+        for cell, count in zip([cell for cell in study.cells if cell.config.seed == seed], pair, strict=True):
+            complete(folder, cell, [1] * count + [0] * (100 - count))
+    table = build_table(study, folder)
+    assert [each.significant for each in table.comparisons] == [significant]
+    assert f"1 pairs, {int(significant)} bold" in to_markdown(table)
+
+
+def test_a_rule_that_diverges_wins_nothing(tmp_path):
+    grid = {"algo": ["c-ep", "tbp", "cl"], "seed": [0, 1, 2]}
+    study, folder = study_of(tmp_path, settings={"dataset": "mnist"}, grids=[grid])
+    for cell in study.cells:
+        if cell.config.algo == "cl" and cell.config.seed < 2:
+            folder.run(cell).mkdir(parents=True)
+            ended = {"algo": "cl", "model": "m", "dataset": "mnist", "epochs": 1, "seed": 0, "seconds": 1.0}
+            ended |= {"status": "diverged", "reason": "not finite"}
+            (folder.run(cell) / "summary.json").write_text(json.dumps(ended))
+        else:
+            count = {"c-ep": 30, "tbp": 20, "cl": 1}[cell.config.algo] + cell.config.seed
+            complete(folder, cell, [1] * count + [0] * (100 - count))
+    table = build_table(study, folder)
+    assert [each.significant for each in table.comparisons if "cl" in (each.first, each.second)] == [False, False]
+    (agreement,) = table.agreements
+    assert (agreement.rules, agreement.seeds, agreement.tau) == (("c-ep", "tbp", "cl"), (0, 1, 2), 1.0)
+    assert agreement.interval.low <= 1 == agreement.interval.high
+    assert "| cl | 3.00 (0.61), 2 diverged |" in to_markdown(table)
 
 
 def test_runs_with_other_test_images_are_not_compared(tmp_path):

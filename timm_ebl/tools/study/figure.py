@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,12 @@ __all__ = ["plot_table"]
 _MARKS = {
     "seed": {"marker": "|", "color": "0.35", "ms": 9},
     "mean": {"marker": "o", "color": "k", "ms": 6},
+    "mean of some seeds": {"marker": "o", "color": "k", "ms": 6, "mfc": "w"},
     "paper": {"marker": "D", "color": "k", "ms": 6, "mfc": "none", "clip_on": False},
     "diverged": {"marker": "x", "color": "k", "ms": 7},
     "failed": {"marker": "$?$", "color": "k", "ms": 7},
 }
-"""How each thing is drawn; the last two at the right edge."""
+"""How each thing is drawn; the last two, and large errors of the paper in words, beyond the right edge."""
 
 
 def plot_table(table: Table, path: Path) -> None:
@@ -47,10 +49,6 @@ def plot_table(table: Table, path: Path) -> None:
             _draw(axes, sheet, column)
         for axes in panels[len(sheet.columns) :]:
             axes.remove()
-        if sheet.title:  # one data set in all panels, whose errors have one scale
-            right = max(axes.get_xlim()[1] for axes in panels[: len(sheet.columns)])
-            for axes in panels[: len(sheet.columns)]:
-                axes.set_xlim(0, right)
         panels[0].set_yticks(range(len(sheet.lines)), sheet.lines)
         panels[0].set_ylim(len(sheet.lines) - 0.5, -0.5)
     shown = [Line2D([], [], ls="", label=name, **style) for name, style in _MARKS.items()]
@@ -59,18 +57,29 @@ def plot_table(table: Table, path: Path) -> None:
 
 
 def _draw(axes: Axes, sheet: Sheet, column: str) -> None:
+    end = 1.1 * _largest(sheet, sheet.columns if sheet.title else [column])  # one data set in all panels: one scale
+    beyond = axes.get_yaxis_transform()
     for y, line in enumerate(sheet.lines):
         entry = sheet.entries.get((line, column))
         if entry is None:
             continue
-        if entry.paper is not None:
+        if entry.paper is not None and entry.paper > end:
+            axes.text(1.06, y, f"\u2192 {entry.paper:g}", transform=beyond, va="center", size="small")
+        elif entry.paper is not None:
             axes.plot(entry.paper, y, **_MARKS["paper"])
         if entry.errors:
             axes.plot([*entry.errors.values()], [y] * len(entry.errors), ls="-", lw=0.8, **_MARKS["seed"])
-            axes.plot(entry.mean, y, **_MARKS["mean"])
+            axes.plot(entry.mean, y, **_MARKS["mean of some seeds" if entry.others else "mean"])
         for status in {status for status, _ in entry.others.values()} & _MARKS.keys():
-            axes.plot(1, y, transform=axes.get_yaxis_transform(), clip_on=False, **_MARKS[status])
-    axes.set(title="\n".join(filter(None, [sheet.title, column])), xlabel="test error (%)", xlim=(0, None))
+            axes.plot(1.03, y, transform=beyond, clip_on=False, **_MARKS[status])
+    axes.set(title="\n".join(filter(None, [sheet.title, column])), xlabel="test error (%)", xlim=(0, end))
     axes.grid(axis="y", color="0.9")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _largest(sheet: Sheet, columns: Collection[str]) -> float:
+    """The largest error of some columns, by which their axis ends; larger ones of the paper stand beside it."""
+    entries = [entry for (_, column), entry in sheet.entries.items() if column in columns]
+    errors = [error for entry in entries for error in entry.errors.values()]
+    return max(errors, default=0) or max((entry.paper for entry in entries if entry.paper is not None), default=100)

@@ -1,20 +1,35 @@
-"""Statistics of paired results: the exact McNemar test, Holm's correction, Kendall's tau, a paired bootstrap."""
+"""Statistics of paired results: McNemar's exact test, Holm's correction, an interval over seeds, Kendall's tau."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Interval", "consistent_mcnemar", "holm", "kendall_tau", "mcnemar", "percentiles", "resample"]
+__all__ = [
+    "Interval",
+    "consistent_mcnemar",
+    "holm",
+    "interval_of_mean",
+    "kendall_tau",
+    "mcnemar",
+    "percentiles",
+    "resample",
+]
 
 RESAMPLES = 2000
 """Resamples of a bootstrap."""
 
 _CHUNK = 200
 """Resamples that are computed at once."""
+
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5th percentiles of Student's t distribution with 1 to 10 degrees of freedom."""
 
 
 class Interval(NamedTuple):
@@ -28,7 +43,8 @@ def mcnemar(first: int, second: int) -> float:
     """The exact two-sided McNemar test of two classifiers on the same images.
 
     Under the hypothesis that both err equally often, the images that one alone gets wrong are tosses of a fair coin:
-    p = min(1, 2 P(X <= min(b, c))), X binomial of b + c tosses (McNemar, 1947).
+    p = min(1, 2 P(X <= min(b, c))), X binomial of b + c tosses (McNemar, 1947). A p below the smallest normal number of
+    float64, 2.2e-308, is that number.
 
     Args:
         first: Number b of images that the first alone gets wrong.
@@ -38,14 +54,15 @@ def mcnemar(first: int, second: int) -> float:
     for heads in range(min(first, second) + 1):
         tail += term
         term = term * (tosses - heads) // (heads + 1)
-    return min(1.0, 2 * tail / 2**tosses)
+    return min(1.0, max(sys.float_info.min, 2 * tail / 2**tosses))
 
 
 def consistent_mcnemar(first: Tensor, second: Tensor) -> float:
-    """A test of whether one of two rules is better with every seed: the largest p of the seeds' McNemar tests.
+    """A test of whether one of two rules is better with each of these seeds: the largest p of their McNemar tests.
 
     It is an intersection-union test: no assumption is made on how seeds depend on each other, and one seed without a
-    difference is enough for a large p. Where the seeds do not agree on which rule is better, p is 1.
+    difference is enough for a large p. Where the seeds do not agree on which rule is better, p is 1. It is about these
+    networks and all images of their kind, and says nothing of other seeds (`interval_of_mean` does).
 
     Args:
         first: Which images the first rule gets wrong, ``(S, N)``, for each seed.
@@ -70,6 +87,20 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+def interval_of_mean(values: Sequence[float]) -> Interval | None:
+    """Student's 95 % interval of the mean of a normal quantity, from a sample of S: mean +- t sd / sqrt(S).
+
+    t has S - 1 degrees of freedom; with more than ten, it is that of ten, which is larger.
+
+    Args:
+        values: The sample; of fewer than two there is no interval.
+    """
+    if len(values) < 2:
+        return None
+    half = _STUDENT[min(len(values) - 1, len(_STUDENT)) - 1] * stdev(values) / len(values) ** 0.5
+    return Interval(fmean(values) - half, fmean(values) + half)
+
+
 def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
     """Kendall's tau-b, rank agreement with a correction for ties (Kendall, 1945), NaN where all of one are equal.
 
@@ -84,30 +115,28 @@ def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
     return (x * y).sum(-1) / (x.abs().sum(-1) * y.abs().sum(-1)).sqrt()
 
 
-def resample(wrong: Sequence[dict[int, Tensor]], resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
-    """Errors (%) ``(B, R)`` of rows in bootstrap resamples of seeds and images, which are the same for all rows.
+def resample(wrong: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
+    """Errors (%) ``(B, R)`` of rules in bootstrap resamples of seeds and images, which are the same for all rules.
 
-    Seeds and images are drawn independently of each other, each with replacement (a crossed, paired bootstrap). Where a
-    row has none of the seeds that were drawn, its error is NaN.
+    Seeds and images are drawn independently of each other, each with replacement (a crossed, paired bootstrap). Of S
+    seeds S - 1 are drawn, so that the variance over them is that of a mean of S (the rescaled bootstrap of Rao and Wu,
+    1988); S drawn ones would have (S - 1) / S of it.
 
     Args:
-        wrong: For each row, which images ``(N,)`` it gets wrong, by seed.
+        wrong: Which images each rule gets wrong with each seed, ``(R, S, N)``, of at least two seeds.
         resamples: Number B of resamples.
         seed: Seed of the resamples.
     """
     generator = torch.Generator().manual_seed(seed)
-    seeds = sorted({each for row in wrong for each in row})
-    images = next(iter(wrong[0].values())).numel()
-    there = torch.tensor([[each in row for each in seeds] for row in wrong]).double()
-    stacked = torch.stack([row.get(each, torch.zeros(images)).float() for row in wrong for each in seeds])
-    chosen = torch.randint(len(seeds), (resamples, len(seeds)), generator=generator)
-    weights = torch.nn.functional.one_hot(chosen, len(seeds)).sum(1).double()
+    rules, seeds, images = wrong.shape
+    chosen = torch.randint(seeds, (resamples, seeds - 1), generator=generator)
+    weights = torch.nn.functional.one_hot(chosen, seeds).double().mean(1)
     errors = []
     for weight in weights.split(_CHUNK):
         rows = torch.randint(images, (len(weight), images), generator=generator)
         counts = torch.zeros(len(weight), images).scatter_add_(1, rows, torch.ones(1).expand_as(rows))
-        means = (counts @ stacked.T).double().view(-1, len(wrong), len(seeds)) * 100 / images
-        errors.append((means * weight[:, None]).sum(2) / (weight[:, None] * there).sum(2))
+        means = (counts @ wrong.flatten(0, 1).float().T).double().view(-1, rules, seeds) * 100 / images
+        errors.append((means * weight[:, None]).sum(2))
     return torch.cat(errors)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,21 @@ from ...errors import CheckpointError
 from ...training.records import read_metrics
 from ...training.run_folder import PREDICTIONS
 from .folder import Outcome, Status, StudyFolder
-from .statistics import Interval, consistent_mcnemar, holm, kendall_tau, percentiles, resample
+from .statistics import Interval, consistent_mcnemar, holm, interval_of_mean, kendall_tau, percentiles, resample
 
 if TYPE_CHECKING:
     from .grid import Cell, Study
 
-__all__ = ["Agreement", "Comparison", "Entry", "Table", "build_table"]
+__all__ = ["SIGNIFICANT", "Agreement", "Comparison", "Entry", "Table", "build_table"]
+
+SIGNIFICANT = 0.05
+"""Corrected p below which a difference counts as significant."""
+
+_FEWEST_SEEDS = 3
+"""Fewer say nothing of others."""
+
+_LAST = 101.0
+"""An error above all that there are, of a rule that diverges."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,9 @@ class Comparison:
         second: Name of the other.
         option: What they differ in: ``algo`` or a setting.
         seeds: The seeds.
-        difference: Error of the first less that of the second, in percentage points.
-        interval: Its 95 % interval by a bootstrap over seeds and images.
+        complete: Whether these are all seeds that the study has for them.
+        difference: Error of the first less that of the second, in percentage points, a mean over the seeds.
+        interval: Its 95 % interval over seeds (`timm_ebl.tools.study.statistics.interval_of_mean`).
         p: `timm_ebl.tools.study.statistics.consistent_mcnemar`.
         corrected: The same after Holm's correction for all comparisons of the table.
     """
@@ -82,10 +92,17 @@ class Comparison:
     second: str
     option: str
     seeds: tuple[int, ...]
+    complete: bool
     difference: float
     interval: Interval | None
     p: float
     corrected: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether test images and seeds both speak for a difference, of all seeds and at least three."""
+        enough = self.complete and len(self.seeds) >= _FEWEST_SEEDS
+        return enough and self.corrected < SIGNIFICANT and not self.interval.low <= 0 <= self.interval.high
 
 
 @dataclass(frozen=True)
@@ -94,13 +111,15 @@ class Agreement:
 
     Attributes:
         dataset: The data set.
-        rules: The rules that are compared.
+        rules: The rules that are compared: those with an error for these seeds, and last those of which a run diverged.
+        seeds: The seeds that all rules without a diverged run have completed.
         tau: Kendall's tau-b.
         interval: Its 95 % interval by a bootstrap over seeds and images.
     """
 
     dataset: str
     rules: tuple[str, ...]
+    seeds: tuple[int, ...]
     tau: float | None
     interval: Interval | None
 
@@ -111,6 +130,9 @@ class Table:
 
     Attributes:
         name: Name of the recipe.
+        settings: What its cells have in common.
+        models: The models of the completed runs on each data set.
+        test_images: How many test images each data set with a completed run has.
         cells: The cells and what is known of them.
         rows: Names of the rows.
         datasets: The data sets.
@@ -120,6 +142,9 @@ class Table:
     """
 
     name: str
+    settings: Mapping[str, Any]
+    models: Mapping[str, tuple[str, ...]]
+    test_images: Mapping[str, int]
     cells: tuple[tuple[Cell, Outcome], ...]
     rows: tuple[str, ...]
     datasets: tuple[str, ...]
@@ -129,26 +154,30 @@ class Table:
 
 
 def build_table(study: Study, folder: StudyFolder) -> Table:
-    """The table of what is there.
+    """The table of what is there, wherever the data were.
 
     Raises:
         CheckpointError: The files of a run cannot be read, or two runs on a data set have other test images.
     """
-    cells = tuple((cell, folder.outcome(cell)) for cell in study.cells)
+    cells = tuple((cell, folder.outcome(cell, aside=("data_root",))) for cell in study.cells)
     rows, datasets = (tuple(dict.fromkeys(key(cell) for cell, _ in cells)) for key in (_row, _dataset))
-    entries, comparisons, agreements = {}, [], []
+    entries, comparisons, agreements, models, test_images = {}, [], [], {}, {}
     for dataset in datasets:
         here = [(cell, outcome) for cell, outcome in cells if cell.dataset == dataset]
         found = {row: _entry(folder, [each for each in here if each[0].row == row]) for row in rows}
         entries |= {(row, dataset): entry for row, entry in found.items() if entry}
-        done = [cell for cell, outcome in here if outcome.status is Status.COMPLETED]
-        wrong = _read_wrong(folder, done)
-        resampled = dict(zip(wrong, resample(list(wrong.values())).T, strict=True)) if wrong else {}
-        comparisons += _compare({cell.row: cell for cell in done}, wrong, resampled)
-        agreements += _agree(dataset, [entry for entry in found.values() if entry], resampled)
+        done = [(cell, outcome) for cell, outcome in here if outcome.status is Status.COMPLETED]
+        models[dataset] = tuple(dict.fromkeys(outcome.summary["model"] for _, outcome in done))
+        if done:
+            test_images[dataset] = done[0][1].summary["test_images"]
+        wrong = _read_wrong(folder, [cell for cell, _ in done])
+        comparisons += _compare([cell for cell, _ in here], wrong)
+        agreements += _agree(dataset, [entry for entry in found.values() if entry], wrong)
     corrected = holm([comparison.p for comparison in comparisons])
-    comparisons = [Comparison(**{**vars(each), "corrected": p}) for each, p in zip(comparisons, corrected, strict=True)]
-    return Table(study.name, cells, rows, datasets, entries, tuple(comparisons), tuple(agreements))
+    comparisons = tuple(replace(each, corrected=p) for each, p in zip(comparisons, corrected, strict=True))
+    return Table(
+        study.name, study.settings, models, test_images, cells, rows, datasets, entries, comparisons, tuple(agreements)
+    )
 
 
 def _row(cell: Cell) -> str:
@@ -197,35 +226,41 @@ def _read_wrong(folder: StudyFolder, cells: Sequence[Cell]) -> dict[str, dict[in
     return wrong
 
 
-def _compare(
-    cells: Mapping[str, Cell], wrong: Mapping[str, Mapping[int, Tensor]], resampled: Mapping[str, Tensor]
-) -> list[Comparison]:
+def _compare(cells: Sequence[Cell], wrong: Mapping[str, Mapping[int, Tensor]]) -> list[Comparison]:
     """The comparisons of rows that differ in the rule or in one setting alone, not yet corrected."""
+    asked = {row: {cell.config.seed for cell in cells if cell.row == row} for row in wrong}
+    options = {cell.row: {"algo": cell.config.algo, **cell.variant} for cell in cells}
     found = []
     for first, second in combinations(wrong, 2):
         seeds = tuple(sorted(wrong[first].keys() & wrong[second].keys()))
-        one, other = ({"algo": cells[row].config.algo, **cells[row].variant} for row in (first, second))
-        options = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
-        if not seeds or len(options) != 1:
+        one, other = options[first], options[second]
+        differing = [key for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+        if not seeds or len(differing) != 1:
             continue
         a, b = (torch.stack([wrong[row][seed] for seed in seeds]) for row in (first, second))
-        difference = float((a.double() - b.double()).mean() * 100)
-        complete = wrong[first].keys() == wrong[second].keys()
-        interval = percentiles(resampled[first] - resampled[second]) if complete else None
+        differences = ((a.double() - b.double()).mean(1) * 100).tolist()
+        complete = {*seeds} == asked[first] | asked[second]
+        summary = (fmean(differences), interval_of_mean(differences))
         p = consistent_mcnemar(a, b)
-        found.append(Comparison(cells[first].dataset, first, second, *options, seeds, difference, interval, p, p))
+        found.append(Comparison(cells[0].dataset, first, second, *differing, seeds, complete, *summary, p, p))
     return found
 
 
-def _agree(dataset: str, entries: Sequence[Entry], resampled: Mapping[str, Tensor]) -> list[Agreement]:
+def _agree(dataset: str, entries: Sequence[Entry], wrong: Mapping[str, Mapping[int, Tensor]]) -> list[Agreement]:
     """The agreement of the rules that the paper has too; none for fewer than three of them."""
-    known = [entry for entry in entries if entry.paper is not None and entry.mean is not None]
-    if len(known) < 3:
+    known = [entry for entry in entries if entry.paper is not None]
+    last = [entry for entry in known if any(status == Status.DIVERGED for status, _ in entry.others.values())]
+    ranked = [entry for entry in known if entry not in last and entry.row in wrong]
+    seeds = sorted(set.intersection(*({*wrong[entry.row]} for entry in ranked))) if ranked else []
+    if not seeds or len(ranked) + len(last) < 3:
         return []
-    paper = torch.tensor([entry.paper for entry in known])
-    tau = float(kendall_tau(paper, torch.tensor([entry.mean for entry in known])))
-    interval = None
-    if all(entry.row in resampled for entry in known):
-        draws = torch.stack([resampled[entry.row] for entry in known], dim=1)
-        interval = percentiles(kendall_tau(paper, draws[~draws.isnan().any(1)]))
-    return [Agreement(dataset, tuple(entry.algo for entry in known), tau if tau == tau else None, interval)]
+    paper = torch.tensor([entry.paper for entry in (*ranked, *last)])
+    mistakes = torch.stack([torch.stack([wrong[entry.row][seed] for seed in seeds]) for entry in ranked])
+
+    def taus(errors: Tensor) -> Tensor:
+        return kendall_tau(paper, torch.cat([errors, errors.new_full((*errors.shape[:-1], len(last)), _LAST)], -1))
+
+    tau = float(taus(mistakes.double().mean((1, 2)) * 100))
+    interval = percentiles(taus(resample(mistakes))) if len(seeds) > 1 else None
+    rules = tuple(entry.algo for entry in (*ranked, *last))
+    return [Agreement(dataset, rules, tuple(seeds), tau if tau == tau else None, interval)]
