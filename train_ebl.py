@@ -103,6 +103,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         "model": name,
         "dataset": data.train.name,
         "training_images": len(data.train),
+        "data": facts["data"],
         "pretrained_sha256": facts["pretrained_sha256"],
         "epochs": config.epochs,
         "seed": config.seed,

@@ -70,5 +70,5 @@ def complete(folder, cell, wrong, labels=None):
     (run / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
     summary = {"algo": cell.config.algo, "model": "m", "dataset": cell.dataset, "epochs": 1, "seed": cell.config.seed}
     summary |= {"status": "completed", "best_epoch": 1, "held_out_error": None, "seconds": 100.0, "versions": {}}
-    summary |= {"test_images": len(wrong), "test_error": float(wrong.double().mean() * 100)}
+    summary |= {"data": "of these images", "test_images": len(wrong), "test_error": float(wrong.double().mean() * 100)}
     (run / "summary.json").write_text(json.dumps(summary))

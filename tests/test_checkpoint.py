@@ -1,6 +1,7 @@
 """A run that is cut off and taken up again ends where the undisturbed run ends, to the last bit."""
 
 import errno
+import json
 import os
 import random
 import signal
@@ -177,6 +178,14 @@ def test_a_complete_run_stays_as_it_is(folder, undisturbed, tmp_path):
     assert {path.name: path.read_bytes() for path in undisturbed.glob("m*")} == before
 
 
+def test_a_complete_run_is_not_recorded_under_settings_that_trained_nothing(folder, undisturbed):
+    before = {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
+    for changed in (["--lr", "0.01"], ["--epochs", "2"]):
+        with pytest.raises(ConfigError, match=r"has made its \d epochs, and none is left for other settings \("):
+            train(*arguments(folder, undisturbed, "--warm-start"), *changed, "--resume", "--force")
+    assert {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()} == before
+
+
 def test_other_settings_are_refused_by_name_unless_forced(folder, tmp_path, train_until, capsys):
     out = tmp_path / "run"
     train_until(4, *arguments(folder, out))
@@ -190,6 +199,8 @@ def test_other_settings_are_refused_by_name_unless_forced(folder, tmp_path, trai
     assert len(lines) == 2
     assert '"lr": 0.01' in lines[0]
     assert "epochs: 2" in (out / "args.yaml").read_text()
+    (warning,) = json.loads((out / "summary.json").read_text())["warnings"]
+    assert warning.startswith("from epoch 1 on, other settings: epochs was 3 and is 2, lr was [0.002] and is [0.01]")
 
 
 def test_another_batch_size_forced_begins_the_epoch_anew(folder, tmp_path, train_until, capsys):

@@ -31,9 +31,13 @@ SEEDS = [{"algo": ["c-ep"], "seed": [0, 1, 2, 3]}]
     [
         ({"dataset": "mnist", "data_root": "nowhere"}, "The cell c-ep_mnist_seed=0: .*nowhere"),
         ({"model": "dchn_huge"}, "The cell c-ep_fashion-mnist-sample_seed=0: .*dchn_huge"),
+        ({"batch_size": 5000}, "The cell c-ep_.*: A step takes 5000 images .*, and there are 4500"),
+        ({"dataset": "FOLDER", "train_split": "nope"}, "The cell c-ep_images_.*: .*nope"),
     ],
 )
 def test_what_no_cell_can_run_on_is_refused_before_anything_runs(tmp_path, capsys, settings, words):
+    if settings.get("dataset") == "FOLDER":
+        settings = settings | {"dataset": str(write_images(tmp_path / "images"))}
     recipe = write_recipe(tmp_path / "recipe.yaml", settings=settings, grids=[{"seed": [0]}])
     with pytest.raises(SystemExit, match="1"):
         command.main([str(recipe), "--output-dir", str(tmp_path / "out")])

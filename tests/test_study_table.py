@@ -106,6 +106,21 @@ def test_a_difference_is_significant_where_images_and_seeds_speak_for_it(tmp_pat
     assert f"1 pairs, {int(significant)} bold" in to_markdown(table)
 
 
+def test_runs_with_other_images_of_one_data_set_are_not_compared(tmp_path):
+    study, folder = study_of(tmp_path, grids=[{"algo": ["c-ep", "n-ep"], "seed": [0, 1]}])
+    for cell in study.cells:
+        complete(folder, cell, [0, 1])
+    summary = folder.run(study.cells[2]) / "summary.json"
+    whole = summary.read_text()
+    summary.write_text(whole.replace("of these images", "of others"))  # another seed holds out others
+    folder_of_another = folder.run(study.cells[3]) / "summary.json"
+    folder_of_another.write_text(whole.replace("of these images", "of others"))
+    build_table(study, folder)
+    summary.write_text(whole)
+    with pytest.raises(CheckpointError, match=r"n-ep.*seed=1 had other images than .*c-ep.*seed=1: remove one"):
+        build_table(study, folder)
+
+
 def test_a_rule_that_diverges_wins_nothing(tmp_path):
     grid = {"algo": ["c-ep", "tbp", "cl"], "seed": [0, 1, 2]}
     study, folder = study_of(tmp_path, settings={"dataset": "mnist"}, grids=[grid])

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from .dataset import ImageDataset
 
-__all__ = ["EpochOrder", "Stream", "build_eval_loader", "build_train_loader", "epoch_generator"]
+__all__ = ["EpochOrder", "Stream", "build_eval_loader", "build_train_loader", "epoch_generator", "require_step"]
 
 
 class Stream(IntEnum):
@@ -103,13 +103,22 @@ def build_train_loader(data: ImageDataset, batch_size: int, seed: int, accelerat
         ConfigError: There are fewer images than one step of the optimiser takes.
     """
     step_images = batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
-    if step_images > len(data):
-        raise ConfigError(
-            f"A step takes {step_images} images (batch size x processes x accumulation), and there are {len(data)} "
-            "to train on: choose a smaller --batch-size."
-        )
+    require_step(step_images, len(data))
     order = EpochOrder(len(data), step_images, seed)
     return _prepared(Numbered(data), batch_size, accelerator, sampler=order)
+
+
+def require_step(step_images: int, images: int) -> None:
+    """Refuse a step of the optimiser that takes more images than there are.
+
+    Raises:
+        ConfigError: It is so.
+    """
+    if step_images > images:
+        raise ConfigError(
+            f"A step takes {step_images} images (batch size x processes x accumulation), and there are {images} "
+            "to train on: choose a smaller --batch-size."
+        )
 
 
 def build_eval_loader(data: ImageDataset, batch_size: int, accelerator: Accelerator) -> DataLoader:

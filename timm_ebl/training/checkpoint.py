@@ -148,7 +148,8 @@ class Checkpoints:
             Whether there was a checkpoint.
 
         Raises:
-            ConfigError: All checkpoints are damaged, or the settings differ, or the model does, even by force.
+            ConfigError: All checkpoints are damaged, or the settings differ; or, even by force, the model does or no
+                epoch is left for the new settings.
         """
         name = on_main(self.accelerator, lambda: self._choose(force))
         if name is None:
@@ -178,6 +179,11 @@ class Checkpoints:
             _set_random_state(mine["random"], self.accelerator.device)
             local = mine["progress"]
         self.progress.restore(shared["progress"], local, self.accelerator.device)
+        if changes := _changes(before, self.settings):
+            if self.progress.epoch > self.settings["epochs"]:
+                done = f"The run has made its {self.settings['epochs']} epochs, and none is left for other settings"
+                raise ConfigError(f"{done} ({changes}): ask for more --epochs, or another --output-dir.")
+            self.progress.warnings.append(f"from epoch {self.progress.epoch} on, other settings: {changes}")
         self.latest = name if before == self.settings else None
         return True
 
@@ -236,7 +242,8 @@ class Checkpoints:
         if not self.known:
             raise ConfigError(f"All checkpoints in {self.folder} are damaged: start again with another --output-dir.")
         settings = read_settings(self.folder / self.known[-1])
-        _compare(settings, self.settings, force)
+        if (changes := _changes(settings, self.settings)) and not force:
+            raise ConfigError(f"The run has other settings: {changes}. Give it those, or go on with these by --force.")
         return self.known[-1]
 
 
@@ -245,11 +252,10 @@ def checkpoint_bytes(model: nn.Module) -> int:
     return 5 * sum(parameter.nbytes for parameter in model.parameters()) + 2**20
 
 
-def _compare(before: Mapping[str, Any], now: Mapping[str, Any], force: bool) -> None:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings are others than before, in words."""
     changed = [key for key in now if key in before and before[key] != now[key]]
-    if changed and not force:
-        differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
-        raise ConfigError(f"The run has other settings: {differences}. Give it those, or go on with these by --force.")
+    return ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
 
 
 def _write(path: Path, content: Any) -> str:

@@ -102,6 +102,7 @@ ASIDE = {
     "device": TEXT.or_null(),
     "mixed_precision": TEXT.or_null(),
     "training_images": COUNT,
+    "data": TEXT,
     "pretrained_sha256": TEXT.or_null(),
     "other_seeds": ERRORS,
     "note": TEXT,

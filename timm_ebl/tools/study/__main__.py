@@ -8,23 +8,25 @@ The table is DIR/table.md, .csv, .json and .png.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ...arguments import Parser, positive_count
-from ...errors import ConfigError, DataError, EBLError, one_sentence
+from ...data.loader import require_step
+from ...errors import ConfigError, DataError, DataWarning, EBLError, one_sentence
 from ...training.build import check_config
 from ...training.console import begin, survive_output
 from ...training.options import flag_of
-from ...training.splits import load_test
+from ...training.splits import load_splits
 from . import process
 from .cluster import check_cluster, submit
 from .folder import Status, StudyFolder
 from .grid import Cell, read_study
 from .machine import check_jobs, run_here
 from .render import write_table
-from .table import build_table
+from .table import OF_THE_DATA, build_table
 
 __all__ = ["build_parser", "check_cells", "main"]
 
@@ -47,34 +49,27 @@ def build_parser() -> Parser:
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
-    """Refuse a study if one of its cells cannot be run, or has no data.
+    """Refuse a study if one of its cells cannot be run, has no data, or fewer images than a step takes.
 
     Raises:
-        ConfigError: A model, a rule or an optimiser cannot be built, or the data are not there.
+        ConfigError: A model, a rule or an optimiser cannot be built, or the data are not there or too few.
     """
-    seen = set()
+    seen, images = set(), {}
     for cell in cells:
         config = replace(cell.config, seed=0)
-        where = {
-            "name": config.dataset,
-            "train_split": config.train_split,
-            "test_split": config.test_split,
-            "config": config.dataset_config,
-            "image_column": config.image_column,
-            "label_column": config.label_column,
-            "revision": config.dataset_revision,
-            "image_size": config.img_size,
-            "channels": config.channels,
-            "root": config.data_root,
-        }
+        if repr(config) in seen:
+            continue
+        seen.add(repr(config))
+        where = tuple(getattr(config, name) for name in OF_THE_DATA)
         try:
-            if repr(config) not in seen:
-                check_config(config)
-            if repr(where) not in seen:
-                load_test(**where)
+            check_config(config)
+            if where not in images:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DataWarning)  # the run of the cell says them
+                    images[where] = len(load_splits(config).train)
+            require_step(config.batch_size * config.grad_accum_steps, images[where])
         except (ConfigError, DataError) as error:
             raise ConfigError(f"The cell {cell.name}: {error}") from None
-        seen |= {repr(config), repr(where)}
 
 
 @one_sentence()

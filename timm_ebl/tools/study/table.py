@@ -23,13 +23,19 @@ from .statistics import Interval, consistent_mcnemar, holm, interval_of_mean, ke
 if TYPE_CHECKING:
     from .grid import Cell, Study
 
-__all__ = ["SIGNIFICANT", "Agreement", "Comparison", "Entry", "Table", "build_table"]
+__all__ = ["OF_THE_DATA", "SIGNIFICANT", "Agreement", "Comparison", "Entry", "Table", "build_table"]
 
 SIGNIFICANT = 0.05
 """Corrected p below which a difference counts as significant."""
 
 _FEWEST_SEEDS = 3
 """Fewer say nothing of others."""
+
+OF_THE_DATA = (
+    *("seed", "holdout", "dataset", "dataset_config", "dataset_revision", "train_split", "test_split"),
+    *("image_column", "label_column", "img_size", "channels"),
+)
+"""Settings that say which images a run has."""
 
 _LAST = 101.0
 """An error above all that there are, of a rule that diverges."""
@@ -157,7 +163,7 @@ def build_table(study: Study, folder: StudyFolder) -> Table:
     """The table of what is there, wherever the data were.
 
     Raises:
-        CheckpointError: The files of a run cannot be read, or two runs on a data set have other test images.
+        CheckpointError: The files of a run cannot be read, or two runs on a data set have other images.
     """
     cells = tuple((cell, folder.outcome(cell, aside=("data_root",))) for cell in study.cells)
     rows, datasets = (tuple(dict.fromkeys(key(cell) for cell, _ in cells)) for key in (_row, _dataset))
@@ -170,6 +176,7 @@ def build_table(study: Study, folder: StudyFolder) -> Table:
         models[dataset] = tuple(dict.fromkeys(outcome.summary["model"] for _, outcome in done))
         if done:
             test_images[dataset] = done[0][1].summary["test_images"]
+        _require_same_data(folder, done)
         wrong = _read_wrong(folder, [cell for cell, _ in done])
         comparisons += _compare([cell for cell, _ in here], wrong)
         agreements += _agree(dataset, [entry for entry in found.values() if entry], wrong)
@@ -203,6 +210,18 @@ def _entry(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> Entry 
         {cell.config.seed: (str(out.status), out.reason) for cell, out in cells if cell.config.seed not in done},
         None if first.variant else TABLE_1.get(first.config.algo, {}).get(first.dataset),
     )
+
+
+def _require_same_data(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> None:
+    """Refuse runs that asked for the same images and got others, since a folder or the Hub has changed between them."""
+    first: dict[tuple, tuple[Cell, str]] = {}
+    for cell, outcome in cells:
+        if data := outcome.summary.get("data"):  # runs of earlier versions do not have it
+            asked = tuple(getattr(cell.config, name) for name in OF_THE_DATA)
+            earlier, same = first.setdefault(asked, (cell, data))
+            if data != same:
+                one, other = folder.run(cell), folder.run(earlier)
+                raise CheckpointError(f"{one} had other images than {other}: remove one, and run the study again.")
 
 
 def _read_wrong(folder: StudyFolder, cells: Sequence[Cell]) -> dict[str, dict[int, Tensor]]:
