@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dense import DenseHopfield
 from graphs import GraphNetwork, random_graph, random_state, residual_graph, slow_energy
 from oracles import distance, record_calls, signs_for
 
@@ -222,9 +223,29 @@ class Saturating(Interaction, torch.nn.Module):
             self.weight.uniform_(-gain, gain, generator=generator)
 
 
+def saturating():
+    return GraphNetwork(Graph.chain([DenseInteraction(6, 5, dtype=torch.float64), Saturating(5, 3)]), gain=0.4)
+
+
+@pytest.mark.parametrize("algo", ["p-ep", "n-ep", "c-ep", "p-cpl"])
+@pytest.mark.parametrize("build", [saturating, DenseHopfield])
+def test_a_model_without_a_linear_response_is_relaxed_beside_its_companion(build, algo, generator):
+    model = build()
+    x = torch.rand(4, next(model.parameters()).shape[1], generator=generator, dtype=torch.float64)
+    y = torch.tensor([0, 1, 2, 0])
+    assert not model.responds
+    found, expected = (
+        torch.autograd.grad(rule(model, x, y).loss, list(model.parameters()))
+        for rule in (create_rule(algo), create_rule(algo, linear_response=False))
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert create_rule(algo).fitted(model).accompanies == (algo != "c-ep")
+    with pytest.raises(NotImplementedError, match="has no linear response"):
+        model.respond(model.relax(x), FREE, Minimizer())
+
+
 def test_a_network_with_a_drive_that_is_not_linear_relaxes_where_others_respond(generator):
-    graph = Graph.chain([DenseInteraction(6, 5, dtype=torch.float64), Saturating(5, 3)])
-    model, converged = GraphNetwork(graph, gain=0.4), Minimizer(sweeps=400, omega=1.0)
+    model, converged = saturating(), Minimizer(sweeps=400, omega=1.0)
     x, y = torch.rand(4, 6, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
     rule = create_rule("c-ep", beta=1e-3, free=converged, perturbed=converged)
     exact = create_rule("tbp", free=converged, unrolled=Minimizer(sweeps=100, omega=1.0))

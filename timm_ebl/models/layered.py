@@ -75,6 +75,11 @@ class LayeredNetwork(nn.Module, EnergyModel):
         if not (torch.compiler.is_compiling() or x.is_meta or x.is_cuda):  # to look at values is to wait for the device
             require_finite(x, start or ())
 
+    @property
+    def responds(self) -> bool:
+        """Whether every drive is linear (`Interaction.is_linear`)."""
+        return all(interaction.is_linear for interaction in self.graph.interactions)
+
     def recordable(self, *phases: Minimizer) -> Graph | None:
         if not all(phase.is_recordable for phase in phases):
             return None
@@ -182,8 +187,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
     def respond(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer) -> Relaxation:
         """The linear response of a free state, as the kind of network defines it (`_response`). Not in the paper.
 
-        The free state is treated as an equilibrium, and its pooling routes are held. Where a drive is not linear
-        (`Interaction.is_linear`), the network relaxes.
+        The free state is treated as an equilibrium, and its pooling routes are held.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`), as it ended.
@@ -191,8 +195,11 @@ class LayeredNetwork(nn.Module, EnergyModel):
             minimizer: How to minimise.
 
         Raises:
+            NotImplementedError: A drive is not linear.
             ValueError: It is none, or the parameters or the state have changed since.
         """
+        if not self.responds:
+            return super().respond(free, perturbation, minimizer)
         require_minimizer("minimizer", minimizer)
         cache = known(self.graph, getattr(free, "input", None), free)
         if cache is None:
@@ -200,8 +207,6 @@ class LayeredNetwork(nn.Module, EnergyModel):
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."
             )
-        if not all(interaction.is_linear for interaction in self.graph.interactions):
-            return self.relax(free.input, free, perturbation, minimizer)
         return self._response(free, perturbation, minimizer, cache)
 
     @abstractmethod

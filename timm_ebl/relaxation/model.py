@@ -33,6 +33,7 @@ class EnergyModel(ABC):
         beta: Strength of such a rule's perturbation.
         force: Norm of the force by which the gradient of a loss perturbs it.
         rests: Whether ``dE/dtheta = 0`` at every free state: a rule then needs no free state to contrast.
+        responds: Whether it has a linear response (`respond`). If not, rules relax it in perturbed phases.
     """
 
     minimizer: Minimizer = Minimizer()
@@ -42,6 +43,7 @@ class EnergyModel(ABC):
     beta: float = 0.25
     force: float = 0.5
     rests: bool = False
+    responds: bool = False
 
     @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -65,14 +67,17 @@ class EnergyModel(ABC):
         """The linear response of a free state to a perturbation, without autograd.
 
         A choice that the energy makes of the state (the pooling routes) stays as it is in the free state, which is
-        treated as an equilibrium. A model without such an approximation relaxes from the free state, as here.
+        treated as an equilibrium. A model that has such an approximation says so by `responds`.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`).
             perturbation: The perturbation of each copy.
             minimizer: How to minimise.
+
+        Raises:
+            NotImplementedError: The model has none.
         """
-        return self.relax(free.input, free, perturbation, minimizer)
+        raise NotImplementedError(f"A {type(self).__name__} has no linear response: relax it from the free state.")
 
     def settle(self, free: Relaxation, minimizer: Minimizer | None = None) -> Relaxation:
         """A free state after `SETTLING_SWEEPS` more sweeps of its minimiser, for responses to start from (`respond`).

@@ -46,7 +46,7 @@ class ContrastiveRule(Rule):
         nudging: Which two equilibria.
         linear_response: Relax the perturbed states by `EnergyModel.respond`: the free state's pooling routes are held,
             so that the energy is smooth in the strength of the perturbation, which is to be small, and the free state
-            is treated as an equilibrium. Ours, not the paper's.
+            is treated as an equilibrium. Ours, not the paper's. A model that has none (`EnergyModel.responds`) relaxes.
         settle: Give the free state two more free sweeps before the perturbed phases start from it. Ours, not the
             paper's; by default not where there is a companion.
         companion: In a one-sided rule, relax the unperturbed state as long as the perturbed one, from the same free
@@ -94,6 +94,10 @@ class ContrastiveRule(Rule):
     @property
     def draws(self) -> bool:
         return self.nudging is Nudging.RANDOM
+
+    def fitted(self, model: EnergyModel) -> ContrastiveRule:
+        rule = super().fitted(model)
+        return rule if model.responds else replace(rule, linear_response=False)
 
     def __call__(
         self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None = None, signs: Tensor | None = None

@@ -165,7 +165,7 @@ class Rule(ABC):
         return False
 
     def fitted(self, model: EnergyModel) -> Rule:
-        """The rule with the model's own settings where `second_field` or ``beta`` is ``None``."""
+        """The rule for a model: with its own settings where `second_field` or ``beta`` is ``None``, and as it can."""
         left = (name for name in (self.second_field, "beta") if name and getattr(self, name, 0) is None)
         return replace(self, **{name: getattr(model, name) for name in left})
 
