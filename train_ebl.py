@@ -32,7 +32,7 @@ from accelerate.utils import set_seed
 from timm_ebl.data.loader import build_eval_loader, build_train_loader
 from timm_ebl.errors import DataWarning, Diverged, one_sentence
 from timm_ebl.hub.publish import check_access, publish
-from timm_ebl.rules.cost import Cost
+from timm_ebl.rules.cost import SQUARED_ERROR
 from timm_ebl.tools.plots import plot_curves
 from timm_ebl.training.average import WeightAverage
 from timm_ebl.training.build import build_model, build_optimizer, build_transform, check_config
@@ -78,7 +78,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         data = load_splits(config)
     model = build_model(config, data.train, origin)
     rule = build_rule(config, model)
-    cost = getattr(rule, "cost", Cost.SQUARED_ERROR)
+    cost = getattr(rule, "cost", SQUARED_ERROR)
     transform = build_transform(config, data.train)
     optimizer = build_optimizer(config, model)
     schedule = Schedule(optimizer, config.epochs, config.min_lr, config.warmup_epochs)

@@ -1,4 +1,6 @@
-"""The cross-entropy as the cost of a rule: the nudged output, the rules' gradients, and random signs."""
+"""Costs of a rule other than the squared error: the nudged output, the rules' gradients, and random signs."""
+
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -6,8 +8,29 @@ import torch.nn.functional as F
 from oracles import CONVERGED, error, gradient
 from predictive import forward_pass, small_network
 
-from timm_ebl import Minimizer, Nudging, create_backward, create_rule, random_signs
-from timm_ebl.rules.cost import Cost, CrossEntropyNudged
+from timm_ebl import Cost, Minimizer, Nudging, create_backward, create_rule, list_costs, random_signs, register_cost
+from timm_ebl.rules import cost as cost_module
+from timm_ebl.rules.cost import CROSS_ENTROPY, SQUARED_ERROR, CrossEntropyNudged, GradientNudged
+
+
+@dataclass(frozen=True)
+class Huber(Cost):
+    """`F.huber_loss`, with autograd's gradient and the nudge that any cost has."""
+
+    delta: float = 0.4
+
+    def value(self, output, target):
+        return F.huber_loss(output, target, reduction="none", delta=self.delta).sum(1)
+
+
+COSTS = [SQUARED_ERROR, CROSS_ENTROPY, Huber()]
+
+
+@pytest.fixture
+def huber(monkeypatch):
+    monkeypatch.setattr(cost_module._COSTS, "_entries", dict(cost_module._COSTS._entries))
+    register_cost("huber", Huber())
+    return Huber()
 
 
 def minimum(drive, target, beta):
@@ -48,7 +71,7 @@ def test_a_nudged_output_is_the_minimum(generator, beta, scale):
     torch.testing.assert_close(narrow, found.float(), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("cost", Cost)
+@pytest.mark.parametrize("cost", COSTS[:2])
 def test_a_damped_nudge_has_the_same_fixed_point(generator, cost):
     drive = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     target = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]]
@@ -58,29 +81,39 @@ def test_a_damped_nudge_has_the_same_fixed_point(generator, cost):
     torch.testing.assert_close(output, cost.nudge(target, -0.3).output(drive, drive))
 
 
-@pytest.mark.parametrize("cost", Cost)
+@pytest.mark.parametrize("cost", COSTS)
 def test_the_costs_are_pytorchs_and_their_gradients_autograds(generator, cost):
     output = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 2, 1, 1])
     target = torch.eye(3, dtype=torch.float64)[labels]
     expected = F.cross_entropy(output, labels, reduction="none")
-    if cost is Cost.SQUARED_ERROR:
+    if isinstance(cost, Huber):
+        expected = F.huber_loss(output, target, reduction="none", delta=0.4).sum(1)
+    elif cost is SQUARED_ERROR:
         expected = F.mse_loss(output, target, reduction="none").sum(1) / 2
     torch.testing.assert_close(cost.value(output, target), expected)
     torch.testing.assert_close(cost.gradient(output, target), *torch.autograd.grad(expected.sum(), output))
     torch.testing.assert_close(cost.nudge(target, 0.3).cost([output]), 0.3 * expected)
 
 
+LOSSES = {
+    "cross-entropy": F.cross_entropy,
+    "huber": lambda o, y: Huber().value(o, F.one_hot(y, o.shape[1]).to(o)).mean(),
+}
+
+
+@pytest.mark.usefixtures("huber")
+@pytest.mark.parametrize("cost", LOSSES)
 @pytest.mark.parametrize("name", ["c-ep", "tbp", "rbp"])
-def test_rules_descend_the_cross_entropy(make_live, batch, name):
+def test_rules_descend_a_cost(make_live, batch, name, cost):
     """Against the loss's own backward pass at a converged state of a Hopfield network."""
     model, (x, y) = make_live(), batch
     model.minimizer, model.backward = CONVERGED, create_backward("tbp", unrolled=Minimizer(sweeps=150, omega=1.0))
-    expected = gradient(model, F.cross_entropy(model(x), y))
+    expected = gradient(model, LOSSES[cost](model(x), y))
     second = {"c-ep": {"perturbed": CONVERGED, "beta": 1e-3}}.get(name, {})
     second |= {"tbp": {"unrolled": Minimizer(sweeps=150, omega=1.0)}}.get(name, {})
     second |= {"rbp": {"adjoint": Minimizer(sweeps=150, omega=1.0, order="synchronous")}}.get(name, {})
-    rule = create_rule(name, cost="cross-entropy", free=CONVERGED, **second)
+    rule = create_rule(name, cost=cost, free=CONVERGED, **second)
     assert error(gradient(model, rule(model, x, y).loss), expected) < 1e-5
 
 
@@ -90,6 +123,24 @@ def test_a_predictive_network_descends_the_cross_entropy(generator):
     expected = gradient(model, F.cross_entropy(forward_pass(model, x)[-1], y))
     rule = create_rule("c-ep", cost="cross-entropy", beta=2e-3)
     assert error(gradient(model, rule(model, x, y).loss), expected) < 1e-4
+
+
+def test_the_nudge_of_any_cost_relaxes_to_the_minimum(generator):
+    drive = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    target, output = torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0]], drive
+    for nudge in (GradientNudged(SQUARED_ERROR, target, -0.3), GradientNudged(CROSS_ENTROPY, target, 0.3)):
+        for _ in range(200):
+            output = nudge.output(drive, output)
+        torch.testing.assert_close(output, nudge.paid.nudge(target, nudge.beta).output(drive, drive))
+
+
+def test_a_cost_of_ones_own_is_found_by_name_or_given_as_it_is(huber):
+    assert {"squared-error", "cross-entropy", "huber"} <= {*list_costs()}
+    assert create_rule("n-ep", cost="huber") == create_rule("n-ep", cost=Huber())
+    with pytest.raises(ValueError, match="'cross-entropy' is one of the package's own costs"):
+        register_cost("cross-entropy", huber)
+    with pytest.raises(TypeError, match=r"A cost is derived from timm_ebl\.Cost; 'mine' is <class"):
+        register_cost("mine", Huber)
 
 
 def test_an_unknown_cost_is_refused():

@@ -101,13 +101,32 @@ def test_the_new_order_and_the_new_network_are_found_by_name(monkeypatch, capsys
     assert all(parameter.grad.any() for parameter in own.parameters())
 
 
-def test_the_new_rule_descends_the_cross_entropy(make_dchn, batch):
+@pytest.fixture
+def new():
+    """What the guide to rules defines: a rule and a cost of one's own."""
+    found = {"timm_ebl": timm_ebl, "__name__": "readme"}
+    for block in blocks(RULES, "python"):
+        if "@dataclass" in block:
+            exec(block.split("timm_ebl.register_")[0], found)
+    return found
+
+
+def test_the_new_cost_is_descended_by_rule_and_baseline_alike(new, make_dchn, batch):
     model, (x, y) = make_dchn(seed=3, gains=0.5, bias_gain=1.5), batch
-    readme = {"timm_ebl": timm_ebl, "__name__": "readme"}
-    (block,) = [block for block in blocks(RULES, "python") if "ContrastiveRule" in block]
-    exec(block.split("timm_ebl.register_rule")[0], readme)
+    free = {"cost": new["Hinge"](), "free": CONVERGED}
+    rules = (
+        timm_ebl.create_rule("c-ep", beta=0.01, perturbed=CONVERGED, **free),
+        timm_ebl.create_rule("tbp", unrolled=timm_ebl.Minimizer(sweeps=100, omega=1.0), **free),
+    )
+    found, expected = (torch.autograd.grad(rule(model, x, y).loss, list(model.parameters())) for rule in rules)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.99
+
+
+def test_the_new_rule_descends_the_cross_entropy(new, make_dchn, batch):
+    model, (x, y) = make_dchn(seed=3, gains=0.5, bias_gain=1.5), batch
     model.minimizer, model.backward = CONVERGED, timm_ebl.create_backward("ep", beta=0.1, perturbed=CONVERGED)
-    rule = readme["CrossEntropyPropagation"](beta=0.1, perturbed=CONVERGED)
+    rule = new["CrossEntropyPropagation"](beta=0.1, perturbed=CONVERGED)
     found = torch.autograd.grad(rule(model, x, y).loss, list(model.parameters()))
     expected = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.parameters()))
     for a, b in zip(found, expected, strict=True):

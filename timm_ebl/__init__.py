@@ -34,6 +34,7 @@ from .relaxation.record import Relaxation
 from .rules.autograd import equilibrium
 from .rules.backward import Backward
 from .rules.catalogue import create_backward, list_backwards
+from .rules.cost import Cost, list_costs, register_cost
 from .rules.nudging import Nudging, random_signs
 from .rules.rule import Rule, RuleOutput, create_rule, list_rules, register_rule
 
@@ -46,6 +47,7 @@ __all__ = [
     "Backward",
     "Clamped",
     "ConvInteraction",
+    "Cost",
     "DenseInteraction",
     "EnergyModel",
     "Forced",
@@ -68,9 +70,11 @@ __all__ = [
     "create_rule",
     "equilibrium",
     "list_backwards",
+    "list_costs",
     "list_orders",
     "list_rules",
     "random_signs",
+    "register_cost",
     "register_order",
     "register_rule",
 ]

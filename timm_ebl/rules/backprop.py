@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backward import Backward, inner
-from .cost import Cost
+from .cost import SQUARED_ERROR, Cost, as_cost
 from .rule import Rule, RuleOutput, as_target, require_energy
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ class _Baseline(Rule, Backward):
     """What both baselines have.
 
     Attributes:
-        cost: What is descended.
+        cost: What is descended, as such or by name.
     """
 
-    cost: Cost = Cost.SQUARED_ERROR
+    cost: Cost = SQUARED_ERROR
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "cost", Cost(self.cost))
+        object.__setattr__(self, "cost", as_cost(self.cost))
 
     def _relax(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None) -> tuple[Relaxation, Tensor]:
         """The free phase, and the target."""

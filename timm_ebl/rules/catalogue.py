@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..registry import Registry, Variant
 from .backprop import RecurrentBackprop, TruncatedBackprop
 from .contrastive import CoupledLearning, EquilibriumPropagation
-from .cost import Cost
+from .cost import SQUARED_ERROR
 from .nudging import Nudging
 from .rule import RULES, register_rule
 
@@ -31,7 +31,7 @@ RULES.close()
 
 # The free phase is the network's own, the loss is the cost, and a force has one update, damped or not.
 _BACKWARDS: Registry[Variant[Backward]] = Registry("backward")
-_FORCED = {"free": None, "cost": Cost.SQUARED_ERROR}
+_FORCED = {"free": None, "cost": SQUARED_ERROR}
 _BACKWARDS.register("ep", Variant("Backward 'ep'", EquilibriumPropagation, {**_FORCED, "damped": False}))
 _BACKWARDS.register("tbp", Variant("Backward 'tbp'", TruncatedBackprop, _FORCED))
 _BACKWARDS.register("rbp", Variant("Backward 'rbp'", RecurrentBackprop, _FORCED))

@@ -21,7 +21,7 @@ from ..energy.perturbation import Clamped, Forced, Perturbation
 from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
-from .cost import Cost
+from .cost import SQUARED_ERROR, Cost, as_cost
 from .nudging import Nudging, require_signs
 from .replay import replayed_step
 from .rule import Rule, RuleOutput, as_target, require_energy, require_strength
@@ -193,16 +193,16 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
         damped: Update a nudged output by ``o <- u - beta (o - y)``, ``u`` the drive into it, as the paper's released
             code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
             point, but the short nudged phases get nearer to it. A force needs no such choice.
-        cost: What is nudged by, ``"squared-error"`` as in the paper or ``"cross-entropy"``.
+        cost: What is nudged by, as such or by name (`timm_ebl.rules.cost.list_costs`); the paper's squared error.
     """
 
     damped: bool = False
-    cost: Cost = Cost.SQUARED_ERROR
+    cost: Cost = SQUARED_ERROR
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_flag("damped", self.damped)
-        object.__setattr__(self, "cost", Cost(self.cost))
+        object.__setattr__(self, "cost", as_cost(self.cost))
 
     def check(self) -> None:
         if self.nudging is not Nudging.POSITIVE and (self.beta or 0) >= 1:

@@ -15,7 +15,7 @@ from ..data.transforms import MOST_RANDAUGMENT
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
-from ..rules.cost import Cost
+from ..rules.cost import list_costs
 from ..rules.rule import list_rules, rule_class, rule_options
 from .options import GROUPS, flag_of, option, read_option, read_setting
 from .presets import preset
@@ -97,7 +97,7 @@ class TrainConfig:
     skip_bad_batches: bool = _optimisation(False, "leave out a step whose gradient is not finite", bool)
     eval_batch_size: int = _run(250, "images in an evaluation step, on each process", int)
     beta: float | None = _rule(None, "strength of the perturbation; by default the model's", float)
-    cost: str | None = _rule(None, f"what is descended: {', '.join(Cost)}; by default the rule's")
+    cost: str | None = _rule(None, f"what is descended: {', '.join(list_costs())}; by default the rule's")
     free_sweeps: int = _rule(Minimizer().sweeps, "sweeps of the free phase, in training and in evaluation", int)
     omega: tuple[float, ...] = _rule(
         Minimizer.omega, "over-relaxation in the free phase, or one for each sweep; 1 for none", float, True
@@ -209,7 +209,7 @@ class TrainConfig:
         for name in ("order", "nudged_order"):
             known = getattr(self, name) is None or getattr(self, name) in list_orders()
             self._require(name, known, f"one of {', '.join(list_orders())}")
-        self._require("cost", self.cost is None or self.cost in tuple(Cost), f"one of {', '.join(Cost)}")
+        self._require("cost", self.cost in (None, *list_costs()), f"one of {', '.join(list_costs())}")
         self._require("start", self.start in tuple(Start), f"one of {', '.join(Start)}")
         self._require("checkpoint_minutes", self.checkpoint_minutes > 0, "above 0")
         trackers = self.log_with is None or set(self.log_with) <= set(TRACKERS)

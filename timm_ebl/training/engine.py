@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..data.loader import Stream, epoch_generator
 from ..errors import Diverged
-from ..rules.cost import Cost
+from ..rules.cost import SQUARED_ERROR, Cost
 from ..rules.nudging import random_signs
 from .progress import Averages, Progress
 
@@ -42,7 +42,7 @@ def train_epoch(
     warm_start: bool = False,
     skip_bad_batches: bool = False,
     clip_grad: float | None = None,
-    cost: Cost = Cost.SQUARED_ERROR,
+    cost: Cost = SQUARED_ERROR,
     average: WeightAverage | None = None,
     watch: Callable[[dict[str, Tensor]], None] = nothing,
     between: Callable[[], None] = nothing,
@@ -139,7 +139,7 @@ def evaluate(
     loader: DataLoader,
     transform: BatchTransform,
     between: Callable[[], None] = nothing,
-    cost: Cost = Cost.SQUARED_ERROR,
+    cost: Cost = SQUARED_ERROR,
 ) -> dict[str, Any]:
     """Error (%) and cost of the model's own relaxation over a split; every image counts once.
 
