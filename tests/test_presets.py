@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from hub_server import Repo
 
 from timm_ebl import Minimizer, create_rule
 from timm_ebl.training.build import build_rule, free_phase
@@ -61,18 +62,29 @@ def test_the_baselines_reach_the_first_layer_of_a_predictive_coding_network():
     assert model.adjoint.sweeps == 6
 
 
-def test_the_preset_takes_the_kind_of_network_from_the_folder_of_a_checkpoint(tmp_path):
+FAMILIES = {
+    "hopfield_resnet13_tiny_mnist": {"fast": (15, (1.8,), (1e-3,), None), "paper": (120, (1.0,), (2e-3,), 50)},
+    "dchn_tiny_mnist": {"fast": (7, Minimizer.omega, (2e-3,), None), "paper": (60, (1.0,), (2e-3,), 15)},
+}
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+@pytest.mark.parametrize("where", ["local-dir:{}", "{}", "hf-hub:me/net", "me/net"])
+def test_the_preset_is_that_of_the_checkpoint_however_it_is_called(network, where, tmp_path, hub):
     torch.manual_seed(0)
-    model = timm.create_model("hopfield_resnet13_tiny_mnist")
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    config = parse_config(["--preset", "paper", "--pretrained", f"local-dir:{tmp_path}"])
-    assert (config.free_sweeps, config.nudged_sweeps) == (120, 50)
+    timm.models.save_for_hf(timm.create_model(network, widths=[2]), tmp_path / "net", safe_serialization=True)
+    hub.repos["models", "me/net"] = Repo(
+        commits=[{name: (tmp_path / "net" / name).read_bytes() for name in ("config.json", "model.safetensors")}]
+    )
+    for name, expected in FAMILIES[network].items():
+        config = parse_config(["--preset", name, "--pretrained", where.format(tmp_path / "net")])
+        assert (config.free_sweeps, config.omega, config.lr, config.nudged_sweeps) == expected
+    plain = parse_config(["--pretrained", where.format(tmp_path / "net")])
+    assert (plain.free_sweeps, plain.omega, plain.lr) == FAMILIES[network]["fast"][:3]
 
 
-def test_the_preset_asks_for_the_kind_of_network_where_a_folder_does_not_tell_it(capsys):
+def test_a_checkpoint_that_is_not_there_is_refused_before_its_preset_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some"])
-    assert "--preset paper depends on the kind of network: name it by --model, beside local-dir:runs/some" in (
-        capsys.readouterr().err
-    )
+    assert "--pretrained local-dir:runs/some: runs/some is neither a folder nor" in capsys.readouterr().err
     parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some", "--model", "dchn_tiny_mnist"])

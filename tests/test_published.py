@@ -172,8 +172,8 @@ def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
 def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, monkeypatch):
     name, weights, records = packaged(tmp_path, run, tag="new")
     monkeypatch.setattr("timm_ebl.models.weights.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.training.trained.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.training.trained.RECIPES", records.parent)
+    monkeypatch.setattr("timm_ebl.training.finding.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.training.finding.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
     assert TrainedModel.open(name) == TrainedModel.open("dchn_tiny_cifar10") == TrainedModel(name, weights, records)
 

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from timm_ebl.hub import card
 from timm_ebl.hub.verify import verify
 from timm_ebl.models.weights import SHIPPED, list_shipped, source_of
-from timm_ebl.training import trained as published
-from timm_ebl.training.trained import RECIPES, TrainedModel
+from timm_ebl.training.finding import RECIPES
+from timm_ebl.training.records import CARD
+from timm_ebl.training.trained import TrainedModel
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +39,7 @@ def test_weights_and_record_belong_together(name):
     assert shipped.claims()["README.md"] == pytest.approx(shipped.evaluation.error, abs=1e-3)
     assert (shipped.evaluation.equilibrium is None) == timm.create_model(name).rests
     text = card.render_card(name, name, shipped.recipe, shipped.summary, shipped.config)
-    assert (RECIPES / name / published.CARD).read_text() == text
+    assert (RECIPES / name / CARD).read_text() == text
     assert len((RECIPES / name / "metrics.jsonl").read_text().splitlines()) == shipped.summary["epochs"]
 
 

@@ -10,7 +10,7 @@ from timm_ebl.errors import ConfigError
 from timm_ebl.tools.study.grid import read_study
 from timm_ebl.tools.study.machine import check_jobs
 from timm_ebl.training.config import read_recipe, resolve
-from timm_ebl.training.trained import RECIPES
+from timm_ebl.training.finding import RECIPES
 
 RULES = ["c-ep", "n-ep", "p-ep"]
 SEEDS = [{"algo": ["c-ep"], "seed": [0, 1, 2, 3]}]

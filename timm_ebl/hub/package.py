@@ -21,9 +21,10 @@ from ..errors import CheckpointError
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
 from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
+from ..training.finding import RECIPES, RECORDS
 from ..training.inference import predict
 from ..training.records import CARD, read_metrics
-from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel
+from ..training.trained import Evaluation, TrainedModel
 from ..training.yaml12 import dump_yaml
 from .card import render_card
 

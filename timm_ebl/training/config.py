@@ -17,11 +17,11 @@ from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
 from ..rules.cost import Cost
 from ..rules.rule import list_rules, rule_class, rule_options
-from .options import GROUPS, flag_of, option, read_option, read_setting
+from .finding import config_of
+from .options import GROUPS, flag_of, option, read_settings
 from .presets import preset
 from .tracking import TRACKERS
 from .user_code import import_modules
-from .yaml12 import read_yaml
 
 __all__ = ["TrainConfig", "read_recipe", "resolve"]
 
@@ -254,33 +254,23 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
-    try:
-        settings = read_yaml(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
-    if settings is not None and not isinstance(settings, dict):
-        raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
-    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
-    settings = settings or {}
-    preset = {"preset": read_option(f"{path}: preset", settings.pop("preset"), str)} if "preset" in settings else {}
-    unknown = [key for key in settings if key not in specs]
-    if unknown:
-        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
-    return preset | {key: read_setting(specs[key], value, str(path)) for key, value in settings.items()}
+    return read_settings(path, {spec.name: spec for spec in dataclasses.fields(TrainConfig)}, {"preset": str})
 
 
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
     A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
-    phase and the number of sweeps from them. A preset is that of the model's family (`timm_ebl.training.presets`).
+    phase and the number of sweeps from them. A preset is that of the family of the model, or of the checkpoint that the
+    run starts from (`timm_ebl.training.presets`).
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them. Modules that they name
             (``imports``) are imported first.
 
     Raises:
-        ConfigError: A value is out of range, or does not go with the rule, or a module cannot be imported.
+        ConfigError: A value is out of range, or does not go with the rule, a module cannot be imported, or there is no
+            such checkpoint.
     """
     settings: dict[str, Any] = {}
     import_modules(next((layer["imports"] for layer in reversed(layers) if layer.get("imports")), ()))
@@ -288,7 +278,9 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
         if "algo" in layer:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
-    model = settings.get("model") or settings.get("pretrained")
+    model, origin = settings.get("model"), settings.get("pretrained")
+    if origin and not model:
+        model = config_of(origin)["architecture"]
     foreign = _foreign(settings.get("algo", TrainConfig.algo))
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
     chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"), perturbs)

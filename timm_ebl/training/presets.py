@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED
-from ..errors import ConfigError, WeightsError
-from ..models.weights import CONFIG, read_config
+from ..errors import ConfigError
 
 __all__ = ["PRESETS", "preset"]
 
@@ -30,8 +28,6 @@ _PLAIN = {
 
 _DCHN, _RESNET, _PCN = "dchn", "hopfield_resnet", "pcn"
 """Families, by the files that register their networks with timm."""
-
-_FOLDER = "local-dir:"
 
 _FAST: Mapping[str, Mapping[str, Any]] = {
     # Units in [0, 6] amplify more than those in [0, 1]: at a rate of 2e-3 the states run away to their bounds.
@@ -63,21 +59,17 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
 
     Args:
         name: Of `PRESETS`.
-        model: The model or, if none is named, the checkpoint that the run starts from. One of no family of the package,
-            and none, which is a DCHN, have the procedure of the comparative study.
+        model: The model. One of no family of the package, and none, which is a DCHN, have the procedure of the
+            comparative study.
         dataset: The data set by name or Hub id, or ``None`` for the sample of Fashion-MNIST that the package has.
         perturbs: Whether the rule has perturbed phases. For the others, the sweeps published for a predictive coding
             network are too few for the gradient to reach its first layer, and are left to the model.
 
     Raises:
-        ConfigError: There is no such preset, or the checkpoint's name does not tell its family.
+        ConfigError: There is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    if (model or "").startswith(_FOLDER):
-        model = _architecture(Path(model.removeprefix(_FOLDER)).expanduser()) or model
-    if name == "paper" and ":" in (model or ""):
-        raise ConfigError(f"--preset {name} depends on the kind of network: name it by --model, beside {model}.")
     architecture = (model or "").partition(".")[0]
     family = next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
     if name == "fast":
@@ -87,14 +79,6 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
     if family == _PCN and not perturbs:
         del settings["nudged_sweeps"]
     return settings
-
-
-def _architecture(folder: Path) -> str | None:
-    """The network of a checkpoint in a folder, if it says so; whatever else is wrong with it is said elsewhere."""
-    try:
-        return read_config(folder / CONFIG)["architecture"]
-    except WeightsError:
-        return None
 
 
 def _published_name(dataset: str | None) -> str | None:
