@@ -1,5 +1,7 @@
 """The presets of a run are those of the family of its network."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,8 @@ from hub_server import Repo
 from timm_ebl import Minimizer, create_rule
 from timm_ebl.training.build import build_rule, free_phase
 from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.origin import settle_config
+from timm_ebl.training.yaml12 import dump_yaml
 
 
 def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
@@ -87,4 +91,42 @@ def test_a_checkpoint_that_is_not_there_is_refused_before_its_preset_is_asked_fo
     with pytest.raises(SystemExit):
         parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some"])
     assert "--pretrained local-dir:runs/some: runs/some is neither a folder nor" in capsys.readouterr().err
-    parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some", "--model", "dchn_tiny_mnist"])
+
+
+OWN = {"order": "backward", "sweeps": 11, "omega": [1.5, 1.2], "start": "zero"}
+TAKEN = (11, (1.5, 1.2), "backward", "zero")
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "expected"),
+    [
+        (OWN, [], TAKEN),
+        (OWN, ["--model", "dchn_tiny_mnist"], TAKEN),
+        (OWN, ["--free-sweeps", "5"], (5, *TAKEN[1:])),
+        (OWN, ["--preset", "fast"], (7, Minimizer.omega, "asynchronous", "feedforward")),
+        (OWN, ["--preset", "paper"], (60, (1.0,), "asynchronous", "zero")),
+        ({"sweeps": 11}, [], (11, Minimizer.omega, "asynchronous", "feedforward")),
+        (OWN | {"sweeps": 1000, "tolerance": 1e-3}, [], (7, *TAKEN[1:])),
+    ],
+)
+def test_a_run_has_the_free_phase_of_its_checkpoint_below_what_it_is_told(saved, options, expected, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("dchn_tiny_mnist", widths=[2], **saved)
+    timm.models.save_for_hf(model, tmp_path / "net", safe_serialization=True)
+    (tmp_path / "recipe.yaml").write_text("batch_size: 9\n")
+    command = ["--config", str(tmp_path / "recipe.yaml"), "--pretrained", str(tmp_path / "net"), *options]
+    config, origin = settle_config(parse_config(command))
+    assert (config.free_sweeps, config.omega, config.order, config.start) == expected
+    told = {"--free-sweeps", "--preset"} & {*options}
+    assert ("and the free phase of" in origin.describe(config, "0123456789")) != bool(told)
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(config.to_dict()))
+    assert settle_config(parse_config(command[:2])) == (config, origin)
+
+
+def test_a_free_phase_that_is_none_is_refused(net, capsys):
+    config = json.loads((net / "config.json").read_text())
+    config["model_args"]["omega"] = "fast"
+    (net / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        parse_config(["--pretrained", str(net)])
+    assert "omega of the checkpoint is a number" in capsys.readouterr().err

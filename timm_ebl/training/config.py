@@ -19,7 +19,7 @@ from ..rules.cost import Cost
 from ..rules.rule import list_rules, rule_class, rule_options
 from .finding import config_of
 from .options import GROUPS, flag_of, option, read_settings
-from .presets import preset
+from .presets import FREE_PHASE, PRESETS, free_phase_of, preset
 from .tracking import TRACKERS
 from .user_code import import_modules
 
@@ -84,7 +84,7 @@ class TrainConfig:
     pretrained: str | None = _model(
         None,
         "checkpoint to start from: a shipped one (dchn_small_cifar10.c_ep), hf-hub:OWNER/NAME or local-dir:FOLDER; the "
-        "read-out is made anew where the classes are others",
+        "free phase is its own unless --preset or options say another, and the read-out new where classes are others",
     )
     freeze: int = _model(0, "interactions that keep their weights, from the lowest upwards", int)
     model_kwargs: Mapping[str, Any] = field(
@@ -260,6 +260,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
+    Where they name no preset, a run from a checkpoint has the free phase that the checkpoint has.
+
     A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
     phase and the number of sweeps from them. A preset is that of the family of the model, or of the checkpoint that the
     run starts from (`timm_ebl.training.presets`).
@@ -278,12 +280,14 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
         if "algo" in layer:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
-    model, origin = settings.get("model"), settings.get("pretrained")
-    if origin and not model:
-        model = config_of(origin)["architecture"]
+    model, origin, saved = settings.get("model"), settings.get("pretrained"), {}
+    if origin and not (model and FREE_PHASE.keys() <= settings.keys()):
+        described = config_of(origin)
+        model, saved = described["architecture"], free_phase_of(described)
     foreign = _foreign(settings.get("algo", TrainConfig.algo))
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
-    chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"), perturbs)
+    named = settings.pop("preset", None)
+    chosen = preset(named or PRESETS[0], model, settings.get("dataset"), perturbs) | ({} if named else saved)
     chosen = _without(chosen, foreign)
     return TrainConfig(**(chosen | settings))
 

@@ -1,4 +1,4 @@
-"""How a run finds states: our default, or the published procedure of a family of networks."""
+"""How a run finds states: our default, the published procedure of a family of networks, or as a checkpoint does."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED
 from ..errors import ConfigError
+from .options import read_option
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["FREE_PHASE", "PRESETS", "free_phase_of", "preset"]
 
 PRESETS = ("fast", "paper")
 """Our default, with a learning rate that goes with it, and the published procedure."""
+
+FREE_PHASE: Mapping[str, tuple[Any, ...]] = {
+    "free_sweeps": ("sweeps", int),
+    "omega": ("omega", float, True),
+    "order": ("order", str),
+    "start": ("start", str),
+}
+"""Settings of the free phase: the argument of a network that each is, and its type as `read_option` takes it."""
 
 _PLAIN = {
     "omega": (1.0,),
@@ -79,6 +88,22 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
     if family == _PCN and not perturbs:
         del settings["nudged_sweeps"]
     return settings
+
+
+def free_phase_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the free phase that a checkpoint names in its ``config.json``; sweeps up to a tolerance are none.
+
+    Raises:
+        ConfigError: One of them is of another type.
+    """
+    named = {key: value for key, value in config.get("model_args", {}).items() if value is not None}
+    if "tolerance" in named:
+        named.pop("sweeps", None)
+    return {
+        name: read_option(f"{argument} of the checkpoint", named[argument], *kind)
+        for name, (argument, *kind) in FREE_PHASE.items()
+        if argument in named
+    }
 
 
 def _published_name(dataset: str | None) -> str | None:
