@@ -1,6 +1,7 @@
 """The presets of a run are those of the family of its network."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -8,9 +9,11 @@ import torch
 from hub_server import Repo
 
 from timm_ebl import Minimizer, create_rule
+from timm_ebl.models.factory import family_of, list_networks
 from timm_ebl.training.build import build_rule, free_phase
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.origin import settle_config
+from timm_ebl.training.presets import useless_for
 from timm_ebl.training.yaml12 import dump_yaml
 
 
@@ -130,3 +133,34 @@ def test_a_free_phase_that_is_none_is_refused(net, capsys):
     with pytest.raises(SystemExit):
         parse_config(["--pretrained", str(net)])
     assert "omega of the checkpoint is a number" in capsys.readouterr().err
+
+
+PCN = "pcn_vgg5_tiny_fashion_mnist"
+
+
+@pytest.mark.parametrize("where", [["--model", PCN], ["--pretrained", "pcn_vgg5_small_cifar10"]])
+@pytest.mark.parametrize(
+    "option", ["--free-sweeps 99", "--omega 0.5", "--order synchronous", "--start zero", "--warm-start"]
+)
+def test_what_a_forward_pass_has_no_use_for_is_refused(where, option, capsys):
+    with pytest.raises(SystemExit):
+        parse_config([*where, *option.split()])
+    flag = option.split()[0]
+    assert re.search(f"Model 'pcn_.*' has no use for {flag}: its free phase is a forward pass", capsys.readouterr().err)
+
+
+def test_a_recipe_of_old_has_what_a_forward_pass_has_no_use_for_and_means_the_same(tmp_path):
+    command = ["--preset", "paper", "--model", PCN]
+    config = parse_config(command)
+    old = {"free_sweeps": 7, "omega": [1.0], "order": "asynchronous", "start": "zero", "warm_start": False}
+    assert not old.keys() & config.to_dict().keys()
+    for settings in (config.to_dict(), config.to_dict() | old):
+        (tmp_path / "args.yaml").write_text(dump_yaml(settings))
+        again = parse_config(["--config", str(tmp_path / "args.yaml")])
+        assert (again, again.decisive()) == (config, config.decisive())
+    assert old.keys() <= parse_config(["--model", "dchn_tiny_mnist"]).to_dict().keys()
+
+
+def test_the_free_phases_that_are_forward_passes_are_those_of_networks_that_rest():
+    for name in list_networks():
+        assert bool(useless_for(name)) == family_of(name).rests, name

@@ -90,6 +90,7 @@ def test_the_numbers_of_a_cell_do_not_depend_on_how_many_run_at_once(tmp_path):
         ({"grids": [{"data": [{"seed": 1}], "seed": [0]}]}, "seed is set by two axes"),
         ({"grids": [{"threads": [None]}]}, "threads null: threads may not be left open in a study"),
         ({"grids": [{"algo": ["tbp"], "beta": [0.1]}]}, "the cell algo tbp, beta 0.1: Rule 'tbp' has no use"),
+        ({"grids": [{"model": ["pcn_vgg5_tiny_mnist"], "omega": [[1.0]]}]}, "Model 'pcn_.*' has no use for --omega"),
         ({"grids": [{"seed": [0]}], "settings": {"resume": True}}, "resume is decided by the study"),
         ({"grids": [{"seed": [0]}], "settings": [1]}, "settings is a mapping"),
     ],

@@ -19,7 +19,7 @@ from ..rules.cost import Cost
 from ..rules.rule import list_rules, rule_class, rule_options
 from .finding import config_of
 from .options import GROUPS, flag_of, option, read_settings
-from .presets import FREE_PHASE, PRESETS, free_phase_of, preset
+from .presets import FREE_PHASE, PRESETS, free_phase_of, preset, useless_for
 from .tracking import TRACKERS
 from .user_code import import_modules
 
@@ -231,8 +231,8 @@ class TrainConfig:
         return {name: value for name, value in self.to_dict().items() if name not in aside}
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in types that YAML and JSON hold."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The settings that the model has a use for, in types that YAML and JSON hold."""
+        return _without(json.loads(json.dumps(dataclasses.asdict(self))), useless_for(self.model))
 
 
 def _foreign(algo: str) -> set[str]:
@@ -260,19 +260,18 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
-    Where they name no preset, a run from a checkpoint has the free phase that the checkpoint has.
-
     A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
-    phase and the number of sweeps from them. A preset is that of the family of the model, or of the checkpoint that the
-    run starts from (`timm_ebl.training.presets`).
+    phase and the number of sweeps from them. The first settings, as those of a file, set what the model has a use for.
+    A preset is that of the family of the model, or of the checkpoint that the run starts from
+    (`timm_ebl.training.presets`); where none is named, the free phase is the checkpoint's.
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them. Modules that they name
             (``imports``) are imported first.
 
     Raises:
-        ConfigError: A value is out of range, or does not go with the rule, a module cannot be imported, or there is no
-            such checkpoint.
+        ConfigError: A value is out of range, or does not go with the rule or the model, a module cannot be imported, or
+            there is no such checkpoint.
     """
     settings: dict[str, Any] = {}
     import_modules(next((layer["imports"] for layer in reversed(layers) if layer.get("imports")), ()))
@@ -281,15 +280,17 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
     model, origin, saved = settings.get("model"), settings.get("pretrained"), {}
-    if origin and not (model and FREE_PHASE.keys() <= settings.keys()):
+    if origin and not (model and (useless_for(model) or FREE_PHASE.keys() <= settings.keys())):
         described = config_of(origin)
         model, saved = described["architecture"], free_phase_of(described)
+    useless = useless_for(model)
+    if asked := next((name for layer in layers[1:] for name in sorted(useless) if layer.get(name)), None):
+        raise ConfigError(f"Model {model!r} has no use for {flag_of(asked)}: its free phase is a forward pass.")
     foreign = _foreign(settings.get("algo", TrainConfig.algo))
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
     named = settings.pop("preset", None)
     chosen = preset(named or PRESETS[0], model, settings.get("dataset"), perturbs) | ({} if named else saved)
-    chosen = _without(chosen, foreign)
-    return TrainConfig(**(chosen | settings))
+    return TrainConfig(**_without(_without(chosen, foreign) | settings, useless))
 
 
 def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

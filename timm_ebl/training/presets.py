@@ -11,7 +11,7 @@ from ..data.catalogue import DATASETS, EMBEDDED
 from ..errors import ConfigError
 from .options import read_option
 
-__all__ = ["FREE_PHASE", "PRESETS", "free_phase_of", "preset"]
+__all__ = ["FREE_PHASE", "PRESETS", "free_phase_of", "preset", "useless_for"]
 
 PRESETS = ("fast", "paper")
 """Our default, with a learning rate that goes with it, and the published procedure."""
@@ -79,8 +79,7 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    architecture = (model or "").partition(".")[0]
-    family = next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
+    architecture, family = (model or "").partition(".")[0], _family_of(model)
     if name == "fast":
         return {**_FAST.get(family, {})}
     of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
@@ -88,6 +87,16 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
     if family == _PCN and not perturbs:
         del settings["nudged_sweeps"]
     return settings
+
+
+def _family_of(model: str | None) -> str:
+    architecture = (model or "").partition(".")[0]
+    return next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
+
+
+def useless_for(model: str | None) -> set[str]:
+    """Settings that a model has no use for: those of the free phase, where that is a forward pass."""
+    return {*FREE_PHASE, "warm_start"} if _family_of(model) == _PCN else set()
 
 
 def free_phase_of(config: Mapping[str, Any]) -> dict[str, Any]:
