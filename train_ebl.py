@@ -59,7 +59,6 @@ from timm_ebl.training.tracking import check_trackers, start_trackers
 
 def train(config: TrainConfig, accelerator: Accelerator) -> None:
     """Train, select the best epoch on the held-out part, measure it once on the test split, and write the results."""
-    bars_in_terminals_alone()
     check_trackers(config.log_with)
     config, origin = settle_config(config)
     check_config(config)
@@ -217,6 +216,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 @stopping_at_once()
 def main() -> None:
     """Train from the command line; the exit status is 1 for an error, 3 for a divergence, 128 + N for a signal N."""
+    bars_in_terminals_alone()
     config = parse_config()
     accelerator = start_accelerator(config)
     launched = {

@@ -61,7 +61,7 @@ def average_by_hand(weights, decay, warmup):
 
 @pytest.mark.parametrize(("network", "warmup"), [("dchn", False), *((network, True) for network in NETWORKS)])
 def test_it_is_that_of_the_weights_after_each_step_and_a_step_that_is_left_out_is_none(folder, network, warmup):
-    config = parse_config(["--dataset", str(folder), "--free-sweeps", "2", "--nudged-sweeps", "2", *NETWORKS[network]])
+    config = parse_config(["--dataset", str(folder), "--nudged-sweeps", "2", *NETWORKS[network]])
     data = load_splits(config)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = build_model(config, data.train)

@@ -7,7 +7,7 @@ import sys
 import datasets
 import huggingface_hub
 import pytest
-from runs import train
+from runs import train_ebl
 from tqdm import tqdm
 
 from timm_ebl.hub import __main__ as hub
@@ -80,9 +80,10 @@ def test_in_a_log_libraries_show_no_bars_of_their_own(command):
 
 
 @pytest.mark.usefixtures("bars")
-def test_in_a_runs_log_libraries_show_no_bars_before_it_looks_for_its_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="--pretrained"):
-        train("--pretrained", tmp_path)
+def test_in_a_runs_log_libraries_show_no_bars_before_it_looks_for_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_ebl.py", "--pretrained", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        train_ebl.main()
     assert bars_are_off()
 
 

@@ -53,7 +53,7 @@ def test_a_run_starts_from_the_weights_of_another_with_its_normalisation(folder,
     train("--dataset", folder, "--pretrained", f"local-dir:{trained}", "--lr", 0, "--min-lr", 0, "--epochs", 1,
           "--batch-size", 9, "--output-dir", tmp_path / "run", "--threads", 1)  # fmt: skip
     said = capsys.readouterr().out
-    assert f"from:   the weights of local-dir:{trained}; grey images less 0.4, divided by 0.2\n" in said
+    assert f"the weights and the free phase of local-dir:{trained}; grey images less 0.4, divided by 0.2" in said
     before, after = results(trained), results(tmp_path / "run")
     assert all(torch.equal(before[0][name], after[0][name]) for name in before[0])
     assert before[2]["test_error"] == after[2]["test_error"]

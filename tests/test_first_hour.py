@@ -101,7 +101,7 @@ def test_a_clone_leads_to_a_class_named_by_a_finetuned_published_and_reloaded_mo
         variables["HF_HUB_DISABLE_XET"] = "1"  # the tests' Hub has no such storage
         command = FINE_TUNING[0].replace("train_ebl.py", f"{clone / 'train_ebl.py'}")
         trained = run(re.sub(r"--epochs \d+", "--epochs 1", command))
-        assert "the weights of dchn_tiny_mnist.c_ep but for a new read-out of 4 classes" in trained.stdout
+        assert "the weights and the free phase of dchn_tiny_mnist.c_ep but for a new read-out of 4" in trained.stdout
         folder = trained.stdout.split("results in ")[1].strip()
         packaged = run(readme("python -m timm_ebl.hub package", **{"runs/NAME": folder}))
         names = {"runs/NAME": work / folder, "OWNER/NAME": "me/garments"}

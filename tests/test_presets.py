@@ -1,12 +1,20 @@
 """The presets of a run are those of the family of its network."""
 
+import json
+import re
+
 import pytest
 import timm
 import torch
+from hub_server import Repo
 
 from timm_ebl import Minimizer, create_rule
+from timm_ebl.models.factory import family_of, list_networks
 from timm_ebl.training.build import build_rule, free_phase
 from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.origin import settle_config
+from timm_ebl.training.presets import useless_for
+from timm_ebl.training.yaml12 import dump_yaml
 
 
 def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
@@ -61,18 +69,98 @@ def test_the_baselines_reach_the_first_layer_of_a_predictive_coding_network():
     assert model.adjoint.sweeps == 6
 
 
-def test_the_preset_takes_the_kind_of_network_from_the_folder_of_a_checkpoint(tmp_path):
+FAMILIES = {
+    "hopfield_resnet13_tiny_mnist": {"fast": (15, (1.8,), (1e-3,), None), "paper": (120, (1.0,), (2e-3,), 50)},
+    "dchn_tiny_mnist": {"fast": (7, Minimizer.omega, (2e-3,), None), "paper": (60, (1.0,), (2e-3,), 15)},
+}
+
+
+@pytest.mark.parametrize("network", FAMILIES)
+@pytest.mark.parametrize("where", ["local-dir:{}", "{}", "hf-hub:me/net", "me/net"])
+def test_the_preset_is_that_of_the_checkpoint_however_it_is_called(network, where, tmp_path, hub):
     torch.manual_seed(0)
-    model = timm.create_model("hopfield_resnet13_tiny_mnist")
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
-    config = parse_config(["--preset", "paper", "--pretrained", f"local-dir:{tmp_path}"])
-    assert (config.free_sweeps, config.nudged_sweeps) == (120, 50)
+    timm.models.save_for_hf(timm.create_model(network, widths=[2]), tmp_path / "net", safe_serialization=True)
+    hub.repos["models", "me/net"] = Repo(
+        commits=[{name: (tmp_path / "net" / name).read_bytes() for name in ("config.json", "model.safetensors")}]
+    )
+    for name, expected in FAMILIES[network].items():
+        config = parse_config(["--preset", name, "--pretrained", where.format(tmp_path / "net")])
+        assert (config.free_sweeps, config.omega, config.lr, config.nudged_sweeps) == expected
+    plain = parse_config(["--pretrained", where.format(tmp_path / "net")])
+    assert (plain.free_sweeps, plain.omega, plain.lr) == FAMILIES[network]["fast"][:3]
 
 
-def test_the_preset_asks_for_the_kind_of_network_where_a_folder_does_not_tell_it(capsys):
+def test_a_checkpoint_that_is_not_there_is_refused_before_its_preset_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some"])
-    assert "--preset paper depends on the kind of network: name it by --model, beside local-dir:runs/some" in (
-        capsys.readouterr().err
-    )
-    parse_config(["--preset", "paper", "--pretrained", "local-dir:runs/some", "--model", "dchn_tiny_mnist"])
+    assert "--pretrained local-dir:runs/some: runs/some is neither a folder nor" in capsys.readouterr().err
+
+
+OWN = {"order": "backward", "sweeps": 11, "omega": [1.5, 1.2], "start": "zero"}
+TAKEN = (11, (1.5, 1.2), "backward", "zero")
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "expected"),
+    [
+        (OWN, [], TAKEN),
+        (OWN, ["--model", "dchn_tiny_mnist"], TAKEN),
+        (OWN, ["--free-sweeps", "5"], (5, *TAKEN[1:])),
+        (OWN, ["--preset", "fast"], (7, Minimizer.omega, "asynchronous", "feedforward")),
+        (OWN, ["--preset", "paper"], (60, (1.0,), "asynchronous", "zero")),
+        ({"sweeps": 11}, [], (11, Minimizer.omega, "asynchronous", "feedforward")),
+        (OWN | {"sweeps": 1000, "tolerance": 1e-3}, [], (7, *TAKEN[1:])),
+    ],
+)
+def test_a_run_has_the_free_phase_of_its_checkpoint_below_what_it_is_told(saved, options, expected, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("dchn_tiny_mnist", widths=[2], **saved)
+    timm.models.save_for_hf(model, tmp_path / "net", safe_serialization=True)
+    (tmp_path / "recipe.yaml").write_text("batch_size: 9\n")
+    command = ["--config", str(tmp_path / "recipe.yaml"), "--pretrained", str(tmp_path / "net"), *options]
+    config, origin = settle_config(parse_config(command))
+    assert (config.free_sweeps, config.omega, config.order, config.start) == expected
+    told = {"--free-sweeps", "--preset"} & {*options}
+    assert ("and the free phase of" in origin.describe(config, "0123456789")) != bool(told)
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(config.to_dict()))
+    assert settle_config(parse_config(command[:2])) == (config, origin)
+
+
+def test_a_free_phase_that_is_none_is_refused(net, capsys):
+    config = json.loads((net / "config.json").read_text())
+    config["model_args"]["omega"] = "fast"
+    (net / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        parse_config(["--pretrained", str(net)])
+    assert "omega of the checkpoint is a number" in capsys.readouterr().err
+
+
+PCN = "pcn_vgg5_tiny_fashion_mnist"
+
+
+@pytest.mark.parametrize("where", [["--model", PCN], ["--pretrained", "pcn_vgg5_small_cifar10"]])
+@pytest.mark.parametrize(
+    "option", ["--free-sweeps 99", "--omega 0.5", "--order synchronous", "--start zero", "--warm-start"]
+)
+def test_what_a_forward_pass_has_no_use_for_is_refused(where, option, capsys):
+    with pytest.raises(SystemExit):
+        parse_config([*where, *option.split()])
+    flag = option.split()[0]
+    assert re.search(f"Model 'pcn_.*' has no use for {flag}: its free phase is a forward pass", capsys.readouterr().err)
+
+
+def test_a_recipe_of_old_has_what_a_forward_pass_has_no_use_for_and_means_the_same(tmp_path):
+    command = ["--preset", "paper", "--model", PCN]
+    config = parse_config(command)
+    old = {"free_sweeps": 7, "omega": [1.0], "order": "asynchronous", "start": "zero", "warm_start": False}
+    assert not old.keys() & config.to_dict().keys()
+    for settings in (config.to_dict(), config.to_dict() | old):
+        (tmp_path / "args.yaml").write_text(dump_yaml(settings))
+        again = parse_config(["--config", str(tmp_path / "args.yaml")])
+        assert (again, again.decisive()) == (config, config.decisive())
+    assert old.keys() <= parse_config(["--model", "dchn_tiny_mnist"]).to_dict().keys()
+
+
+def test_the_free_phases_that_are_forward_passes_are_those_of_networks_that_rest():
+    for name in list_networks():
+        assert bool(useless_for(name)) == family_of(name).rests, name

@@ -12,6 +12,7 @@ import yaml
 from published_runs import packaged, set_sha256, write_run
 from safetensors.torch import load_file, save_file
 
+from timm_ebl import Minimizer
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main
@@ -50,26 +51,35 @@ def test_a_run_that_says_its_classes_twice_is_packaged_with_one_that_transformer
     assert "num_classes" not in stored["model_args"]
 
 
-@pytest.mark.parametrize(("sweeps", "kept"), [(7, {}), (9, {"sweeps": 9})])
-def test_a_run_keeps_its_minimiser_where_that_is_another_than_the_names(tmp_path, images, sweeps, kept):
+OURS = {"order": "asynchronous", "sweeps": 7, "omega": [*Minimizer.omega], "start": "feedforward"}
+
+
+def named(folder):
+    """The minimiser in a folder's configuration."""
+    settings = json.loads((folder / "config.json").read_text())["model_args"]
+    return {key: settings[key] for key in OURS if key in settings}
+
+
+@pytest.mark.parametrize(
+    ("network", "sweeps", "kept"),
+    [("dchn", 7, OURS), ("dchn", 9, OURS | {"sweeps": 9}), ("pcn_vgg5", 7, {})],
+)
+def test_a_run_keeps_the_minimiser_of_what_sweeps(tmp_path, images, network, sweeps, kept):
     train = load_dataset(str(images), "train")
-    config = TrainConfig(dataset=str(images), model_kwargs={"widths": [4] * 4}, free_sweeps=sweeps)
+    config = TrainConfig(dataset=str(images), model=f"{network}_tiny_cifar10", free_sweeps=sweeps)
     model = build_model(config, train)
     RunFolder.create(tmp_path / "run", "").write_model(model, build_transform(config, train), train.classes)
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())["model_args"]
-    assert {key: settings[key] for key in ("order", "sweeps", "omega", "start") if key in settings} == kept
-    loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
-    assert loaded.minimizer == model.minimizer
+    assert named(tmp_path / "run") == kept
+    assert timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).minimizer == model.minimizer
 
 
-def test_what_is_packaged_names_no_minimiser_that_is_the_names(tmp_path, run):
+def test_what_is_packaged_names_its_minimiser_though_the_run_does_not(tmp_path, run):
     config = json.loads((run / "config.json").read_text())
-    config["model_args"] |= {"order": "asynchronous", "start": "feedforward"}
-    (run / "config.json").write_text(json.dumps(config))
+    config["model_args"] = {key: config["model_args"][key] for key in config["model_args"].keys() - OURS.keys()}
+    (run / "config.json").write_text(json.dumps(config | {"model_args": config["model_args"] | {"sweeps": 4}}))
     _, weights, _ = packaged(tmp_path, run)
-    stored = json.loads((weights / "config.json").read_text())["model_args"]
-    assert {key: stored[key] for key in ("order", "sweeps", "omega", "start") if key in stored} == {"sweeps": 4}
-    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer.sweeps == 4
+    assert named(weights) == OURS | {"sweeps": 4}
+    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer == Minimizer(sweeps=4)
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -172,8 +182,8 @@ def test_a_run_on_the_sample_never_has_the_tag_of_the_full_data(tmp_path, run):
 def test_a_new_checkpoint_is_found_before_timm_has_registered_it(tmp_path, run, monkeypatch):
     name, weights, records = packaged(tmp_path, run, tag="new")
     monkeypatch.setattr("timm_ebl.models.weights.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.training.trained.SHIPPED", weights.parent)
-    monkeypatch.setattr("timm_ebl.training.trained.RECIPES", records.parent)
+    monkeypatch.setattr("timm_ebl.training.finding.SHIPPED", weights.parent)
+    monkeypatch.setattr("timm_ebl.training.finding.RECIPES", records.parent)
     assert name == "dchn_tiny_cifar10.new"
     assert TrainedModel.open(name) == TrainedModel.open("dchn_tiny_cifar10") == TrainedModel(name, weights, records)
 

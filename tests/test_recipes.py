@@ -13,7 +13,8 @@ from timm_ebl.models.weights import list_shipped
 from timm_ebl.training.build import build_optimizer, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import read_recipe, resolve
-from timm_ebl.training.trained import RECIPES, TrainedModel
+from timm_ebl.training.finding import RECIPES
+from timm_ebl.training.trained import TrainedModel
 
 ROOT = Path(__file__).parents[1]
 OVERVIEW = (RECIPES / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from timm_ebl import Minimizer
 from timm_ebl.errors import WeightsError
-from timm_ebl.models.weights import SHIPPED, list_shipped, without_defaults
+from timm_ebl.models.weights import SHIPPED, list_shipped, with_minimizer
 from timm_ebl.training.trained import TrainedModel
 
 
@@ -119,25 +119,30 @@ def test_a_tolerance_is_not_bounded_by_the_sweeps_that_a_checkpoint_was_saved_wi
 
 
 DEFAULT = {"order": "asynchronous", "sweeps": 7, "omega": [*Minimizer.omega], "start": "feedforward"}
+RESNETS = DEFAULT | {"sweeps": 15, "omega": 1.8}
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("network", "given", "named"),
     [
-        ({}, {}),
-        (DEFAULT, {}),
-        ({"sweeps": 4}, {"sweeps": 4}),
-        (DEFAULT | {"omega": 1.5, "start": "zero"}, {"omega": 1.5, "start": "zero"}),
-        ({"omega": [1.5, 1.5]}, {"omega": [1.5, 1.5]}),
-        ({"order": "backward", "sweeps": None}, {"order": "backward"}),
-        (DEFAULT | {"tolerance": 1e-3, "sweeps": 1000}, {"tolerance": 1e-3}),
-        (DEFAULT | {"tolerance": 1e-3}, {"tolerance": 1e-3, "sweeps": 7}),
+        ("dchn_tiny_cifar10", {}, DEFAULT),
+        ("dchn_tiny_cifar10", DEFAULT, DEFAULT),
+        ("dchn_tiny_cifar10", {"sweeps": 4}, DEFAULT | {"sweeps": 4}),
+        ("dchn_tiny_cifar10", {"omega": [1.5, 1.5], "start": "zero"}, DEFAULT | {"omega": 1.5, "start": "zero"}),
+        ("dchn_tiny_cifar10", {"order": "backward", "sweeps": None}, DEFAULT | {"order": "backward"}),
+        ("dchn_tiny_cifar10", {"tolerance": 1e-3}, DEFAULT | {"tolerance": 1e-3, "sweeps": 1000}),
+        ("dchn_tiny_cifar10", {"tolerance": 1e-3, "sweeps": 7}, DEFAULT | {"tolerance": 1e-3}),
+        ("hopfield_resnet13_tiny_cifar10", {}, RESNETS),
+        ("pcn_vgg5_tiny_cifar10", {}, {}),
+        ("resnet18", {}, {}),
+        ("resnet18", {"sweeps": 3}, {"sweeps": 3}),
     ],
 )
-def test_a_configuration_names_a_minimiser_only_where_it_is_another_than_the_names(given, kept):
-    settings = {"in_chans": 3, "widths": [4, 4]}
-    config = {"architecture": "dchn_tiny_cifar10", "num_classes": 10, "model_args": settings | given}
-    found = without_defaults(config)
-    assert found == config | {"model_args": settings | kept}
-    before, after = (timm.create_model("dchn_tiny_cifar10", **each["model_args"]).minimizer for each in (config, found))
-    assert before == after
+def test_a_configuration_names_the_minimiser_of_every_network_of_ours_that_sweeps(network, given, named):
+    settings = {"in_chans": 3}
+    config = {"architecture": network, "num_classes": 10, "model_args": settings | given}
+    found = with_minimizer(config)
+    assert found == config | {"model_args": settings | named} == json.loads(json.dumps(found))
+    if network != "resnet18":
+        before, after = (timm.create_model(network, **each["model_args"]).minimizer for each in (config, found))
+        assert before == after

@@ -11,7 +11,7 @@ from timm_ebl.errors import ConfigError
 from timm_ebl.tools.study.grid import read_study
 from timm_ebl.tools.study.machine import check_jobs
 from timm_ebl.training.config import read_recipe, resolve
-from timm_ebl.training.trained import RECIPES
+from timm_ebl.training.finding import RECIPES
 
 RULES = ["c-ep", "n-ep", "p-ep"]
 SEEDS = [{"algo": ["c-ep"], "seed": [0, 1, 2, 3]}]
@@ -100,6 +100,7 @@ def test_a_folder_of_images_is_named_by_as_much_of_its_path_as_tells_it_from_oth
         ({"grids": [{"data": [{"seed": 1}], "seed": [0]}]}, "seed is set by two axes"),
         ({"grids": [{"threads": [None]}]}, "threads null: threads may not be left open in a study"),
         ({"grids": [{"algo": ["tbp"], "beta": [0.1]}]}, "the cell algo tbp, beta 0.1: Rule 'tbp' has no use"),
+        ({"grids": [{"model": ["pcn_vgg5_tiny_mnist"], "omega": [[1.0]]}]}, "Model 'pcn_.*' has no use for --omega"),
         ({"grids": [{"seed": [0]}], "settings": {"resume": True}}, "resume is decided by the study"),
         ({"grids": [{"seed": [0]}], "settings": [1]}, "settings is a mapping"),
     ],

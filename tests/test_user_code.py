@@ -19,7 +19,7 @@ from timm_ebl.hub.package import stage
 from timm_ebl.hub.verify import verify
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
-from timm_ebl.training import trained as trained_runs
+from timm_ebl.training import finding
 from timm_ebl.training.build import check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
@@ -153,7 +153,7 @@ def test_a_run_whose_module_is_gone_is_refused_by_name(run):
 
 
 def test_what_comes_from_the_hub_imports_nothing(run, monkeypatch):
-    monkeypatch.setattr(trained_runs, "_download", lambda repo_id: run)
+    monkeypatch.setattr(finding, "_download", lambda repo_id: run)
     with pytest.raises(CheckpointError, match=r"args.yaml asks for the module outside: import it first"):
         TrainedModel.open("owner/name")
     assert "outside" not in sys.modules

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from ..arguments import Parser
 from ..errors import one_sentence
 from ..training.console import begin
+from ..training.finding import RECIPES
 from ..training.threads import add_threads_option
-from ..training.trained import RECIPES, TrainedModel
+from ..training.trained import TrainedModel
 from .package import package
 from .publish import publish
 from .verify import verify

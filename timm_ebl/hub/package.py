@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..data.catalogue import EMBEDDED
 from ..errors import CheckpointError
-from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, without_defaults
+from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, with_minimizer
 from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
+from ..training.finding import RECIPES, RECORDS
 from ..training.inference import predict
 from ..training.records import CARD, read_metrics
-from ..training.trained import RECIPES, RECORDS, Evaluation, TrainedModel
+from ..training.trained import Evaluation, TrainedModel
 from ..training.yaml12 import dump_yaml
 from .card import render_card
 
@@ -177,7 +178,7 @@ def stage(
         summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
     if note:
         summary["note"] = note
-    config = {**without_defaults(run.config), "evaluation": asdict(measured)}
+    config = {**with_minimizer(run.config), "evaluation": asdict(measured)}
     config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
     recipe = replace(run.recipe, **_portable_settings(run))
     texts = {

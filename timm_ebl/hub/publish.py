@@ -16,8 +16,9 @@ from ..data.requests import explain, is_transient, retry
 from ..errors import HubError, WeightsError
 from ..models.weights import CONFIG, WEIGHTS, read_config
 from ..training.files import temporary_folder, writing
+from ..training.finding import RECORDS
 from ..training.records import CARD
-from ..training.trained import RECORDS, TrainedModel
+from ..training.trained import TrainedModel
 from .card import render_card
 from .package import stage
 from .verify import verify

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
+from timm.models import model_entrypoint
 from torch import Tensor
 
 from ..arguments import is_number
@@ -25,7 +25,7 @@ __all__ = [
     "read_config",
     "read_weights",
     "source_of",
-    "without_defaults",
+    "with_minimizer",
 ]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -94,28 +94,22 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def without_defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration whose network has a minimiser of its own only where that is another than the name's.
+def with_minimizer(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that names its network's minimiser, so that another default in later versions leaves it the same.
 
-    So a name has the same answer by ``pretrained=True`` as by `load_state_dict`.
+    It is as it was where a forward pass is the answer, and where the network is none of the package.
 
     Args:
         config: A ``config.json`` (`read_config`).
     """
-    settings = config.get("model_args", {})
-    own = {key: settings[key] for key in _MINIMIZER if key in settings}
-    if not own:
+    name, settings = config["architecture"], config.get("model_args", {})
+    if not model_entrypoint(name).__module__.startswith(f"{__package__}."):
         return config
-    other = {key: value for key, value in settings.items() if key not in own}
-    default = timm.create_model(config["architecture"], device="meta", **other).minimizer
-    chosen = replace(default, **own)
-    return config | {
-        "model_args": {
-            key: value
-            for key, value in settings.items()
-            if key not in own or getattr(chosen, key) != getattr(default, key)
-        }
-    }
+    network = timm.create_model(name, device="meta", **settings)
+    if network.rests:
+        return config
+    own = {key: getattr(network.minimizer, key) for key in _MINIMIZER}
+    return config | {"model_args": settings | json.loads(json.dumps(own))}
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

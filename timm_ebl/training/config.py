@@ -17,11 +17,11 @@ from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.order import list_orders
 from ..rules.cost import list_costs
 from ..rules.rule import list_rules, rule_class, rule_options
-from .options import GROUPS, flag_of, option, read_option, read_setting
-from .presets import preset
+from .finding import config_of
+from .options import GROUPS, flag_of, option, read_settings
+from .presets import FREE_PHASE, PRESETS, free_phase_of, preset, useless_for
 from .tracking import TRACKERS
 from .user_code import import_modules
-from .yaml12 import read_yaml
 
 __all__ = ["TrainConfig", "read_recipe", "resolve"]
 
@@ -84,7 +84,7 @@ class TrainConfig:
     pretrained: str | None = _model(
         None,
         "checkpoint to start from: a shipped one (dchn_small_cifar10.c_ep), hf-hub:OWNER/NAME or local-dir:FOLDER; the "
-        "read-out is made anew where the classes are others",
+        "free phase is its own unless --preset or options say another, and the read-out new where classes are others",
     )
     freeze: int = _model(0, "interactions that keep their weights, from the lowest upwards", int)
     model_kwargs: Mapping[str, Any] = field(
@@ -231,8 +231,8 @@ class TrainConfig:
         return {name: value for name, value in self.to_dict().items() if name not in aside}
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in types that YAML and JSON hold."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """The settings that the model has a use for, in types that YAML and JSON hold."""
+        return _without(json.loads(json.dumps(dataclasses.asdict(self))), useless_for(self.model))
 
 
 def _foreign(algo: str) -> set[str]:
@@ -254,33 +254,24 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
     """
-    try:
-        settings = read_yaml(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
-    if settings is not None and not isinstance(settings, dict):
-        raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
-    specs = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
-    settings = settings or {}
-    preset = {"preset": read_option(f"{path}: preset", settings.pop("preset"), str)} if "preset" in settings else {}
-    unknown = [key for key in settings if key not in specs]
-    if unknown:
-        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are preset, {', '.join(specs)}.")
-    return preset | {key: read_setting(specs[key], value, str(path)) for key, value in settings.items()}
+    return read_settings(path, {spec.name: spec for spec in dataclasses.fields(TrainConfig)}, {"preset": str})
 
 
 def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     """The configuration of some settings over others, over the preset that they name, over the defaults.
 
     A preset, and settings below those that name the rule, set what the rule has a use for: the baselines take the free
-    phase and the number of sweeps from them. A preset is that of the model's family (`timm_ebl.training.presets`).
+    phase and the number of sweeps from them. The first settings, as those of a file, set what the model has a use for.
+    A preset is that of the family of the model, or of the checkpoint that the run starts from
+    (`timm_ebl.training.presets`); where none is named, the free phase is the checkpoint's.
 
     Args:
         *layers: Settings, the last ones first in rank; ``preset`` may be one of them. Modules that they name
             (``imports``) are imported first.
 
     Raises:
-        ConfigError: A value is out of range, or does not go with the rule, or a module cannot be imported.
+        ConfigError: A value is out of range, or does not go with the rule or the model, a module cannot be imported, or
+            there is no such checkpoint.
     """
     settings: dict[str, Any] = {}
     import_modules(next((layer["imports"] for layer in reversed(layers) if layer.get("imports")), ()))
@@ -288,12 +279,18 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
         if "algo" in layer:
             settings = _without(settings, _foreign(layer["algo"]))
         settings |= layer
-    model = settings.get("model") or settings.get("pretrained")
+    model, origin, saved = settings.get("model"), settings.get("pretrained"), {}
+    if origin and not (model and (useless_for(model) or FREE_PHASE.keys() <= settings.keys())):
+        described = config_of(origin)
+        model, saved = described["architecture"], free_phase_of(described)
+    useless = useless_for(model)
+    if asked := next((name for layer in layers[1:] for name in sorted(useless) if layer.get(name)), None):
+        raise ConfigError(f"Model {model!r} has no use for {flag_of(asked)}: its free phase is a forward pass.")
     foreign = _foreign(settings.get("algo", TrainConfig.algo))
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
-    chosen = preset(settings.pop("preset", "fast"), model, settings.get("dataset"), perturbs)
-    chosen = _without(chosen, foreign)
-    return TrainConfig(**(chosen | settings))
+    named = settings.pop("preset", None)
+    chosen = preset(named or PRESETS[0], model, settings.get("dataset"), perturbs) | ({} if named else saved)
+    return TrainConfig(**_without(_without(chosen, foreign) | settings, useless))
 
 
 def _without(settings: Mapping[str, Any], names: set[str]) -> dict[str, Any]:

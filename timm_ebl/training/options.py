@@ -7,11 +7,13 @@ import dataclasses
 import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .yaml12 import read_yaml
 
-__all__ = ["COMMAND_LINE", "GROUPS", "flag_of", "option", "read_option", "read_pairs", "read_setting"]
+__all__ = ["COMMAND_LINE", "GROUPS", "flag_of", "option", "read_option", "read_pairs", "read_setting", "read_settings"]
 
 GROUPS = ("data", "model", "rule", "optimisation", "run", "logging")
 """What ``--help`` sorts the options into."""
@@ -64,6 +66,29 @@ def read_setting(spec: dataclasses.Field, value: Any, source: str) -> Any:
         return None
     name = flag_of(spec.name) if source == COMMAND_LINE else f"{source}: {spec.name}"
     return read_option(name, value, spec.metadata["parse"], spec.metadata["many"])
+
+
+def read_settings(
+    path: str | Path, specs: Mapping[str, dataclasses.Field], aside: Mapping[str, type]
+) -> dict[str, Any]:
+    """The settings of a YAML file in their types, those ``aside``, given by their types, first.
+
+    Raises:
+        ConfigError: The file cannot be read, is no mapping, or has an unknown key or a value of another type.
+    """
+    try:
+        settings = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The recipe {path} cannot be read: {error}.") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise ConfigError(f"The recipe {path} is not a list of 'option: value' lines.")
+    settings = settings or {}
+    found = {key: read_option(f"{path}: {key}", settings.pop(key), aside[key]) for key in aside if key in settings}
+    unknown = [key for key in settings if key not in specs]
+    if unknown:
+        known = ", ".join([*aside, *specs])
+        raise ConfigError(f"{path} has an unknown option {unknown[0]!r}: the options are {known}.")
+    return found | {key: read_setting(specs[key], value, str(path)) for key, value in settings.items()}
 
 
 def read_option(name: str, value: Any, kind: type, many: bool = False) -> Any:

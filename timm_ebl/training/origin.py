@@ -17,6 +17,7 @@ from ..errors import CheckpointError, ConfigError
 from ..models.weights import SHIPPED, WEIGHTS
 from .inference import load_model
 from .options import flag_of
+from .presets import free_phase_of
 from .trained import TrainedModel
 
 if TYPE_CHECKING:
@@ -112,8 +113,10 @@ class Origin:
     def describe(self, config: TrainConfig, classes: Sequence[str]) -> str:
         """What a run takes from it, in a line."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (config.mean, config.std))
+        same = (own := free_phase_of(self.config)) and all(getattr(config, name) == own[name] for name in own)
+        taken = "the weights" + " and the free phase" * bool(same)
         head = "" if self.has_classes(classes) else f" but for a new read-out of {len(classes)} classes"
-        return f"the weights of {self.name}{head}; {config.channels} images less {mean}, divided by {std}"
+        return f"{taken} of {self.name}{head}; {config.channels} images less {mean}, divided by {std}"
 
 
 def settle_config(config: TrainConfig) -> tuple[TrainConfig, Origin | None]:

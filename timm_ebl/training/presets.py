@@ -1,21 +1,28 @@
-"""How a run finds states: our default, or the published procedure of a family of networks."""
+"""How a run finds states: our default, the published procedure of a family of networks, or as a checkpoint does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from timm.models import is_model_in_modules
 
 from ..data.catalogue import DATASETS, EMBEDDED
-from ..errors import ConfigError, WeightsError
-from ..models.weights import CONFIG, read_config
+from ..errors import ConfigError
+from .options import read_option
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["FREE_PHASE", "PRESETS", "free_phase_of", "preset", "useless_for"]
 
 PRESETS = ("fast", "paper")
 """Our default, with a learning rate that goes with it, and the published procedure."""
+
+FREE_PHASE: Mapping[str, tuple[Any, ...]] = {
+    "free_sweeps": ("sweeps", int),
+    "omega": ("omega", float, True),
+    "order": ("order", str),
+    "start": ("start", str),
+}
+"""Settings of the free phase: the argument of a network that each is, and its type as `read_option` takes it."""
 
 _PLAIN = {
     "omega": (1.0,),
@@ -30,8 +37,6 @@ _PLAIN = {
 
 _DCHN, _RESNET, _PCN = "dchn", "hopfield_resnet", "pcn"
 """Families, by the files that register their networks with timm."""
-
-_FOLDER = "local-dir:"
 
 _FAST: Mapping[str, Mapping[str, Any]] = {
     # Units in [0, 6] amplify more than those in [0, 1]: at a rate of 2e-3 the states run away to their bounds.
@@ -63,23 +68,18 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
 
     Args:
         name: Of `PRESETS`.
-        model: The model or, if none is named, the checkpoint that the run starts from. One of no family of the package,
-            and none, which is a DCHN, have the procedure of the comparative study.
+        model: The model. One of no family of the package, and none, which is a DCHN, have the procedure of the
+            comparative study.
         dataset: The data set by name or Hub id, or ``None`` for the sample of Fashion-MNIST that the package has.
         perturbs: Whether the rule has perturbed phases. For the others, the sweeps published for a predictive coding
             network are too few for the gradient to reach its first layer, and are left to the model.
 
     Raises:
-        ConfigError: There is no such preset, or the checkpoint's name does not tell its family.
+        ConfigError: There is no such preset.
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
-    if (model or "").startswith(_FOLDER):
-        model = _architecture(Path(model.removeprefix(_FOLDER)).expanduser()) or model
-    if name == "paper" and ":" in (model or ""):
-        raise ConfigError(f"--preset {name} depends on the kind of network: name it by --model, beside {model}.")
-    architecture = (model or "").partition(".")[0]
-    family = next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
+    architecture, family = (model or "").partition(".")[0], _family_of(model)
     if name == "fast":
         return {**_FAST.get(family, {})}
     of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
@@ -89,12 +89,30 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
     return settings
 
 
-def _architecture(folder: Path) -> str | None:
-    """The network of a checkpoint in a folder, if it says so; whatever else is wrong with it is said elsewhere."""
-    try:
-        return read_config(folder / CONFIG)["architecture"]
-    except WeightsError:
-        return None
+def _family_of(model: str | None) -> str:
+    architecture = (model or "").partition(".")[0]
+    return next((file for file in _PUBLISHED if is_model_in_modules(architecture, [file])), _DCHN)
+
+
+def useless_for(model: str | None) -> set[str]:
+    """Settings that a model has no use for: those of the free phase, where that is a forward pass."""
+    return {*FREE_PHASE, "warm_start"} if _family_of(model) == _PCN else set()
+
+
+def free_phase_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the free phase that a checkpoint names in its ``config.json``; sweeps up to a tolerance are none.
+
+    Raises:
+        ConfigError: One of them is of another type.
+    """
+    named = {key: value for key, value in config.get("model_args", {}).items() if value is not None}
+    if "tolerance" in named:
+        named.pop("sweeps", None)
+    return {
+        name: read_option(f"{argument} of the checkpoint", named[argument], *kind)
+        for name, (argument, *kind) in FREE_PHASE.items()
+        if argument in named
+    }
 
 
 def _published_name(dataset: str | None) -> str | None:

@@ -12,6 +12,7 @@ from ..relaxation.minimizer import Minimizer
 from ..relaxation.model import EnergyModel
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
+from .presets import FREE_PHASE
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -21,7 +22,7 @@ __all__ = ["build_rule", "free_phase"]
 
 def free_phase(config: TrainConfig) -> dict[str, Any]:
     """The configured fields of the free phase's `Minimizer`, which a DCHN takes as arguments too."""
-    return {"order": config.order, "sweeps": config.free_sweeps, "omega": config.omega, "start": config.start}
+    return {argument: getattr(config, name) for name, (argument, *_) in FREE_PHASE.items()}
 
 
 def build_rule(config: TrainConfig, model: EnergyModel | type[EnergyModel] = EnergyModel) -> Rule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from ..data.catalogue import CHANNELS
-from ..data.requests import explain, fetch, is_intact, retry
 from ..errors import CheckpointError, ConfigError, DataError, WeightsError
-from ..models.weights import CONFIG, SHIPPED, WEIGHTS, list_shipped
+from ..models.weights import CONFIG
 from .config import TrainConfig, read_recipe, resolve
 from .equilibrium import Nearness, measure_nearness
+from .finding import find_checkpoint
 from .inference import predict, same_error
 from .records import (
     CARD,
@@ -37,16 +35,7 @@ from .user_code import import_modules
 if TYPE_CHECKING:
     from ..data.dataset import ImageDataset
 
-__all__ = [
-    "RECIPES",
-    "RECORDS",
-    "Evaluation",
-    "TrainedModel",
-]
-
-RECORDS = ("args.yaml", "metrics.jsonl", "summary.json", "curves.png")
-RECIPES = Path(__file__).parents[2] / "hub_configs"
-"""Where a clone of the repository keeps the records of the shipped checkpoints."""
+__all__ = ["Evaluation", "TrainedModel"]
 
 
 @dataclass(frozen=True)
@@ -117,37 +106,18 @@ class TrainedModel:
 
     @classmethod
     def open(cls, source: str | Path) -> TrainedModel:
-        """Find a checkpoint: a run's folder, a folder of `hub_configs/`, a shipped model, or an id on the Hub.
+        """Find a checkpoint (`find_checkpoint`).
 
-        Timm's ``local-dir:`` and ``hf-hub:`` may stand before a folder and an id. Modules that the recipe in a folder
-        names (``imports``) are imported; those of what comes from the Hub must be imported before.
+        Modules that the recipe in a folder names (``imports``) are imported; those of what comes from the Hub must be
+        imported before.
 
         Raises:
             CheckpointError: There is none, or a module cannot be imported.
         """
-        text = str(source).removeprefix("local-dir:")
-        folder = Path(os.path.expanduser(text))
-        if folder.is_dir():
-            shipped = SHIPPED / folder.resolve().name
-            weights = folder if (folder / WEIGHTS).is_file() or not shipped.is_dir() else shipped
-            for name in (WEIGHTS, CONFIG):
-                if not (weights / name).is_file():
-                    raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
-            _import_of(folder / "args.yaml")
-            return cls(folder.resolve().name, weights, folder)
-        tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
-        if tagged:
-            name = tagged[0]
-            return cls(name, SHIPPED / name, RECIPES / name if (RECIPES / name).is_dir() else None)
-        text = text.removeprefix("hf-hub:")
-        if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-            folder = _download(text)
-            _import_of(folder / "args.yaml", ours=False)
-            return cls(text, folder, folder)
-        known = ", ".join(list_shipped())
-        raise CheckpointError(
-            f"{text} is neither a folder nor an id owner/name on the Hub nor one of the shipped models: {known}."
-        )
+        found = find_checkpoint(source)
+        if found.records is not None:
+            _import_of(found.records / "args.yaml", found.is_ours)
+        return cls(found.name, found.weights, found.records)
 
     @property
     def is_packaged(self) -> bool:
@@ -260,18 +230,3 @@ def _import_of(recipe: Path, ours: bool = True) -> None:
         import_modules(names, f"{recipe}: imports")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-
-
-def _download(repo_id: str) -> Path:
-    name, _, revision = repo_id.partition("@")
-    files = [WEIGHTS, CONFIG, CARD, *RECORDS]
-    try:
-        folder = Path(retry(lambda: snapshot_download(name, revision=revision or None, allow_patterns=files)))
-        for file in files:
-            if (folder / file).is_file() and not is_intact(folder / file):
-                fetch(name, file, revision or None)
-    except Exception as error:  # the client's errors and those of the HTTP library below have no common type
-        raise CheckpointError(f"{repo_id} cannot be loaded: {explain(error, name)}.") from error
-    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise CheckpointError(f"{repo_id} is no checkpoint: it has no {WEIGHTS} or no {CONFIG}.")
-    return folder

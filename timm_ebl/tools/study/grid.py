@@ -200,7 +200,7 @@ def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig
     for layer, config in zip(layers, configs, strict=True):
         for name in layer:
             found = values.setdefault(name, {}).setdefault(config.dataset, set())
-            found.add(json.dumps(_settings(config, layer)[name], sort_keys=True))
+            found.add(json.dumps(_settings(config, layer).get(name), sort_keys=True))
     several = len({config.dataset for config in configs}) > 1
     return {name for name, sets in values.items() if several and all(len(found) == 1 for found in sets.values())}
 
