@@ -37,7 +37,7 @@ def trained(accelerator, config):
     data = load_splits(config)
     model = build_model(config, data.train).double()
     transform = ExactTransform(**asdict(build_transform(config, data.train)))
-    task = RuleTask(model, build_rule(config), device=accelerator.device, verbose=False)
+    task = RuleTask(model, build_rule(config, model), device=accelerator.device, verbose=False)
     task, optimizer = accelerator.prepare(task, build_optimizer(config, model))
     loader = build_train_loader(data.train, config.batch_size, config.seed, accelerator)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

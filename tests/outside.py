@@ -37,16 +37,17 @@ def outside_dense(pretrained=False, **kwargs):
 
 @dataclass(frozen=True)
 class HalfClamping(Rule):
-    """Contrast of the free state and of one whose output is clamped halfway to the target."""
+    """Contrast of the free state and of one whose output is clamped halfway (or another share) to the target."""
 
     perturbed: Minimizer = Minimizer(sweeps=3)  # noqa: RUF009 (frozen)
+    share: float = 0.5
 
     second_field: ClassVar[str | None] = "perturbed"
 
     def __call__(self, model, x, y, start=None):
         free = model.relax(x, start, minimizer=self.free)
         target = as_target(y, free.output)
-        clamped = model.relax(x, free, Clamped((free.state[-1] + target) / 2), self.perturbed)
+        clamped = model.relax(x, free, Clamped(free.state[-1].lerp(target, self.share)), self.perturbed)
         loss = (model.energy(x, clamped) - model.energy(x, free)).mean()
         return RuleOutput(loss, free.output, free, clamped.state)
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import timm
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -15,6 +16,9 @@ SMALL = ["--model-kwargs", "widths=[4, 4, 4, 4]", "gains=0.8", "--threads", "1"]
 _spec = importlib.util.spec_from_file_location("train_ebl", SCRIPT)
 train_ebl = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(train_ebl)
+
+NETWORK = timm.create_model("dchn_tiny_mnist", device="meta")
+"""What a rule of a configuration is built for, where none is trained."""
 
 
 def write_images(root, train=20, test=5):

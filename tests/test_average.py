@@ -109,7 +109,7 @@ def test_a_step_that_a_gradient_scaler_leaves_out_is_none(folder, monkeypatch):
     data, accelerator = load_splits(config), Accelerator(cpu=True)
     model = build_model(config, data.train)
     average = WeightAverage(model, 0.6)
-    parts = RuleTask(model, build_rule(config)), build_train_loader(data.train, 9, 0, accelerator)
+    parts = RuleTask(model, build_rule(config, model)), build_train_loader(data.train, 9, 0, accelerator)
     monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: progress.step % 2 == 0))
     progress = Progress()
     train_epoch(accelerator, *parts, build_optimizer(config, model), build_transform(config, data.train), progress,

@@ -74,6 +74,14 @@ def test_a_force_is_exactly_minimised_whatever_its_strength(make_live, batch, ge
     assert output.shape == settled.output.shape
 
 
+def test_there_is_a_force_for_each_layer(make_live, batch):
+    model, (x, _) = make_live(), batch
+    free, force = model.relax(x), Forced([None, None])
+    for phase in (lambda: model.relax(x, free, force), lambda: model.respond(free, force, model.perturbed)):
+        with pytest.raises(ValueError, match="There is a force for each of 5 layers, or None for it; got 2"):
+            phase()
+
+
 def test_a_force_of_nothing_costs_nothing(dense):
     model, x = dense
     state = model.relax(x).state

@@ -197,14 +197,14 @@ def filled(network, parameters):
     return network
 
 
-def paper_rule(settings, rule):
-    return build_rule(parse_config([*SETTINGS[settings], "--algo", rule]))
+def paper_rule(model, settings, rule):
+    return build_rule(parse_config([*SETTINGS[settings], "--algo", rule]), model)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("sweeps", [1, 5, 60])
 def test_the_packages_free_phase_passes_the_golden_states(model, settings, sweeps):
-    free = paper_rule(settings, "c-ep").free
+    free = paper_rule(model, settings, "c-ep").free
     assert free.sweeps == 60
     found = model.relax(GOLDEN["input.x"], minimizer=replace(free, sweeps=sweeps)).state
     assert_close(found, state(sweeps), 1e-9)
@@ -213,7 +213,7 @@ def test_the_packages_free_phase_passes_the_golden_states(model, settings, sweep
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("rule", reference.RULES)
 def test_the_packages_rules_have_the_golden_gradients(model, settings, rule):
-    loss, _, free, _ = paper_rule(settings, rule)(model, GOLDEN["input.x"], GOLDEN["input.y"])
+    loss, _, free, _ = paper_rule(model, settings, rule)(model, GOLDEN["input.x"], GOLDEN["input.y"])
     loss.backward()
     assert_close(free.state, state(60), 1e-9)
     assert_close([parameter.grad for parameter in model.parameters()], in_layers(f"gradient.{rule}"), 1e-9)
@@ -222,7 +222,7 @@ def test_the_packages_rules_have_the_golden_gradients(model, settings, rule):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_table_1_takes_the_golden_steps_at_the_golden_rates(model, recipe):
     config = parse_config(["--config", str(recipe)])
-    rule, optimizer = build_rule(config), build_optimizer(config, model)
+    rule, optimizer = build_rule(config, model), build_optimizer(config, model)
     scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
     rates = []
     for epoch in range(config.epochs):
@@ -241,7 +241,7 @@ def test_every_recipe_of_table_1_takes_the_golden_steps_at_the_golden_rates(mode
 def test_a_named_model_has_the_golden_sums_of_states_and_norms_of_gradients():
     layers, x, y = make.tiny()
     model = filled(timm.create_model("dchn_tiny_mnist").double(), make.flat(layers))
-    loss, _, free, *_ = paper_rule("preset", "c-ep")(model, x, y)
+    loss, _, free, *_ = paper_rule(model, "preset", "c-ep")(model, x, y)
     loss.backward()
     sums = [torch.stack([layer.flatten(1).sum(1), (layer**2).flatten(1).sum(1)], dim=1) for layer in free.state]
     assert_close(sums, [GOLDEN[f"tiny.{k}"] for k in range(5)], 1e-9)

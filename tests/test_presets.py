@@ -48,7 +48,7 @@ def test_the_preset_of_the_paper_is_that_of_the_family(dataset, beta):
         settle=False,
         damped=True,
     )
-    assert build_rule(config) == expected
+    assert build_rule(config, timm.create_model(config.model, device="meta")) == expected
     assert (config.mean, config.warm_start) == (None, False)
     assert parse_config(["--preset", "paper", *options]).free_sweeps == 60
 

@@ -91,7 +91,7 @@ def test_every_rule_runs_from_the_parts(folder, algo):
     accelerator = Accelerator(cpu=True)
     model = build_model(config, data.train)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    task, optimizer = accelerator.prepare(RuleTask(model, build_rule(config)), build_optimizer(config, model))
+    task, optimizer = accelerator.prepare(RuleTask(model, build_rule(config, model)), build_optimizer(config, model))
     loader, progress = build_train_loader(data.train, 16, 0, accelerator), Progress()
     transform = build_transform(config, data.train)
     metrics = train_epoch(accelerator, task, loader, optimizer, transform, progress, warm_start=True)
@@ -139,13 +139,15 @@ def test_warm_start_goes_on_from_the_second_phase_within_an_epoch(folder, algo):
     loader = build_train_loader(data.train, 27, 0, accelerator)
     parts = (loader, build_optimizer(config, model), build_transform(config, data.train))
     for _ in range(2):
-        train_epoch(accelerator, Recorder(model, build_rule(config)), *parts, progress, warm_start=config.warm_start)
+        train_epoch(
+            accelerator, Recorder(model, build_rule(config, model)), *parts, progress, warm_start=config.warm_start
+        )
         progress.finish_epoch({"held_out_error": 0.0}, model.state_dict())
     assert starts[0] is starts[2] is None
     assert all(torch.equal(start, end) for start, end in zip(starts[1], ends[0], strict=True))
     assert [len(layer) for layer in starts[1]] == [27] * 5
     starts.clear()
-    train_epoch(accelerator, Recorder(model, build_rule(config)), *parts, Progress())
+    train_epoch(accelerator, Recorder(model, build_rule(config, model)), *parts, Progress())
     assert starts == [None, None]
 
 

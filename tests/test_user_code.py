@@ -5,18 +5,21 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from runs import SCRIPT, assert_same_run, train
+from runs import NETWORK, SCRIPT, assert_same_run, train
 from safetensors.torch import load_file
+from studies import study_of
 
-from timm_ebl import list_rules
+from timm_ebl import Forced, list_rules, register_rule
 from timm_ebl.errors import CheckpointError, ConfigError
 from timm_ebl.hub.package import stage
 from timm_ebl.hub.verify import verify
+from timm_ebl.rules.contrastive import ContrastiveRule
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import finding
@@ -101,11 +104,45 @@ def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
     assert "An energy model trained by [timm_ebl]" in card
 
 
+def test_fields_of_a_rule_of_ones_own_are_set_and_swept(tmp_path):
+    config = parse_config([*OWN, "--rule-kwargs", "share=0.25"])
+    assert build_rule(config, NETWORK).share == 0.25
+    for given, words in (("shore=1", "no option 'shore'.*share"), ("perturbed=1", "perturbed has one")):
+        with pytest.raises(ConfigError, match=words):
+            build_rule(parse_config([*OWN, "--rule-kwargs", given]), NETWORK)
+    settings = {"imports": ["outside"], "algo": "half-clamping", "model": "outside_dense"}
+    study, _ = study_of(tmp_path, settings=settings, grids=[{"rule_kwargs": [{"share": 0.25}, {"share": 1.0}]}])
+    assert [cell.row for cell in study.cells] == [f"half-clamping, rule_kwargs share={share}" for share in (0.25, 1.0)]
+
+
+@dataclass(frozen=True)
+class Rival(ContrastiveRule):
+    """Needs two classes, and forces for a network of one layer."""
+
+    def perturbation(self, output, target, beta):
+        rival = (output - target * 1e3).topk(2, dim=1).values[:, 1:]
+        return Forced([beta * (rival - target)])
+
+
+@dataclass(frozen=True)
+class Mistaken(ContrastiveRule):
+    def perturbation(self, output, target, beta):
+        return self.nothing
+
+
+def test_a_rule_of_ones_own_is_tried_with_the_classes_of_the_model():
+    register_rule("half-clamping", Rival)  # which the fixture forgets
+    build_rule(parse_config(["--algo", "half-clamping"]), NETWORK)
+    register_rule("half-clamping", Mistaken)
+    with pytest.raises(ConfigError, match=r"Rule 'half-clamping' fails \(AttributeError: .*nothing"):
+        build_rule(parse_config(["--algo", "half-clamping"]), NETWORK)
+
+
 def test_options_of_the_second_phase_reach_the_field_that_a_rule_names():
     config = parse_config([*OWN, "--nudged-sweeps", "4", "--nudged-omega", "1.5", "--free-sweeps", "2"])
-    rule = build_rule(config)
+    rule = build_rule(config, NETWORK)
     assert (rule.perturbed.sweeps, rule.perturbed.omega, rule.free.sweeps) == (4, 1.5, 2)
-    assert describe_rule(config.algo, rule) == "half-clamping; 2 free sweeps, 4 perturbed sweeps"
+    assert describe_rule(config.algo, rule, NETWORK) == "half-clamping; 2 free sweeps, 4 perturbed sweeps"
     with pytest.raises(SystemExit):
         parse_config([*OWN, "--beta", "0.1"])
 

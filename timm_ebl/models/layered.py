@@ -168,9 +168,10 @@ class LayeredNetwork(nn.Module, EnergyModel):
             The record of the relaxation.
 
         Raises:
-            ValueError: The input or the start does not fit the network, or the input is not finite.
+            ValueError: The input, the start or the perturbation does not fit the network, or the input is not finite.
         """
         minimizer = self._minimizer(minimizer)
+        _require_a_force_for_each(self.graph, perturbation)
         graph, cache = self.graph, known(self.graph, x, start)
         layers = None if start is None or isinstance(start, str) else as_layers(start)
         if cache is None:
@@ -196,11 +197,12 @@ class LayeredNetwork(nn.Module, EnergyModel):
 
         Raises:
             NotImplementedError: A drive is not linear.
-            ValueError: It is none, or the parameters or the state have changed since.
+            ValueError: It is none, the parameters or the state have changed since, or the perturbation does not fit.
         """
         if not self.responds:
             return super().respond(free, perturbation, minimizer)
         require_minimizer("minimizer", minimizer)
+        _require_a_force_for_each(self.graph, perturbation)
         cache = known(self.graph, getattr(free, "input", None), free)
         if cache is None:
             raise ValueError(
@@ -221,6 +223,12 @@ class LayeredNetwork(nn.Module, EnergyModel):
         minimizer = minimizer or self.minimizer
         require_minimizer("minimizer", minimizer)
         return minimizer
+
+
+def _require_a_force_for_each(graph: Graph, perturbation: Perturbation) -> None:
+    given, layers = getattr(perturbation, "forces", graph.layers), len(graph.layers)
+    if len(given) != layers:
+        raise ValueError(f"There is a force for each of {layers} layers, or None for it; got {len(given)}.")
 
 
 def known(graph: Graph, x: Tensor, state: object) -> Cache | None:

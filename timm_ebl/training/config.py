@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,8 @@ class TrainConfig:
         "free phase is its own unless --preset or options say another, and the read-out new where classes are others",
     )
     freeze: int = _model(0, "interactions that keep their weights, from the lowest upwards", int)
-    model_kwargs: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={"group": "model", "help": "KEY=VALUE pairs for the model", "parse": dict, "many": True},
-    )
+    model_kwargs: Mapping[str, Any] = _model(None, "KEY=VALUE pairs for the model", dict, True)
+    rule_kwargs: Mapping[str, Any] = _rule(None, "KEY=VALUE pairs for a rule of your own", dict, True)
     epochs: int = _optimisation(8, "passes over the training split", int)
     batch_size: int = _optimisation(32, "training images in a step, on each process", int)
     grad_accum_steps: int = _optimisation(1, "batches whose gradients are summed up in a step of the optimiser", int)

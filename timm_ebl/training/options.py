@@ -43,12 +43,14 @@ def option(
         group: Of `GROUPS`.
         default: Its value by default.
         description: What ``--help`` says of it.
-        parse: ``int``, ``float``, ``str``, ``bool`` or ``dict``.
+        parse: ``int``, ``float``, ``str``, ``bool`` or ``dict``, whose default is empty.
         many: Whether it is a tuple of values.
         aside: Whether it leaves the result of a run as it is.
     """
     metadata = {"group": group, "help": description, "parse": parse, "many": many, "aside": aside}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(
+        **({"default_factory": dict} if parse is dict else {"default": default}), metadata=metadata
+    )
 
 
 def flag_of(name: str) -> str:

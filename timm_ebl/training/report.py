@@ -186,7 +186,7 @@ class Report:
         return f"epoch {number or self.progress.epoch:{len(str(self.epochs))}d}/{self.epochs}"
 
 
-def describe_rule(algo: str, rule: Rule, model: EnergyModel | type[EnergyModel] = EnergyModel) -> str:
+def describe_rule(algo: str, rule: Rule, model: EnergyModel) -> str:
     """A rule in words, on one line: its name, its strength, and the sweeps of its phases.
 
     Args:

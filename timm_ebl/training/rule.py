@@ -9,12 +9,12 @@ import torch
 
 from ..errors import ConfigError
 from ..relaxation.minimizer import Minimizer
-from ..relaxation.model import EnergyModel
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
 from .presets import FREE_PHASE
 
 if TYPE_CHECKING:
+    from ..relaxation.model import EnergyModel
     from .config import TrainConfig
 
 __all__ = ["build_rule", "free_phase"]
@@ -25,13 +25,14 @@ def free_phase(config: TrainConfig) -> dict[str, Any]:
     return {argument: getattr(config, name) for name, (argument, *_) in FREE_PHASE.items()}
 
 
-def build_rule(config: TrainConfig, model: EnergyModel | type[EnergyModel] = EnergyModel) -> Rule:
+def build_rule(config: TrainConfig, model: EnergyModel) -> Rule:
     """The configured rule; what it leaves open is as the model prefers it (`Rule.fitted`).
 
     The baselines have their own order and over-relaxation in the second phase, the paper's.
 
     Raises:
-        ConfigError: The rule cannot be built, beta does not go with it, or rounding leaves nothing of beta.
+        ConfigError: The rule cannot be built, beta does not go with it, rounding leaves nothing of beta, or the rule
+            cannot perturb outputs of the model's classes.
     """
     options = {
         "free": Minimizer(**free_phase(config), compiled=config.compiled),
@@ -49,16 +50,21 @@ def build_rule(config: TrainConfig, model: EnergyModel | type[EnergyModel] = Ene
         "compiled": config.compiled,
     }
     allowed, field = rule_options(config.algo), rule_class(config.algo).second_field
+    if named := next((name for name in config.rule_kwargs if name in (*options, field)), None):
+        raise ConfigError(f"--rule-kwargs is for what has no option of its own, and {named} has one.")
     try:
         if field in allowed:
             options[field] = replace(create_rule(config.algo).fitted(model).second_phase, **_given(second))
         given = {name: value for name, value in _given(options).items() if name in allowed}
-        rule = create_rule(config.algo, **given).fitted(model)
+        rule = create_rule(config.algo, **given, **config.rule_kwargs).fitted(model)
         if isinstance(rule, ContrastiveRule):
             require_strength(rule.beta, torch.float32)
-            rule.perturbation(*torch.zeros(2, 1, 1), torch.full((1, 1), rule.beta))
+            classes = torch.eye(model.num_classes)
+            rule.perturbation(torch.zeros_like(classes), classes, torch.full((len(classes), 1), rule.beta))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except Exception as error:  # what a rule of the user's raises has no common type
+        raise ConfigError(f"Rule {config.algo!r} fails ({type(error).__name__}: {error}).") from error
     return rule
 
 
