@@ -19,7 +19,7 @@ from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.backward import Backward
 from ..rules.catalogue import create_backward, name_of
 from .flops import counted_flops
-from .graphs import FreeLayers, Stack, compiled_layers, is_symbolic, recorded, register_network, traced
+from .graphs import FreeLayers, Stack, compiled_layers, is_exporting, is_symbolic, recorded, register_network, traced
 from .network import HopfieldNetwork
 from .timm_network import TimmNetwork
 
@@ -117,7 +117,7 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         return tuple(states[index % count] for index in layers)
 
     def _relaxed(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
-        if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
+        if torch.compiler.is_dynamo_compiling() and (is_exporting() or not torch.is_grad_enabled()):
             return compiled_layers(self, self._key, x, layers)
         if is_symbolic(x):
             if layers == (-1,):
