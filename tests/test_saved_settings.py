@@ -77,6 +77,23 @@ def test_a_configuration_that_is_none_is_refused(net, text, words):
     assert len(str(refusal.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        (None, FileNotFoundError, "config.json cannot be read"),
+        ("{", ValueError, "config.json cannot be read"),
+        ('{"architecture": "resnet18", "model_args": null, "pretrained_cfg": {}}', AttributeError, "no mapping"),
+        ('{"architecture": "resnet18", "model_args": {"sweeps": 99999}, "pretrained_cfg": {}}', TypeError, "'sweeps'"),
+        ('{"architecture": "resnet17"}', RuntimeError, "^Unknown model"),
+    ],
+)
+def test_what_timm_refuses_is_caught_as_without_the_package(tmp_path, text, kind, words):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(kind, match=words):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
 @pytest.mark.parametrize("top", [3, 10])
 def test_a_configuration_that_contradicts_itself_follows_what_describes_the_network(net, top):
     config = json.loads((net / "config.json").read_text())
