@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import Minimizer
+from timm_ebl import PAPER, Minimizer
 from timm_ebl.errors import WeightsError
 from timm_ebl.models.weights import SHIPPED, list_shipped, without_defaults
 from timm_ebl.training.trained import TrainedModel
@@ -22,6 +23,24 @@ def test_saved_settings_are_defaults_and_survive_another_saving(net, tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True)
     assert again.minimizer == model.minimizer
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "minimizer", [PAPER, Minimizer(tolerance=1e-2), Minimizer(order="backward", omega=(1.5, 1.2)), Minimizer()]
+)
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_minimiser_that_was_set_is_saved(tmp_path, minimizer, resized):
+    given = timm.create_model("dchn_tiny_cifar10", sweeps=9, start="zero", pooling="average")
+    given.minimizer = Minimizer(sweeps=2) if resized else minimizer
+    if resized:
+        given.set_input_size(48)
+        given.minimizer = minimizer
+    timm.models.save_for_hf(given, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert (loaded.minimizer, loaded.pooling, loaded.img_size) == (minimizer, given.pooling, given.img_size)
+    given.minimizer = replace(minimizer, compiled=True)
+    timm.models.save_for_hf(given, tmp_path, safe_serialization=True)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).minimizer == minimizer
 
 
 def test_a_run_keeps_the_checksum_of_its_weights(finished):

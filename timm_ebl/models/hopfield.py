@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["TimmHopfieldNetwork"]
 
+_SETTINGS = ("order", "sweeps", "tolerance", "omega", "start")
+"""The fields of a minimiser that decide where it ends, each an argument of a network too."""
+
 
 class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
     """A Hopfield network of maps with a dense read-out, as timm's scripts use a model (`TimmNetwork`).
 
     Args:
-        minimizer: How ``forward`` relaxes.
+        minimizer: How ``forward`` relaxes. It is an attribute too, free to be set, and saved as the arguments that make
+            it, except for ``compiled``: who loads a checkpoint need not wait for a compiler.
         backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
             `Backward`. It is an attribute too, free to be set.
         **arguments: Those of `TimmNetwork`.
@@ -44,7 +49,7 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
 
     def __init__(self, *, minimizer: Minimizer, backward: str | Backward, **arguments) -> None:
         super().__init__(**arguments)
-        self._key, self.minimizer = register_network(self), minimizer
+        self._key, self.minimizer, self._model_args = register_network(self), minimizer, {}
         self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
     def extra_repr(self) -> str:
@@ -80,6 +85,24 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
                 f"A {type(self).__name__} has no gradient checkpointing and needs none: its backward pass keeps the "
                 "free state alone."
             )
+
+    @property
+    def _model_args(self) -> dict[str, object]:
+        """The arguments that timm saves with the weights, those of the present minimiser among them."""
+        settings = self._settings()
+        if settings == self._given_settings:
+            return self._given
+        if not settings.keys() <= signature(type(self)).parameters.keys():
+            settings = {"minimizer": self.minimizer}  # timm refuses to save it, and says so
+        changed = {name: value for name, value in settings.items() if value is not None}
+        return {name: value for name, value in self._given.items() if name not in _SETTINGS} | changed
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, object]) -> None:
+        self._given, self._given_settings = arguments, self._settings()
+
+    def _settings(self) -> dict[str, object]:
+        return {name: getattr(self.minimizer, name) for name in _SETTINGS} | {"start": str(self.minimizer.start)}
 
     # ------------------------------------------------------------------------------------------- what graphs hold of it
 
