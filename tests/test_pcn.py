@@ -133,11 +133,11 @@ def test_what_it_cannot_do_is_refused(tiny):
         ({"pools": (2, 2)}, "pools has one window for each of the widths"),
         ({"img_size": 8}, "too small"),
         ({"drop_rate": 0.1}, "A PCN has no dropout"),
-        ({"backward": "sgd"}, "Unknown backward 'sgd'"),
+        ({"backward": "sgd"}, "Unknown backward 'sgd' of a PCN: choose one of ep, tbp, rbp, bp"),
     ):
         with pytest.raises(ValueError, match=words):
             PCN(**settings)
-    with pytest.raises(TypeError, match=r"backward is a name, a timm_ebl\.Backward or None, not 3"):
+    with pytest.raises(TypeError, match=r"backward is a name or a timm_ebl\.Backward, not 3"):
         tiny.backward = 3
     for call in (tiny, tiny.answer, tiny.relax):
         with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\)"):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from ..kernels.native import is_watched
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backward import Backward
-from ..rules.catalogue import create_backward, name_of
+from ..rules.catalogue import name_of
 from .flops import counted_flops
 from .graphs import FreeLayers, Stack, compiled_layers, is_exporting, is_symbolic, recorded, register_network, traced
 from .network import HopfieldNetwork
@@ -39,18 +38,15 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
     Args:
         minimizer: How ``forward`` relaxes. It is an attribute too, free to be set, and saved as the arguments that make
             it, except for ``compiled``: who loads a checkpoint need not wait for a compiler.
-        backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
-            `Backward`. It is an attribute too, free to be set.
         **arguments: Those of `TimmNetwork`.
 
     Raises:
         ValueError: An argument is out of range; the message says which.
     """
 
-    def __init__(self, *, minimizer: Minimizer, backward: str | Backward, **arguments) -> None:
+    def __init__(self, *, minimizer: Minimizer, **arguments) -> None:
         super().__init__(**arguments)
         self._key, self.minimizer, self._model_args = register_network(self), minimizer, {}
-        self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
 
     def extra_repr(self) -> str:
         """Energy, minimiser and backward pass."""

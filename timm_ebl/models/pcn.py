@@ -21,23 +21,20 @@ from torch import Tensor, nn
 from ..arguments import is_count
 from ..energy.graph import Graph
 from ..rules.autograd import equilibrium
-from ..rules.backward import Backward
-from ..rules.catalogue import create_backward, name_of
+from ..rules.catalogue import name_of
 from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
 from .factory import build_network, register_family
 from .flops import counted_flops
 from .graphs import is_symbolic
 from .interactions import RectifiedConv
 from .predictive import PredictiveCodingNetwork
-from .timm_network import TimmNetwork
+from .timm_network import AUTOGRAD, TimmNetwork
 
 if TYPE_CHECKING:
     from ..energy.interaction import Interaction
+    from ..rules.backward import Backward
 
 __all__ = ["PCN", "default_cfgs"]
-
-AUTOGRAD = "bp"
-"""The name of autograd's own backpropagation through the forward pass."""
 
 
 @register_family
@@ -72,6 +69,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
         ValueError: An argument is out of range; the message says which.
     """
 
+    feeds_forward = True
+
     def __init__(
         self,
         widths: Sequence[int] = (128, 256, 512, 512, 512),
@@ -104,9 +103,9 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             global_pool=global_pool,
             drop_rate=drop_rate,
             bias_gain=bias_gain,
+            backward=backward,
         )
         self.beta = self.force = beta
-        self.backward = backward
         build = partial(RectifiedConv, device=device, dtype=dtype)
         sizes = zip((in_chans, *widths), widths, pools)  # noqa: B905 (the last width is below the read-out)
         self.layers = nn.ModuleList(build(lower, upper, 3, pool) for lower, upper, pool in sizes)
@@ -120,19 +119,6 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             )
         self.num_features = self.layers[-1].out_channels
         self.add_head(gains, device=device, dtype=dtype)
-
-    @property
-    def backward(self) -> Backward | None:
-        """How a loss is differentiated in training mode; ``None`` is autograd's own backpropagation."""
-        return self._backward
-
-    @backward.setter
-    def backward(self, backward: str | Backward | None) -> None:
-        if isinstance(backward, str):
-            backward = None if backward == AUTOGRAD else create_backward(backward)
-        if not (backward is None or isinstance(backward, Backward)):
-            raise TypeError(f"backward is a name, a timm_ebl.Backward or None, not {backward!r}.")
-        self._backward = backward
 
     def extra_repr(self) -> str:
         """Energy, strength of a perturbation and backward pass."""

@@ -8,6 +8,7 @@ equilibrium propagation (`timm_ebl.rules.autograd`).
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from timm.models._features import feature_take_indices
@@ -18,10 +19,15 @@ from ..energy.functional import State
 from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..relaxation.checks import require_input
+from ..rules.backward import Backward
+from ..rules.catalogue import create_backward, list_backwards
 from .layered import LayeredNetwork
 from .readout import ReadOut, as_global_pool, as_size
 
-__all__ = ["TimmNetwork"]
+__all__ = ["AUTOGRAD", "TimmNetwork"]
+
+AUTOGRAD = "bp"
+"""The name of autograd's own backpropagation through the forward pass."""
 
 
 class TimmNetwork(ReadOut, LayeredNetwork):
@@ -38,10 +44,16 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             layer a map.
         drop_rate: Present for timm's sake, whose scripts pass it to every model; there is no dropout, so it is 0.
         bias_gain: Initial gain of the biases, which start in ``U(+-bias_gain / sqrt(fan_in))``.
+        backward: How a loss is differentiated: a name (`timm_ebl.create_backward`) or a `Backward`. It is an attribute
+            too, free to be set.
 
     Raises:
+        TypeError: `backward` is neither a name nor a `Backward`.
         ValueError: An argument is out of range; the message says which.
     """
+
+    feeds_forward: ClassVar[bool] = False
+    """Whether ``forward`` may be differentiated by autograd itself: `backward` is then also ``"bp"``, or ``None``."""
 
     layers: nn.ModuleList
     feature_info: list[dict[str, object]]
@@ -57,9 +69,10 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         global_pool: str,
         drop_rate: float,
         bias_gain: float,
+        backward: str | Backward | None,
     ) -> None:
         super().__init__()
-        self._graph = None
+        self._graph, self.backward = None, backward
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -71,6 +84,25 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
         self.num_classes, self.in_chans, self.bias_gain = num_classes, in_chans, bias_gain
         self.global_pool, self.img_size = as_global_pool(global_pool, num_classes), as_size(img_size)
+
+    @property
+    def backward(self) -> Backward | None:
+        """How a loss is differentiated; ``None`` is autograd's own backpropagation."""
+        return self._backward
+
+    @backward.setter
+    def backward(self, backward: str | Backward | None) -> None:
+        name = AUTOGRAD if backward is None else backward
+        if isinstance(name, str):
+            names = [*list_backwards(), *[AUTOGRAD] * self.feeds_forward]
+            if name not in names:
+                raise ValueError(
+                    f"Unknown backward {backward!r} of a {type(self).__name__}: choose one of {', '.join(names)}."
+                )
+            backward = None if name == AUTOGRAD else create_backward(name)
+        elif not isinstance(backward, Backward):
+            raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
+        self._backward = backward
 
     @abstractmethod
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
