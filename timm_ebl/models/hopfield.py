@@ -70,18 +70,6 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         relax = partial(self.answer if self.num_classes else self.relax, x)
         return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse gradient checkpointing: a relaxation keeps no activations to save.
-
-        Raises:
-            ValueError: It is to be enabled.
-        """
-        if enable:
-            raise ValueError(
-                f"A {type(self).__name__} has no gradient checkpointing and needs none: its backward pass keeps the "
-                "free state alone."
-            )
-
     @property
     def _model_args(self) -> dict[str, object]:
         """The arguments that timm saves with the weights, those of the present minimiser among them."""

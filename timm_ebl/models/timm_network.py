@@ -104,6 +104,19 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
         self._backward = backward
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse gradient checkpointing: a backward pass of the package's keeps no activations to save.
+
+        Raises:
+            ValueError: It is to be enabled.
+        """
+        if enable:
+            by_autograd = f", and that of {AUTOGRAD!r} what torch.utils.checkpoint leaves it" * self.feeds_forward
+            raise ValueError(
+                f"A {type(self).__name__} has no gradient checkpointing: the backward pass of "
+                f"{', '.join(list_backwards())} keeps the free state alone{by_autograd}."
+            )
+
     @abstractmethod
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Layers of the free state by index, as ``forward`` makes them, differentiable."""
