@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..arguments import is_count
@@ -139,6 +140,24 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
         x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
         return counted_flops(partial(self.answer, x))
 
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Leave out the layers above those asked for, and the read-out: nothing feeds back from there.
+
+        Args:
+            indices: Which hidden layers: the last n, or those of a sequence.
+            prune_norm: Without effect, there is no normalisation.
+            prune_head: Whether the read-out goes where all layers stay.
+
+        Returns:
+            The indices, counted from the input.
+        """
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        if prune_head or last + 1 < len(self.layers):
+            self.keep_layers(last + 1)
+        return taken
+
     def __prepare_scriptable__(self) -> nn.Module:
         """The network of plain modules that `torch.jit.script` compiles; the parameters are shared."""
         parts = [layer.plain() for layer in self.layers]
@@ -174,13 +193,8 @@ default_cfgs = with_checkpoints(
 _BASE = {"widths": (128, 256, 512, 512, 512)}
 _SMALL = {"widths": (32, 64, 128, 128, 128)}
 _TINY = {"widths": (16, 32, 64, 64, 64)}
-_VGG10 = {
-    "widths": (64, 128, 256, 256, 512, 512, 512, 512),
-    "pools": (2, 2, 1, 2, 1, 2, 1, 2),
-    "neck": 2048,
-    "img_size": 224,
-    "beta": 0.05,
-}
+_VGG10 = {"widths": (64, 128, 256, 256, 512, 512, 512, 512), "pools": (2, 2, 1, 2, 1, 2, 1, 2), "neck": 2048}
+_VGG10 |= {"img_size": 224, "beta": 0.05}
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> PCN:

@@ -161,6 +161,13 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         for interaction, gain in zip(self.interactions, self.gains, strict=False):
             interaction.initialise(gain, self.bias_gain, generator)
 
+    def keep_layers(self, count: int) -> None:
+        """Keep so many hidden layers, from the input upwards, and no read-out; `reset_classifier` makes another one."""
+        self.layers, self.feature_info = self.layers[:count], self.feature_info[:count]
+        self.gains, self._graph = (*self.gains[:count], self.gains[-1]), None
+        self.num_features, self.head_hidden_size = self.layers[-1].out_channels, self.top_shape(self.img_size).numel()
+        self.reset_classifier(0, "")
+
     def check_input(self, x: Tensor, start: State | None = None) -> None:
         self.check_shape(x)
         super().check_input(x, start)
