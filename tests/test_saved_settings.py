@@ -4,12 +4,13 @@ import hashlib
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import PAPER, Minimizer
+from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.errors import WeightsError
 from timm_ebl.models.weights import SHIPPED, list_shipped, without_defaults
 from timm_ebl.training.trained import TrainedModel
@@ -41,6 +42,30 @@ def test_a_minimiser_that_was_set_is_saved(tmp_path, minimizer, resized):
     given.minimizer = replace(minimizer, compiled=True)
     timm.models.save_for_hf(given, tmp_path, safe_serialization=True)
     assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).minimizer == minimizer
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dchn_tiny_cifar10", {"sweeps": 3, "omega": [1.5, 1.25], "kernel_size": 5, "pool": 2, "tolerance": 0.125}),
+        ("hopfield_resnet13_tiny_cifar10", {"omega": 1.5, "bias_gain": 0.25}),
+        ("pcn_vgg5_tiny_cifar10", {"beta": 0.125, "pools": [1, 1, 2, 2, 2], "gains": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_are_taken_and_saved_as_numbers(tmp_path, name, settings):
+    def of_numpy(value):
+        if isinstance(value, list):
+            return [of_numpy(each) for each in value]
+        return np.int64(value) if isinstance(value, int) else np.float32(value)
+
+    given = {"num_classes": 7, "in_chans": 1, "widths": [4, 4, 4, 4, 4]} | settings
+    model = timm.create_model(name, **{key: of_numpy(value) for key, value in given.items()})
+    model.reset_classifier(np.int64(5))
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_args"] == given | {"num_classes": 5, "global_pool": "flatten", "img_size": [32, 32]}
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True)(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    assert type(create_rule("c-ep", beta=np.float32(0.1)).beta) is float
 
 
 def test_a_run_keeps_the_checksum_of_its_weights(finished):

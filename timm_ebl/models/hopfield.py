@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,21 +68,6 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
         relax = partial(self.answer if self.num_classes else self.relax, x)
         return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
-
-    @property
-    def _model_args(self) -> dict[str, object]:
-        """The arguments that timm saves with the weights, those of the present minimiser among them."""
-        settings = self._settings()
-        if settings == self._given_settings:
-            return self._given
-        if not settings.keys() <= signature(type(self)).parameters.keys():
-            settings = {"minimizer": self.minimizer}  # timm refuses to save it, and says so
-        changed = {name: value for name, value in settings.items() if value is not None}
-        return {name: value for name, value in self._given.items() if name not in _SETTINGS} | changed
-
-    @_model_args.setter
-    def _model_args(self, arguments: dict[str, object]) -> None:
-        self._given, self._given_settings = arguments, self._settings()
 
     def _settings(self) -> dict[str, object]:
         return {name: getattr(self.minimizer, name) for name in _SETTINGS} | {"start": str(self.minimizer.start)}

@@ -19,7 +19,7 @@ from timm.models import register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import is_count
+from ..arguments import as_plain, is_count
 from ..energy.graph import Graph
 from ..rules.autograd import equilibrium
 from ..rules.catalogue import name_of
@@ -106,7 +106,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             bias_gain=bias_gain,
             backward=backward,
         )
-        self.beta = self.force = beta
+        self.beta = self.force = as_plain(beta)
+        widths, pools, neck = as_plain((widths, pools, neck))
         build = partial(RectifiedConv, device=device, dtype=dtype)
         sizes = zip((in_chans, *widths), widths, pools)  # noqa: B905 (the last width is below the read-out)
         self.layers = nn.ModuleList(build(lower, upper, 3, pool) for lower, upper, pool in sizes)

@@ -8,13 +8,14 @@ equilibrium propagation (`timm_ebl.rules.autograd`).
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from inspect import signature
 from typing import ClassVar
 
 import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import is_count, is_number
+from ..arguments import as_plain, is_count, is_number
 from ..energy.functional import State
 from ..energy.graph import Graph
 from ..energy.interaction import Interaction
@@ -72,7 +73,7 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         backward: str | Backward | None,
     ) -> None:
         super().__init__()
-        self._graph, self.backward = None, backward
+        self._graph, self.backward, self._model_args = None, backward, {}
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -82,7 +83,7 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             raise ValueError(f"A {type(self).__name__} has no dropout; got drop_rate={drop_rate!r}.")
         if not is_number(bias_gain) or not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
-        self.num_classes, self.in_chans, self.bias_gain = num_classes, in_chans, bias_gain
+        self.num_classes, self.in_chans, self.bias_gain = as_plain((num_classes, in_chans, bias_gain))
         self.global_pool, self.img_size = as_global_pool(global_pool, num_classes), as_size(img_size)
 
     @property
@@ -103,6 +104,26 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         elif not isinstance(backward, Backward):
             raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
         self._backward = backward
+
+    @property
+    def _model_args(self) -> dict[str, object]:
+        """The arguments that timm saves with the weights, those of the present minimiser among them."""
+        settings = self._settings()
+        if settings == self._given_settings:
+            return self._given
+        if not settings.keys() <= signature(type(self)).parameters.keys():
+            return self._given | {"minimizer": self.minimizer}  # timm refuses to save it, and says so
+        changed = {name: value for name, value in settings.items() if value is not None}
+        return {name: value for name, value in self._given.items() if name not in settings} | changed
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, object]) -> None:
+        self._given = {name: as_plain(value) for name, value in arguments.items()}
+        self._given_settings = self._settings()
+
+    def _settings(self) -> dict[str, object]:
+        """Arguments that attributes may have replaced since."""
+        return {}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Refuse gradient checkpointing: a backward pass of the package's keeps no activations to save.
