@@ -178,6 +178,15 @@ def test_what_it_cannot_do_is_refused(tiny):
     assert "energy='predictive coding', beta=0.02, backward='ep'" in repr(tiny)
 
 
+def test_nan_passes_through_the_feed_forward_network_alone(tiny):
+    x = images_for(tiny)
+    x[0, 0, 0, 0] = torch.nan
+    assert tiny(x).isnan().any(1).tolist() == [True, False]
+    for call in (tiny.answer, tiny.relax, tiny.train()):
+        with pytest.raises(ValueError, match="NaN"):
+            call(x)
+
+
 def test_a_plain_loop_learns_by_equilibrium_propagation():
     model = small_network(dtype=torch.float32).train()
     x, y = torch.randn(12, 2, 8, 8), torch.arange(12) % 3

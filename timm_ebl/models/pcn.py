@@ -43,8 +43,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
     """Predictive coding network (`timm_ebl.models.predictive`).
 
     In evaluation, without gradients, and in graphs of `torch.fx` and `torch.compile`, ``forward`` is the plain
-    feed-forward network, with its hooks and autograd's gradient. In training mode, the gradient of a loss is that of
-    `backward`.
+    feed-forward network, with its hooks and autograd's gradient; NaN passes through it. In training mode, the gradient
+    of a loss is that of `backward`.
 
     Args:
         widths: Channels of the hidden layers, from the input upwards.
