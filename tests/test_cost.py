@@ -153,6 +153,13 @@ def test_an_unknown_cost_is_refused():
 # Random signs.
 
 
+@pytest.mark.parametrize("name", ["c-ep", "cl", "tbp", "rbp"])
+def test_a_network_without_classes_has_none_to_learn(make_dchn, batch, name):
+    for y in (batch[1], torch.zeros(6, 0)):
+        with pytest.raises(ValueError, match=r"no classes to learn, num_classes=0: model.reset_classifier gives"):
+            create_rule(name)(make_dchn(num_classes=0), batch[0], y)
+
+
 @pytest.mark.parametrize(("name", "plus", "minus"), [("r-ep", "p-ep", "n-ep"), ("r-cpl", "p-cpl", "n-cpl")])
 @pytest.mark.parametrize("linear_response", [True, False])
 def test_a_random_rule_is_the_positive_one_for_some_samples_and_the_negative_for_others(

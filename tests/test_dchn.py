@@ -181,12 +181,22 @@ def test_printing_a_network_names_an_order_of_ones_own(make_dchn, monkeypatch):
     assert "order='upwards', sweeps=7" in str(make_dchn(order="upwards"))
 
 
+def test_a_backward_pass_is_set_by_name_as_by_itself(make_live, batch):
+    (model, other), (x, _) = (make_live(), make_live(backward="tbp")), batch
+    model.backward = "tbp"
+    assert model.backward == other.backward == create_backward("tbp")
+    found, expected = (torch.autograd.grad(each(x).sum(), [*each.parameters()]) for each in (model, other))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_what_is_set_on_a_network_and_is_of_another_kind_is_refused(make_dchn, batch):
     model, (x, _) = make_dchn(), batch
-    model.backward = "tbp"
-    with pytest.raises(TypeError, match=r"backward is a timm_ebl.Backward, .* not 'tbp'"):
-        model(x)
-    model = make_dchn()
+    for backward in (None, "bp", "sgd"):
+        with pytest.raises(ValueError, match=rf"Unknown backward {backward!r} of a DCHN: choose one of ep, tbp, rbp\."):
+            model.backward = backward
+    with pytest.raises(TypeError, match=r"backward is a name or a timm_ebl.Backward, not 3"):
+        model.backward = 3
+    assert model.backward == create_backward("ep")
     model.minimizer = 7
     with pytest.raises(TypeError, match=r"minimizer is a timm_ebl.Minimizer, not 7"):
         model(x)

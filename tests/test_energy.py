@@ -2,9 +2,10 @@
 
 import pytest
 import responses
+import timm
 import torch
 
-from timm_ebl import Minimizer, Nudged
+from timm_ebl import Minimizer, Nudged, create_rule
 from timm_ebl.relaxation.order import list_orders
 from timm_ebl.rules import reference
 
@@ -163,6 +164,17 @@ def test_packed_weights_follow_the_parameters(make_dchn, batch):
     for found, expected in zip(again.state, afresh.state, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert (again.state[1] - before.state[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
+@pytest.mark.parametrize("family", ["dchn_tiny_cifar10", "pcn_vgg5_tiny_cifar10"])
+def test_a_contrastive_rule_refuses_inference_mode_by_its_name(name, family):
+    model, x, y = timm.create_model(family), torch.randn(2, 3, 32, 32), torch.tensor([0, 1])
+    words = r"Tensors of torch.inference_mode do not tell .* use torch.no_grad instead"
+    with torch.inference_mode(), pytest.raises(ValueError, match=words):
+        create_rule(name)(model, x, y)
+    with torch.no_grad():
+        assert create_rule(name)(model, x, y).loss.isfinite()
 
 
 def test_a_relaxation_made_in_inference_mode_goes_on_outside_it(make_dchn, batch):

@@ -87,6 +87,9 @@ def test_its_weights_are_saved_and_checked_before_they_are_loaded(flat, tmp_path
     timm.models.save_for_hf(flat, tmp_path, safe_serialization=True)
     x = images_for(flat)
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True)(x), flat(x))
+    flat.minimizer = Minimizer(sweeps=3)
+    with pytest.raises(ValueError, match="Model argument 'minimizer' is not serializable"):
+        timm.models.save_for_hf(flat, tmp_path, safe_serialization=True)
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_args": {"wings": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"describes no flat_tiny: .*wings"):

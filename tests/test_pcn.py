@@ -118,6 +118,39 @@ def test_its_layers_are_features_for_every_tool(tiny):
     assert torch.equal(seen[0], expected[2])
 
 
+@pytest.mark.parametrize("backward", ["ep", "tbp", "rbp", "bp"])
+@pytest.mark.parametrize("indices", [(0, 1), (1,), (-1,), (4, 2)])
+def test_feature_maps_leave_out_what_they_do_not_need_and_learn_alike(backward, indices):
+    def built(**options):
+        torch.manual_seed(0)
+        return timm.create_model("pcn_vgg5_tiny_cifar10", backward=backward, dtype=torch.float64, **options).train()
+
+    whole, backbone, taken = built(), built(features_only=True, out_indices=indices), [index % 5 for index in indices]
+    x = images_for(whole).double()
+    maps, expected = backbone(x), whole.forward_intermediates(x, list(indices), intermediates_only=True)
+    torch.testing.assert_close(maps, expected)
+    assert backbone.feature_info.channels() == [whole.feature_info[index]["num_chs"] for index in taken]
+    losses = [sum(each.square().mean() for each in several) for several in (maps, expected)]
+    names = [name.removeprefix("model.") for name, _ in backbone.named_parameters()]
+    assert names == [f"layers.{level}.{part}" for level in range(max(taken) + 1) for part in ("weight", "bias")]
+    found = torch.autograd.grad(losses[0], [*backbone.parameters()])
+    torch.testing.assert_close(
+        found, torch.autograd.grad(losses[1], [dict(whole.named_parameters())[n] for n in names])
+    )
+
+
+def test_what_is_left_of_a_pruned_network_is_one(tiny):
+    x = images_for(tiny)
+    *_, expected, _, _, _ = tiny.relax(x).state
+    assert tiny.prune_intermediate_layers((2, 0), prune_head=False) == [2, 0]
+    torch.testing.assert_close(tiny(x), expected)
+    tiny.init_weights()
+    tiny.reset_classifier(7)
+    assert tiny(x).shape == tiny.relax(x).output.shape == (2, 7)
+    assert tiny.prune_intermediate_layers(1, prune_head=False) == [2]
+    assert tiny(x).shape == (2, 7)
+
+
 def test_weights_are_saved_loaded_and_adapted(tiny, tmp_path):
     timm.models.save_for_hf(tiny, tmp_path, safe_serialization=True)
     x, source = images_for(tiny), f"local-dir:{tmp_path}"
@@ -133,16 +166,25 @@ def test_what_it_cannot_do_is_refused(tiny):
         ({"pools": (2, 2)}, "pools has one window for each of the widths"),
         ({"img_size": 8}, "too small"),
         ({"drop_rate": 0.1}, "A PCN has no dropout"),
-        ({"backward": "sgd"}, "Unknown backward 'sgd'"),
+        ({"backward": "sgd"}, "Unknown backward 'sgd' of a PCN: choose one of ep, tbp, rbp, bp"),
     ):
         with pytest.raises(ValueError, match=words):
             PCN(**settings)
-    with pytest.raises(TypeError, match=r"backward is a name, a timm_ebl\.Backward or None, not 3"):
+    with pytest.raises(TypeError, match=r"backward is a name or a timm_ebl\.Backward, not 3"):
         tiny.backward = 3
     for call in (tiny, tiny.answer, tiny.relax):
         with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\)"):
             call(torch.zeros(1, 3, 28, 28))
     assert "energy='predictive coding', beta=0.02, backward='ep'" in repr(tiny)
+
+
+def test_nan_passes_through_the_feed_forward_network_alone(tiny):
+    x = images_for(tiny)
+    x[0, 0, 0, 0] = torch.nan
+    assert tiny(x).isnan().any(1).tolist() == [True, False]
+    for call in (tiny.answer, tiny.relax, tiny.train()):
+        with pytest.raises(ValueError, match="NaN"):
+            call(x)
 
 
 def test_a_plain_loop_learns_by_equilibrium_propagation():

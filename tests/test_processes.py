@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from one_of_two import RULES, results
 from runs import arguments, assert_same_run
 
+from timm_ebl import create_rule
+from timm_ebl.training.task import RuleTask
+
 HERE = Path(__file__).parent
 
 
@@ -43,6 +46,17 @@ def test_two_processes_do_what_one_does(folder, tmp_path):
         first, second = one[rule]["test"], two[rule]["test"]
         assert torch.equal(first.pop("predicted"), second.pop("predicted"))
         assert first == pytest.approx(second, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["c-ep", "tbp"])
+def test_a_rule_says_what_to_do_with_a_model_that_is_wrapped_for_parallel_processes(make_dchn, batch, name):
+    wrapped, rule = torch.nn.DataParallel(make_dchn()), create_rule(name)
+    words = r"A DataParallel has no energy to relax, but its \.module has: .*task\.RuleTask\.prepare_distributed"
+    for call in (lambda: rule(wrapped, *batch), lambda: RuleTask(wrapped, rule, verbose=False)):
+        with pytest.raises(TypeError, match=words):
+            call()
+    with pytest.raises(TypeError, match="A DataParallel has no energy to relax: choose one of"):
+        rule(torch.nn.DataParallel(torch.nn.Identity()), *batch)
 
 
 @pytest.mark.slow

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from timm_ebl import Minimizer
+from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.errors import WeightsError
 from timm_ebl.models.weights import SHIPPED, list_shipped, with_minimizer
 from timm_ebl.training.trained import TrainedModel
@@ -22,6 +24,48 @@ def test_saved_settings_are_defaults_and_survive_another_saving(net, tmp_path):
     again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True)
     assert again.minimizer == model.minimizer
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "minimizer", [PAPER, Minimizer(tolerance=1e-2), Minimizer(order="backward", omega=(1.5, 1.2)), Minimizer()]
+)
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_minimiser_that_was_set_is_saved(tmp_path, minimizer, resized):
+    given = timm.create_model("dchn_tiny_cifar10", sweeps=9, start="zero", pooling="average")
+    given.minimizer = Minimizer(sweeps=2) if resized else minimizer
+    if resized:
+        given.set_input_size(48)
+        given.minimizer = minimizer
+    timm.models.save_for_hf(given, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert (loaded.minimizer, loaded.pooling, loaded.img_size) == (minimizer, given.pooling, given.img_size)
+    given.minimizer = replace(minimizer, compiled=True)
+    timm.models.save_for_hf(given, tmp_path, safe_serialization=True)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).minimizer == minimizer
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dchn_tiny_cifar10", {"sweeps": 3, "omega": [1.5, 1.25], "kernel_size": 5, "pool": 2, "tolerance": 0.125}),
+        ("hopfield_resnet13_tiny_cifar10", {"omega": 1.5, "bias_gain": 0.25}),
+        ("pcn_vgg5_tiny_cifar10", {"beta": 0.125, "pools": [1, 1, 2, 2, 2], "gains": 0.5}),
+    ],
+)
+def test_numbers_of_numpy_are_taken_and_saved_as_numbers(tmp_path, name, settings):
+    def of_numpy(value):
+        if isinstance(value, list):
+            return [of_numpy(each) for each in value]
+        return np.int64(value) if isinstance(value, int) else np.float32(value)
+
+    given = {"num_classes": 7, "in_chans": 1, "widths": [4, 4, 4, 4, 4]} | settings
+    model = timm.create_model(name, **{key: of_numpy(value) for key, value in given.items()})
+    model.reset_classifier(np.int64(5))
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_args"] == given | {"num_classes": 5, "global_pool": "flatten", "img_size": [32, 32]}
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True)(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+    assert type(create_rule("c-ep", beta=np.float32(0.1)).beta) is float
 
 
 def test_a_run_keeps_the_checksum_of_its_weights(finished):
@@ -75,6 +119,23 @@ def test_a_configuration_that_is_none_is_refused(net, text, words):
     with pytest.raises(WeightsError, match=rf"config.json .*{words}") as refusal:
         timm.create_model(f"local-dir:{net}", pretrained=True)
     assert len(str(refusal.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "words"),
+    [
+        (None, FileNotFoundError, "config.json cannot be read"),
+        ("{", ValueError, "config.json cannot be read"),
+        ('{"architecture": "resnet18", "model_args": null, "pretrained_cfg": {}}', AttributeError, "no mapping"),
+        ('{"architecture": "resnet18", "model_args": {"sweeps": 99999}, "pretrained_cfg": {}}', TypeError, "'sweeps'"),
+        ('{"architecture": "resnet17"}', RuntimeError, "^Unknown model"),
+    ],
+)
+def test_what_timm_refuses_is_caught_as_without_the_package(tmp_path, text, kind, words):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(kind, match=words):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
 
 
 @pytest.mark.parametrize("top", [3, 10])

@@ -1,7 +1,9 @@
-"""Networks in graphs of torch.fx: they answer, learn, are copied and become TorchScript."""
+"""Networks in graphs of torch.fx: they answer, learn, are copied, become TorchScript and are exported."""
 
 import copy
 import io
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -68,3 +70,30 @@ def test_copies_of_a_symbolic_trace_are_networks_of_their_own(tiny):
         torch.testing.assert_close(copied.double()(x.double()), copy.deepcopy(other).double()(x.double()))
     tiny.reset_classifier(3)
     torch.testing.assert_close(graph(x), expected)
+
+
+LOAD = """
+import sys, torch
+exported, x, answer = (sys.argv[1] + name for name in ("/network.pt2", "/x.pt", "/answer.pt"))
+torch.save(torch.export.load(exported).module()(torch.load(x)), answer)
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_export_answers_alike_in_a_process_that_has_no_network(tiny, tmp_path, strict, grad):
+    x = images_for(tiny.eval())
+    with torch.set_grad_enabled(grad):
+        exported = torch.export.export(
+            tiny, (images_for(tiny, 3),), dynamic_shapes=({0: torch.export.Dim("b")},), strict=strict
+        )
+    torch.export.save(exported, tmp_path / "network.pt2")
+    torch.save(x, tmp_path / "x.pt")
+    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "answer.pt"), tiny(x).detach())
+
+
+def test_a_compiled_graph_whose_network_is_gone_says_so(tiny):
+    x, parameters = images_for(tiny), list(tiny.parameters())
+    with pytest.raises(RuntimeError, match="network of this compiled graph is not in this process: compile it here"):
+        torch.ops.timm_ebl.relaxed_layers(x, parameters, 0, [-1], None)

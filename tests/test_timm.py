@@ -70,11 +70,21 @@ def test_arguments_that_do_not_exist_or_fit_are_refused(tiny):
         timm.create_model("dchn_tiny_mnist", not_an_argument=1)
     with pytest.raises(ValueError, match="global_pool is 'flatten' or '', not 'avg'"):
         timm.create_model("dchn_tiny_mnist", global_pool="avg")
-    with pytest.raises(ValueError, match="global_pool='' goes with num_classes=0"):
-        tiny.reset_classifier(10, "")
-    with pytest.raises(ValueError, match="no gradient checkpointing"):
-        tiny.set_grad_checkpointing()
-    tiny.set_grad_checkpointing(False)
+    before = (tiny.head, tiny.num_classes, tiny.global_pool)
+    for arguments, words in (
+        ((10, ""), "global_pool='' goes with num_classes=0"),
+        *(((count,), f"num_classes is a whole number of at least 0, not {count!r}") for count in (-3, 2.5, "5", True)),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tiny.reset_classifier(*arguments)
+        assert (tiny.head, tiny.num_classes, tiny.global_pool) == before
+    for model, words in (
+        (tiny, r"A DCHN has no gradient checkpointing: .* ep, tbp, rbp keeps the free state alone\."),
+        (timm.create_model("pcn_vgg5_tiny_mnist"), r"A PCN has no gradient checkpointing: .* alone, and that of 'bp'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.set_grad_checkpointing()
+        model.set_grad_checkpointing(False)
     with pytest.raises(ValueError, match="no dropout; got drop_rate"):
         timm.create_model("dchn_tiny_mnist", drop_rate=0.1)
     with pytest.raises(ValueError, match="Unknown pooling 'min': choose one of max, average"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NoReturn
 
-__all__ = ["Choice", "Parser", "is_count", "is_number", "positive_count", "require_flag"]
+__all__ = ["Choice", "Parser", "as_plain", "is_count", "is_number", "positive_count", "require_flag"]
 
 
 class Choice(str, Enum):
@@ -23,13 +24,22 @@ class Choice(str, Enum):
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number; ``True`` and ``False`` are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a real number, NumPy's among them; ``True`` and ``False`` are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_count(value: object, least: int = 1) -> bool:
     """Whether a value is a whole number of at least so much; ``True``, ``False`` and floats are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+
+
+def as_plain(value: Any) -> Any:
+    """A number, or those in a tuple or list, as Python's own, which JSON and PyTorch take; anything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(as_plain, value))
+    if not is_number(value) or isinstance(value, (int, float)):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def require_flag(name: str, value: object, optional: bool = False) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "MissingSplitError",
     "OutputError",
     "WeightsError",
+    "caught_as_well",
     "one_sentence",
 ]
 
@@ -91,6 +92,26 @@ class Interrupted(EBLError):
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
         self.signal, self.status = signal, 128 + signal
+
+
+def caught_as_well(refusal: EBLError, error: Exception) -> EBLError:
+    """A refusal that is an error of another one's kind too, for those who catch what a library raises.
+
+    Args:
+        refusal: What is said.
+        error: The library's error, whose type and attributes it has as well.
+
+    A copy or a pickle is the refusal alone.
+    """
+    kind, message = type(refusal), str(refusal)
+    own = {
+        "__init__": lambda self, *args: None,
+        "__str__": lambda self: message,
+        "__reduce_ex__": lambda self, protocol: (kind, (message,)),
+    }
+    both = type(kind.__name__, (kind, type(error)), own)(message)
+    vars(both).update(vars(error))
+    return both
 
 
 @contextmanager

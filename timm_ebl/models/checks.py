@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["require_finite", "require_state"]
+__all__ = ["require_finite", "require_state", "require_versions"]
 
 
 def require_state(state: object, shapes: Sequence[torch.Size], device: torch.device) -> None:
@@ -40,3 +40,16 @@ def require_finite(x: Tensor, start: Sequence[Tensor]) -> None:
         if finite[0]:
             raise ValueError("The start holds NaN or infinite values: start from another state, or from none.")
         raise ValueError("The input holds NaN or infinite values: check the images and their normalisation.")
+
+
+def require_versions(tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors of inference mode: nobody knows whether they were written to.
+
+    Raises:
+        ValueError: There are some.
+    """
+    if any(tensor.is_inference() for tensor in tensors):
+        raise ValueError(
+            "Tensors of torch.inference_mode do not tell whether they were changed since a relaxation, so that no rule "
+            "can go on from it: use torch.no_grad instead, for the network and the images too."
+        )

@@ -17,7 +17,7 @@ import torch
 from timm.models import register_model
 from torch import nn
 
-from ..arguments import Choice, is_count
+from ..arguments import Choice, as_plain, is_count
 from ..relaxation.minimizer import Minimizer, Start
 from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
 from .factory import build_network, register_family
@@ -113,7 +113,7 @@ class DCHN(TimmHopfieldNetwork):
             minimizer=minimizer,
             backward=backward,
         )
-        self.pooling = Pooling(pooling)
+        self.pooling, widths, pool = Pooling(pooling), as_plain(widths), as_plain(pool)
         self.layers = nn.ModuleList(
             self.pooling.interaction(lower, upper, kernel_size, pool, device=device, dtype=dtype)
             for lower, upper in zip((in_chans, *widths), widths, strict=False)

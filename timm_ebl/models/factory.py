@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..arguments import is_count
 from ..data.requests import explain, fetch
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, WeightsError, caught_as_well
 from .layered import LayeredNetwork
 from .weights import CONFIG, WEIGHTS, list_shipped, read_config, read_weights
 
@@ -228,23 +228,44 @@ def _check_fit(weights: dict[str, Tensor], source: nn.Module, path: Path, varian
 
 
 def _load_config_from_hub(model_id: str, cache_dir: str | Path | None = None) -> tuple[dict[str, Any], str, dict]:
-    """What `timm.create_model` reads of ``hf-hub:owner/name``: tried again, checked, and refused with one sentence."""
+    """What `timm.create_model` reads of ``hf-hub:owner/name``: tried again, and refused with one sentence."""
     repo_id, _, revision = model_id.partition("@")
     try:
         path = fetch(repo_id, CONFIG, revision or None, cache_dir)
     except Exception as error:  # as above
-        raise WeightsError(f"{CONFIG} of {model_id} cannot be loaded: {explain(error, repo_id)}.") from error
+        refusal = WeightsError(f"{CONFIG} of {model_id} cannot be loaded: {explain(error, repo_id)}.")
+        raise caught_as_well(refusal, error) from error
     cfg, *rest = _load_config_from_folder(path.parent)
     del cfg["file"]
     return (cfg | {"hf_hub_id": model_id, "source": "hf-hub"}, *rest)
 
 
 def _load_config_from_folder(folder: str | Path) -> tuple[dict[str, Any], str, dict]:
-    """What `timm.create_model` reads of ``local-dir:folder``, checked."""
-    path = Path(folder, CONFIG)
-    if model_cls := family_of(read_config(path)["architecture"]):
-        read_settings(path, model_cls)
-    return load_model_config_from_path(folder)
+    """What `timm.create_model` reads of ``local-dir:folder``, checked if it is of the package.
+
+    What timm cannot read is refused by an error that timm's own is, too: it may be that of any model.
+    """
+    refusal = _refusal_of(Path(folder, CONFIG))
+    try:
+        found = load_model_config_from_path(folder)
+    except Exception as error:
+        if refusal is None:
+            raise
+        raise caught_as_well(refusal, error) from error
+    architecture = found[1]
+    if refusal is not None and not (isinstance(architecture, str) and family_of(architecture) is None):
+        raise refusal
+    return found
+
+
+def _refusal_of(path: Path) -> WeightsError | None:
+    """Why a configuration is refused, if it is."""
+    try:
+        if model_cls := family_of(read_config(path)["architecture"]):
+            read_settings(path, model_cls)
+    except WeightsError as refusal:
+        return refusal
+    return None
 
 
 # timm asks these two before it knows whose model it is: they are the only place where a request can be tried again.

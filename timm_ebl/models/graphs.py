@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import secrets
 import warnings
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -23,10 +23,21 @@ if TYPE_CHECKING:
     from ..energy.graph import Graph
     from ..rules.backward import Backward
 
-__all__ = ["FreeLayers", "Stack", "compiled_layers", "is_symbolic", "recorded", "register_network", "traced"]
+__all__ = [
+    "FreeLayers",
+    "Stack",
+    "compiled_layers",
+    "is_exporting",
+    "is_symbolic",
+    "recorded",
+    "register_network",
+    "traced",
+]
+
+is_exporting = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 has none
+"""Whether `torch.export` is under way."""
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
-_KEYS = itertools.count()
 _PREFERENCES = ("minimizer", "perturbed", "unrolled", "adjoint", "beta", "force")
 """What an `EnergyModel` says of how it relaxes."""
 
@@ -116,14 +127,16 @@ def traced(module: nn.Module, *inputs: Tensor) -> nn.Module:
 
 
 def register_network(network: HopfieldNetwork) -> int:
-    """A number by which a compiled graph of this process finds a network."""
-    key = next(_KEYS)
+    """A number by which a compiled graph of this process finds a network; in another process it finds none."""
+    key = secrets.randbits(62)
     _NETWORKS[key] = network
     return key
 
 
 def compiled_layers(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Layers of the free state without derivatives, as one operator of the graph that `torch.compile` makes.
+    """Layers of the free state without derivatives, in the graph that Dynamo makes.
+
+    They are one operator, which finds the network when it runs. For `torch.export`, they are the relaxation itself.
 
     Args:
         network: The network.
@@ -131,9 +144,28 @@ def compiled_layers(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple
         x: Input ``(B, ..)``.
         layers: Which layers, by index.
     """
+    parameters = list(network.parameters())
+    if is_exporting():
+        return tuple(_exported_layers(x, parameters, key, layers))
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if has_autocast(device) else None
-    return tuple(torch.ops.timm_ebl.relaxed_layers(x, list(network.parameters()), key, layers, autocast))
+    return tuple(torch.ops.timm_ebl.relaxed_layers(x, parameters, key, layers, autocast))
+
+
+def _network(key: int) -> HopfieldNetwork:
+    """The network of a number.
+
+    Raises:
+        RuntimeError: There is none: it is gone, or of another process.
+    """
+    if key not in _NETWORKS:
+        raise RuntimeError("The network of this compiled graph is not in this process: compile it here, or export it.")
+    return _NETWORKS[key]
+
+
+@torch.compiler.allow_in_graph  # Dynamo leaves it as it is; the export then looks inside
+def _exported_layers(x, parameters, key, layers):
+    return _network(key).relaxed(parameters, x, tuple(layers))
 
 
 @torch.library.custom_op(
@@ -142,7 +174,7 @@ def compiled_layers(network: HopfieldNetwork, key: int, x: Tensor, layers: tuple
     schema="(Tensor x, Tensor[] parameters, int network, int[] layers, ScalarType? autocast) -> Tensor[]",
 )
 def _relaxed_layers(x, parameters, network, layers, autocast):
-    model, device = _NETWORKS[network], x.device.type
+    model, device = _network(network), x.device.type
     with torch.autocast(device, autocast, enabled=autocast is not None):
         found = model.relaxed(parameters, x, tuple(layers))
     kind = {"dtype": parameters[0].dtype, "memory_format": torch.contiguous_format}  # as the graph expects it
@@ -151,5 +183,5 @@ def _relaxed_layers(x, parameters, network, layers, autocast):
 
 @_relaxed_layers.register_fake
 def _(x, parameters, network, layers, autocast):
-    shapes = _NETWORKS[network].state_shapes(x)
+    shapes = _network(network).state_shapes(x)
     return [x.new_empty(shapes[layer], dtype=parameters[0].dtype) for layer in layers]

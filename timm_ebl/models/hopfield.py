@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..kernels.native import is_watched
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
-from ..rules.backward import Backward
-from ..rules.catalogue import create_backward, name_of
+from ..rules.catalogue import name_of
 from .flops import counted_flops
-from .graphs import FreeLayers, Stack, compiled_layers, is_symbolic, recorded, register_network, traced
+from .graphs import FreeLayers, Stack, compiled_layers, is_exporting, is_symbolic, recorded, register_network, traced
 from .network import HopfieldNetwork
 from .timm_network import TimmNetwork
 
@@ -28,24 +27,25 @@ if TYPE_CHECKING:
 
 __all__ = ["TimmHopfieldNetwork"]
 
+_SETTINGS = ("order", "sweeps", "tolerance", "omega", "start")
+"""The fields of a minimiser that decide where it ends, each an argument of a network too."""
+
 
 class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
     """A Hopfield network of maps with a dense read-out, as timm's scripts use a model (`TimmNetwork`).
 
     Args:
-        minimizer: How ``forward`` relaxes.
-        backward: How a loss is differentiated: ``"ep"``, ``"tbp"``, ``"rbp"`` (`timm_ebl.create_backward`), or a
-            `Backward`. It is an attribute too, free to be set.
+        minimizer: How ``forward`` relaxes. It is an attribute too, free to be set, and saved as the arguments that make
+            it, except for ``compiled``: who loads a checkpoint need not wait for a compiler.
         **arguments: Those of `TimmNetwork`.
 
     Raises:
         ValueError: An argument is out of range; the message says which.
     """
 
-    def __init__(self, *, minimizer: Minimizer, backward: str | Backward, **arguments) -> None:
+    def __init__(self, *, minimizer: Minimizer, **arguments) -> None:
         super().__init__(**arguments)
-        self._key, self.minimizer = register_network(self), minimizer
-        self.backward = backward if isinstance(backward, Backward) else create_backward(backward)
+        self._key, self.minimizer, self._model_args = register_network(self), minimizer, {}
 
     def extra_repr(self) -> str:
         """Energy, minimiser and backward pass."""
@@ -69,17 +69,8 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         relax = partial(self.answer if self.num_classes else self.relax, x)
         return counted_flops(partial(relax, minimizer=replace(self.minimizer, compiled=False)))
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse gradient checkpointing: a relaxation keeps no activations to save.
-
-        Raises:
-            ValueError: It is to be enabled.
-        """
-        if enable:
-            raise ValueError(
-                f"A {type(self).__name__} has no gradient checkpointing and needs none: its backward pass keeps the "
-                "free state alone."
-            )
+    def _settings(self) -> dict[str, object]:
+        return {name: getattr(self.minimizer, name) for name in _SETTINGS} | {"start": str(self.minimizer.start)}
 
     # ------------------------------------------------------------------------------------------- what graphs hold of it
 
@@ -117,7 +108,7 @@ class TimmHopfieldNetwork(TimmNetwork, HopfieldNetwork):
         return tuple(states[index % count] for index in layers)
 
     def _relaxed(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
-        if torch.compiler.is_dynamo_compiling() and not torch.is_grad_enabled():
+        if torch.compiler.is_dynamo_compiling() and (is_exporting() or not torch.is_grad_enabled()):
             return compiled_layers(self, self._key, x, layers)
         if is_symbolic(x):
             if layers == (-1,):

@@ -18,7 +18,7 @@ import torch
 from timm.models import register_model
 from torch import nn
 
-from ..arguments import is_count
+from ..arguments import as_plain, is_count
 from ..energy.graph import Edge, Graph, Layer
 from ..relaxation.minimizer import Minimizer, Start
 from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
@@ -112,7 +112,7 @@ class HopfieldResNet(TimmHopfieldNetwork):
             minimizer=minimizer,
             backward=backward,
         )
-        factory = {"device": device, "dtype": dtype}
+        factory, widths = {"device": device, "dtype": dtype}, as_plain(widths)
         self.layers = nn.ModuleList()
         self.feature_info = []
         for block, (below, width) in enumerate(zip((in_chans, *widths), widths, strict=False)):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arguments import is_count
+from ..arguments import as_plain, is_count
 from ..energy.interaction import Interaction
 from ..kernels.convolution import convolution
 from ..kernels.dense import dense
@@ -77,6 +77,9 @@ class ConvInteraction(_Uniform, nn.Conv2d):
                 "kernel_size is an odd whole number, and pool and stride are whole numbers of at least 1; got "
                 f"{kernel_size!r}, {pool!r} and {stride!r}."
             )
+        in_channels, out_channels, kernel_size, pool, stride = as_plain(
+            (in_channels, out_channels, kernel_size, pool, stride)
+        )
         super().__init__(
             in_channels, out_channels, kernel_size, stride, pads * (kernel_size // 2), bias=bias, **factory
         )

@@ -19,7 +19,7 @@ from ..relaxation.descent import descend
 from ..relaxation.minimizer import Minimizer, Start, require_minimizer
 from ..relaxation.model import EnergyModel
 from ..relaxation.record import Cache, Relaxation, as_layers
-from .checks import require_finite, require_state
+from .checks import require_finite, require_state, require_versions
 
 if TYPE_CHECKING:
     from ..energy.functional import State
@@ -131,6 +131,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
         graph, x = self.graph, relaxation.input
         cache = relaxation.known(graph, x)
         if cache is None:
+            require_versions((x, *relaxation.state, *self.parameters()))
             raise ValueError(
                 "The relaxation is not one of this network with its present parameters, or its layers were changed in "
                 "place: relax anew."
@@ -205,6 +206,8 @@ class LayeredNetwork(nn.Module, EnergyModel):
         _require_a_force_for_each(self.graph, perturbation)
         cache = known(self.graph, getattr(free, "input", None), free)
         if cache is None:
+            if isinstance(free, Relaxation):
+                require_versions((free.input, *free.state, *self.parameters()))
             raise ValueError(
                 "A response starts from a free relaxation of this network, as it ended and under the same parameters: "
                 "relax anew, and pass that."

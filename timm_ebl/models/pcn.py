@@ -16,28 +16,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import is_count
+from ..arguments import as_plain, is_count
 from ..energy.graph import Graph
 from ..rules.autograd import equilibrium
-from ..rules.backward import Backward
-from ..rules.catalogue import create_backward, name_of
+from ..rules.catalogue import name_of
 from .configs import DATASET_NAMES, SIZES, data_cfg, with_checkpoints
 from .factory import build_network, register_family
 from .flops import counted_flops
 from .graphs import is_symbolic
 from .interactions import RectifiedConv
 from .predictive import PredictiveCodingNetwork
-from .timm_network import TimmNetwork
+from .timm_network import AUTOGRAD, TimmNetwork
 
 if TYPE_CHECKING:
     from ..energy.interaction import Interaction
+    from ..rules.backward import Backward
 
 __all__ = ["PCN", "default_cfgs"]
-
-AUTOGRAD = "bp"
-"""The name of autograd's own backpropagation through the forward pass."""
 
 
 @register_family
@@ -45,8 +43,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
     """Predictive coding network (`timm_ebl.models.predictive`).
 
     In evaluation, without gradients, and in graphs of `torch.fx` and `torch.compile`, ``forward`` is the plain
-    feed-forward network, with its hooks and autograd's gradient. In training mode, the gradient of a loss is that of
-    `backward`.
+    feed-forward network, with its hooks and autograd's gradient; NaN passes through it. In training mode, the gradient
+    of a loss is that of `backward`.
 
     Args:
         widths: Channels of the hidden layers, from the input upwards.
@@ -71,6 +69,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
     Raises:
         ValueError: An argument is out of range; the message says which.
     """
+
+    feeds_forward = True
 
     def __init__(
         self,
@@ -104,9 +104,10 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             global_pool=global_pool,
             drop_rate=drop_rate,
             bias_gain=bias_gain,
+            backward=backward,
         )
-        self.beta = self.force = beta
-        self.backward = backward
+        self.beta = self.force = as_plain(beta)
+        widths, pools, neck = as_plain((widths, pools, neck))
         build = partial(RectifiedConv, device=device, dtype=dtype)
         sizes = zip((in_chans, *widths), widths, pools)  # noqa: B905 (the last width is below the read-out)
         self.layers = nn.ModuleList(build(lower, upper, 3, pool) for lower, upper, pool in sizes)
@@ -120,19 +121,6 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             )
         self.num_features = self.layers[-1].out_channels
         self.add_head(gains, device=device, dtype=dtype)
-
-    @property
-    def backward(self) -> Backward | None:
-        """How a loss is differentiated in training mode; ``None`` is autograd's own backpropagation."""
-        return self._backward
-
-    @backward.setter
-    def backward(self, backward: str | Backward | None) -> None:
-        if isinstance(backward, str):
-            backward = None if backward == AUTOGRAD else create_backward(backward)
-        if not (backward is None or isinstance(backward, Backward)):
-            raise TypeError(f"backward is a name, a timm_ebl.Backward or None, not {backward!r}.")
-        self._backward = backward
 
     def extra_repr(self) -> str:
         """Energy, strength of a perturbation and backward pass."""
@@ -152,6 +140,24 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
         """Floating-point operations of `forward` for one image, a multiplication and an addition counted as two."""
         x = next(self.parameters()).new_zeros(1, self.in_chans, *self.img_size)
         return counted_flops(partial(self.answer, x))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Leave out the layers above those asked for, and the read-out: nothing feeds back from there.
+
+        Args:
+            indices: Which hidden layers: the last n, or those of a sequence.
+            prune_norm: Without effect, there is no normalisation.
+            prune_head: Whether the read-out goes where all layers stay.
+
+        Returns:
+            The indices, counted from the input.
+        """
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        if prune_head or last + 1 < len(self.layers):
+            self.keep_layers(last + 1)
+        return taken
 
     def __prepare_scriptable__(self) -> nn.Module:
         """The network of plain modules that `torch.jit.script` compiles; the parameters are shared."""
@@ -188,13 +194,8 @@ default_cfgs = with_checkpoints(
 _BASE = {"widths": (128, 256, 512, 512, 512)}
 _SMALL = {"widths": (32, 64, 128, 128, 128)}
 _TINY = {"widths": (16, 32, 64, 64, 64)}
-_VGG10 = {
-    "widths": (64, 128, 256, 256, 512, 512, 512, 512),
-    "pools": (2, 2, 1, 2, 1, 2, 1, 2),
-    "neck": 2048,
-    "img_size": 224,
-    "beta": 0.05,
-}
+_VGG10 = {"widths": (64, 128, 256, 256, 512, 512, 512, 512), "pools": (2, 2, 1, 2, 1, 2, 1, 2), "neck": 2048}
+_VGG10 |= {"img_size": 224, "beta": 0.05}
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> PCN:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
-from ..arguments import is_count, is_number
+from ..arguments import as_plain, is_count, is_number
 from .interactions import DenseInteraction, EmptyInteraction
 
 __all__ = ["ReadOut", "as_gains", "as_global_pool", "as_size"]
@@ -59,16 +59,17 @@ class ReadOut:
             global_pool: As for the constructor; by default as before, or as the read-out needs it.
 
         Raises:
-            ValueError: There is no such pooling, or it leaves a map where there are classes.
+            ValueError: There is no such number or pooling, or a map is left where there are classes.
         """
+        if not is_count(num_classes, 0):
+            raise ValueError(f"num_classes is a whole number of at least 0, not {num_classes!r}.")
         if global_pool is None:
             global_pool = "flatten" if num_classes else self.global_pool
-        self.global_pool = as_global_pool(global_pool, num_classes)
+        num_classes, global_pool = as_plain(num_classes), as_global_pool(global_pool, num_classes)
         weight = next(self.layers.parameters())
-        self.num_classes = num_classes
-        self.head = _create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
-        self.head.initialise(self.gains[-1], self.bias_gain)
-        self.head.train(self.training)
+        head = _create_head(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
+        head.initialise(self.gains[-1], self.bias_gain)
+        self.head, self.num_classes, self.global_pool = head.train(self.training), num_classes, global_pool
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
@@ -142,7 +143,7 @@ def as_size(img_size: int | Sequence[int]) -> tuple[int, int]:
     size = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(size) != 2 or not all(map(is_count, size)):
         raise ValueError(f"img_size is one number of pixels or (height, width), not {img_size!r}.")
-    return size
+    return as_plain(size)
 
 
 def as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
@@ -154,4 +155,4 @@ def as_gains(gains: float | Sequence[float], count: int) -> tuple[float, ...]:
     gains = tuple(gains) if isinstance(gains, Sequence) else (gains,) * count
     if len(gains) != count or not all(is_number(gain) and 0 < gain < _LARGEST_GAIN for gain in gains):
         raise ValueError(f"gains is one positive number or {count} of them, read-out last; got {gains!r}.")
-    return gains
+    return as_plain(gains)

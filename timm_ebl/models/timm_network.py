@@ -8,20 +8,27 @@ equilibrium propagation (`timm_ebl.rules.autograd`).
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from inspect import signature
+from typing import ClassVar
 
 import torch
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import is_count, is_number
+from ..arguments import as_plain, is_count, is_number
 from ..energy.functional import State
 from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..relaxation.checks import require_input
+from ..rules.backward import Backward
+from ..rules.catalogue import create_backward, list_backwards
 from .layered import LayeredNetwork
 from .readout import ReadOut, as_global_pool, as_size
 
-__all__ = ["TimmNetwork"]
+__all__ = ["AUTOGRAD", "TimmNetwork"]
+
+AUTOGRAD = "bp"
+"""The name of autograd's own backpropagation through the forward pass."""
 
 
 class TimmNetwork(ReadOut, LayeredNetwork):
@@ -38,10 +45,16 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             layer a map.
         drop_rate: Present for timm's sake, whose scripts pass it to every model; there is no dropout, so it is 0.
         bias_gain: Initial gain of the biases, which start in ``U(+-bias_gain / sqrt(fan_in))``.
+        backward: How a loss is differentiated: a name (`timm_ebl.create_backward`) or a `Backward`. It is an attribute
+            too, free to be set.
 
     Raises:
+        TypeError: `backward` is neither a name nor a `Backward`.
         ValueError: An argument is out of range; the message says which.
     """
+
+    feeds_forward: ClassVar[bool] = False
+    """Whether ``forward`` may be differentiated by autograd itself: `backward` is then also ``"bp"``, or ``None``."""
 
     layers: nn.ModuleList
     feature_info: list[dict[str, object]]
@@ -57,9 +70,10 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         global_pool: str,
         drop_rate: float,
         bias_gain: float,
+        backward: str | Backward | None,
     ) -> None:
         super().__init__()
-        self._graph = None
+        self._graph, self.backward, self._model_args = None, backward, {}
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -69,8 +83,60 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             raise ValueError(f"A {type(self).__name__} has no dropout; got drop_rate={drop_rate!r}.")
         if not is_number(bias_gain) or not 0 <= bias_gain < math.inf:
             raise ValueError(f"bias_gain is a finite number of at least 0, not {bias_gain!r}.")
-        self.num_classes, self.in_chans, self.bias_gain = num_classes, in_chans, bias_gain
+        self.num_classes, self.in_chans, self.bias_gain = as_plain((num_classes, in_chans, bias_gain))
         self.global_pool, self.img_size = as_global_pool(global_pool, num_classes), as_size(img_size)
+
+    @property
+    def backward(self) -> Backward | None:
+        """How a loss is differentiated; ``None`` is autograd's own backpropagation."""
+        return self._backward
+
+    @backward.setter
+    def backward(self, backward: str | Backward | None) -> None:
+        name = AUTOGRAD if backward is None else backward
+        if isinstance(name, str):
+            names = [*list_backwards(), *[AUTOGRAD] * self.feeds_forward]
+            if name not in names:
+                raise ValueError(
+                    f"Unknown backward {backward!r} of a {type(self).__name__}: choose one of {', '.join(names)}."
+                )
+            backward = None if name == AUTOGRAD else create_backward(name)
+        elif not isinstance(backward, Backward):
+            raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
+        self._backward = backward
+
+    @property
+    def _model_args(self) -> dict[str, object]:
+        """The arguments that timm saves with the weights, those of the present minimiser among them."""
+        settings = self._settings()
+        if settings == self._given_settings:
+            return self._given
+        if not settings.keys() <= signature(type(self)).parameters.keys():
+            return self._given | {"minimizer": self.minimizer}  # timm refuses to save it, and says so
+        changed = {name: value for name, value in settings.items() if value is not None}
+        return {name: value for name, value in self._given.items() if name not in settings} | changed
+
+    @_model_args.setter
+    def _model_args(self, arguments: dict[str, object]) -> None:
+        self._given = {name: as_plain(value) for name, value in arguments.items()}
+        self._given_settings = self._settings()
+
+    def _settings(self) -> dict[str, object]:
+        """Arguments that attributes may have replaced since."""
+        return {}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse gradient checkpointing: a backward pass of the package's keeps no activations to save.
+
+        Raises:
+            ValueError: It is to be enabled.
+        """
+        if enable:
+            by_autograd = f", and that of {AUTOGRAD!r} what torch.utils.checkpoint leaves it" * self.feeds_forward
+            raise ValueError(
+                f"A {type(self).__name__} has no gradient checkpointing: the backward pass of "
+                f"{', '.join(list_backwards())} keeps the free state alone{by_autograd}."
+            )
 
     @abstractmethod
     def _equilibrium(self, x: Tensor, layers: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -115,6 +181,13 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         """Draw all parameters anew, as the paper's released code does: weights from ``U(+-gain / sqrt(fan_in))``."""
         for interaction, gain in zip(self.interactions, self.gains, strict=False):
             interaction.initialise(gain, self.bias_gain, generator)
+
+    def keep_layers(self, count: int) -> None:
+        """Keep so many hidden layers, from the input upwards, and no read-out; `reset_classifier` makes another one."""
+        self.layers, self.feature_info = self.layers[:count], self.feature_info[:count]
+        self.gains, self._graph = (*self.gains[:count], self.gains[-1]), None
+        self.num_features, self.head_hidden_size = self.layers[-1].out_channels, self.top_shape(self.img_size).numel()
+        self.reset_classifier(0, "")
 
     def check_input(self, x: Tensor, start: State | None = None) -> None:
         self.check_shape(x)

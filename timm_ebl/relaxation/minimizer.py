@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..arguments import Choice, is_number, require_flag
+from ..arguments import Choice, as_plain, is_count, is_number, require_flag
 from .order import groups_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Minimizer:
         groups_of(self.order)
         if self.sweeps is None:
             object.__setattr__(self, "sweeps", SWEEPS if self.tolerance is None else MOST_SWEEPS)
-        if type(self.sweeps) is not int or self.sweeps < 1:
+        if not is_count(self.sweeps):
             raise ValueError(f"The number of sweeps is a whole number of at least 1, not {self.sweeps!r}.")
         if self.tolerance is not None:
             if not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
@@ -81,7 +81,8 @@ class Minimizer:
         if not omegas or not all(is_number(omega) and _LEAST_OMEGA < omega < 2 for omega in omegas):
             raise ValueError(f"The over-relaxation omega lies between 0 and 2 (exclusive), not at {self.omega!r}.")
         require_flag("compiled", self.compiled)
-        object.__setattr__(self, "omega", omegas[0] if len(set(omegas)) == 1 else omegas)
+        object.__setattr__(self, "omega", as_plain(omegas[0] if len(set(omegas)) == 1 else omegas))
+        object.__setattr__(self, "sweeps", as_plain(self.sweeps))
         object.__setattr__(self, "start", Start(self.start))
 
     @property

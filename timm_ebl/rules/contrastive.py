@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ..arguments import is_number, require_flag
+from ..arguments import as_plain, is_number, require_flag
 from ..energy.functional import State, weigh
 from ..energy.perturbation import Clamped, Forced, Perturbation
 from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
@@ -71,6 +71,7 @@ class ContrastiveRule(Rule):
         super().__post_init__()
         if self.beta is not None and not (is_number(self.beta) and 0 < self.beta < math.inf):
             raise ValueError(f"beta is a positive number (the rule carries the sign), not {self.beta!r}.")
+        object.__setattr__(self, "beta", as_plain(self.beta))
         if not isinstance(self.nudging, Nudging):
             raise TypeError(f"nudging is a timm_ebl.Nudging, such as Nudging.CENTERED, not {self.nudging!r}.")
         require_flag("linear_response", self.linear_response)

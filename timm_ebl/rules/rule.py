@@ -65,8 +65,9 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
 
     Raises:
         TypeError: The labels are no tensor of whole or real numbers.
-        ValueError: There are none, they are on another device, their shape does not fit, a target is not finite (on
-            CUDA nobody looks) or a label out of range (there, the device says so: `timm_ebl.kernels.native.require`).
+        ValueError: There are none, or no classes, they are on another device, their shape does not fit, a target is not
+            finite (on CUDA nobody looks) or a label out of range (there, the device says so:
+            `timm_ebl.kernels.native.require`).
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"Labels are a tensor, not {type(y).__name__}: torch.as_tensor makes one of a list.")
@@ -76,6 +77,8 @@ def as_target(y: Tensor, output: Tensor) -> Tensor:
         raise ValueError(f"The labels are on {y.device} and the model's output on {output.device}: move them there.")
     if not len(output):
         raise ValueError("The batch is empty: a rule learns from at least one sample.")
+    if not output.shape[-1]:
+        raise ValueError("The model has no classes to learn, num_classes=0: model.reset_classifier gives it some.")
     if y.shape == output.shape:
         if not (y.is_meta or y.is_cuda or bool(y.isfinite().all())):
             raise ValueError("The targets hold NaN or infinite values.")
@@ -98,11 +101,21 @@ def require_energy(model: object) -> None:
     Raises:
         TypeError: It is none.
     """
-    if not all(hasattr(model, name) for name in ("energy", "relax", "sweep")):
+    if not _has_energy(model):
+        name = type(model).__name__
+        if _has_energy(getattr(model, "module", None)):
+            raise TypeError(
+                f"A {name} has no energy to relax, but its .module has: give the rule that, and for data parallelism "
+                "wrap the rule's call, as timm_ebl.training.task.RuleTask.prepare_distributed does."
+            )
         raise TypeError(
-            f"A {type(model).__name__} has no energy to relax: choose one of timm.list_models(['dchn*', "
+            f"A {name} has no energy to relax: choose one of timm.list_models(['dchn*', "
             "'hopfield_resnet*', 'pcn*']), or derive the model from timm_ebl.EnergyModel."
         )
+
+
+def _has_energy(model: object) -> bool:
+    return all(hasattr(model, name) for name in ("energy", "relax", "sweep"))
 
 
 def require_strength(beta: float, dtype: torch.dtype, below_1: bool = False) -> None:
