@@ -10,6 +10,9 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
+from timm_ebl import Minimizer
+from timm_ebl.training.rule import free_phase
+
 SCRIPT = Path(__file__).parents[1] / "train_ebl.py"
 SMALL = ["--model-kwargs", "widths=[4, 4, 4, 4]", "gains=0.8", "--threads", "1"]
 
@@ -17,8 +20,12 @@ _spec = importlib.util.spec_from_file_location("train_ebl", SCRIPT)
 train_ebl = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(train_ebl)
 
-NETWORK = timm.create_model("dchn_tiny_mnist", device="meta")
-"""What a rule of a configuration is built for, where none is trained."""
+
+def network_for(config, name="dchn_tiny_mnist"):
+    """What the rule of a configuration is built for, where none is trained."""
+    network = timm.create_model(name, device="meta")
+    network.minimizer = Minimizer(**free_phase(config))
+    return network
 
 
 def write_images(root, train=20, test=5):

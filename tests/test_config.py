@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from runs import NETWORK
+from runs import network_for
 
 from timm_ebl import PAPER, Minimizer, create_rule
 from timm_ebl.errors import ConfigError
@@ -218,7 +218,7 @@ def test_another_rule_takes_from_a_recipe_what_it_has_a_use_for(algo, tmp_path):
         "algo: c-ep\nbeta: 0.1\nlinear_response: true\ndamped: true\nnudged_sweeps: 4\nnudged_omega: 1.5\n"
     )
     config = parse_config(["--config", str(recipe), "--algo", algo])
-    assert build_rule(config, NETWORK).second_phase.sweeps == config.nudged_sweeps == 4
+    assert build_rule(config, network_for(config)).second_phase.sweeps == config.nudged_sweeps == 4
     assert (config.beta, config.linear_response, config.damped) == (None, None, None)
     assert config.nudged_omega == ((1.5,) if algo == "cl" else None)
     recipe.write_text(recipe.read_text().replace("c-ep", algo))
@@ -248,8 +248,10 @@ FOLLOWED = {**PAPERS, "settle": False, "linear_response": False}
     ],
 )
 def test_under_the_preset_and_in_table_1_every_rule_is_the_released_codes(algo, options):
-    expected = create_rule(algo, **options).fitted(NETWORK)
-    assert build_rule(parse_config(["--preset", "paper", "--algo", algo]), NETWORK) == expected
+    config = parse_config(["--preset", "paper", "--algo", algo])
+    expected = create_rule(algo, **options).fitted(network_for(config))
+    assert build_rule(config, network_for(config)) == expected
     for recipe in RECIPES:
         if recipe.stem.startswith("table1"):
-            assert build_rule(parse_config(["--config", str(recipe), "--algo", algo]), NETWORK) == expected
+            config = parse_config(["--config", str(recipe), "--algo", algo])
+            assert build_rule(config, network_for(config)) == expected

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import NETWORK
 
 from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import EBLError
@@ -105,10 +104,11 @@ def test_a_command_line_is_a_configuration_or_refused_in_one_sentence(images, ch
 def builds_or_says_why(config, images):
     train = load_dataset(str(images), "train")
     with contextlib.suppress(EBLError):
-        build_rule(config, NETWORK)
         build_transform(config, train)
         config, origin = settle_config(config)
-        build_optimizer(config, build_model(config, train, origin))
+        model = build_model(config, train, origin)
+        build_rule(config, model)
+        build_optimizer(config, model)
 
 
 @given(

@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 
-from timm_ebl import DCHN
+from timm_ebl import DCHN, Minimizer
 from timm_ebl.rules import reference
 from timm_ebl.training.build import build_optimizer
 from timm_ebl.training.command_line import parse_config
-from timm_ebl.training.rule import build_rule
+from timm_ebl.training.rule import build_rule, free_phase
 
 GOLDEN = load_file(make.FILE)
 CONTRASTIVE = [*reference.CONTRASTS]
@@ -198,7 +198,9 @@ def filled(network, parameters):
 
 
 def paper_rule(model, settings, rule):
-    return build_rule(parse_config([*SETTINGS[settings], "--algo", rule]), model)
+    config = parse_config([*SETTINGS[settings], "--algo", rule])
+    model.minimizer = Minimizer(**free_phase(config))
+    return build_rule(config, model)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -222,6 +224,7 @@ def test_the_packages_rules_have_the_golden_gradients(model, settings, rule):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_table_1_takes_the_golden_steps_at_the_golden_rates(model, recipe):
     config = parse_config(["--config", str(recipe)])
+    model.minimizer = Minimizer(**free_phase(config))
     rule, optimizer = build_rule(config, model), build_optimizer(config, model)
     scheduler = CosineLRScheduler(optimizer, config.epochs, config.min_lr)
     rates = []

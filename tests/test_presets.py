@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from hub_server import Repo
+from runs import network_for
 
 from timm_ebl import Minimizer, create_rule
 from timm_ebl.models.factory import family_of, list_networks
@@ -48,7 +49,7 @@ def test_the_preset_of_the_paper_is_that_of_the_family(dataset, beta):
         settle=False,
         damped=True,
     )
-    assert build_rule(config, timm.create_model(config.model, device="meta")) == expected
+    assert build_rule(config, network_for(config, config.model)) == expected
     assert (config.mean, config.warm_start) == (None, False)
     assert parse_config(["--preset", "paper", *options]).free_sweeps == 60
 

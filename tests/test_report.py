@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import timm
 from accelerate import Accelerator
-from runs import NETWORK, arguments, train
+from runs import arguments, network_for, train
 
 from timm_ebl import create_rule, list_rules
 from timm_ebl.training import engine as loop
@@ -41,7 +41,8 @@ class Terminal(io.StringIO):
 )
 def test_a_rule_is_described_in_words(options, words):
     config = parse_config(options)
-    assert describe_rule(config.algo, build_rule(config, NETWORK), NETWORK) == words
+    network = network_for(config)
+    assert describe_rule(config.algo, build_rule(config, network), network) == words
 
 
 def test_the_rule_of_a_network_that_rests_after_a_forward_pass_has_no_free_sweeps():
@@ -53,7 +54,7 @@ def test_the_rule_of_a_network_that_rests_after_a_forward_pass_has_no_free_sweep
 
 @pytest.mark.parametrize("algo", list_rules())
 def test_a_rule_that_leaves_the_free_phase_to_the_model_has_words_too(algo):
-    words = describe_rule(algo, create_rule(algo), NETWORK)
+    words = describe_rule(algo, create_rule(algo), network_for(parse_config([])))
     assert words.startswith(algo)
     assert "(" not in words
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import NETWORK, SCRIPT, assert_same_run, train
+from runs import SCRIPT, assert_same_run, network_for, train
 from safetensors.torch import load_file
 from studies import study_of
 
-from timm_ebl import Forced, list_rules, register_rule
+from timm_ebl import Forced, Minimizer, list_rules, register_rule
 from timm_ebl.errors import CheckpointError, ConfigError
 from timm_ebl.hub.package import stage
 from timm_ebl.hub.verify import verify
@@ -23,10 +23,11 @@ from timm_ebl.rules.contrastive import ContrastiveRule
 from timm_ebl.rules.rule import RULES
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import finding
-from timm_ebl.training.build import check_config
+from timm_ebl.training.build import build_model, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.rule import build_rule
+from timm_ebl.training.splits import load_splits
 from timm_ebl.training.trained import TrainedModel
 from timm_ebl.training.user_code import import_modules
 
@@ -106,10 +107,10 @@ def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
 
 def test_fields_of_a_rule_of_ones_own_are_set_and_swept(tmp_path):
     config = parse_config([*OWN, "--rule-kwargs", "share=0.25"])
-    assert build_rule(config, NETWORK).share == 0.25
+    assert build_rule(config, network_for(config)).share == 0.25
     for given, words in (("shore=1", "no option 'shore'.*share"), ("perturbed=1", "perturbed has one")):
         with pytest.raises(ConfigError, match=words):
-            build_rule(parse_config([*OWN, "--rule-kwargs", given]), NETWORK)
+            build_rule(parse_config([*OWN, "--rule-kwargs", given]), network_for(config))
     settings = {"imports": ["outside"], "algo": "half-clamping", "model": "outside_dense"}
     study, _ = study_of(tmp_path, settings=settings, grids=[{"rule_kwargs": [{"share": 0.25}, {"share": 1.0}]}])
     assert [cell.row for cell in study.cells] == [f"half-clamping, rule_kwargs share={share}" for share in (0.25, 1.0)]
@@ -132,17 +133,31 @@ class Mistaken(ContrastiveRule):
 
 def test_a_rule_of_ones_own_is_tried_with_the_classes_of_the_model():
     register_rule("half-clamping", Rival)  # which the fixture forgets
-    build_rule(parse_config(["--algo", "half-clamping"]), NETWORK)
+    config = parse_config(["--algo", "half-clamping"])
+    build_rule(config, network_for(config))
     register_rule("half-clamping", Mistaken)
     with pytest.raises(ConfigError, match=r"Rule 'half-clamping' fails \(AttributeError: .*nothing"):
-        build_rule(parse_config(["--algo", "half-clamping"]), NETWORK)
+        build_rule(config, network_for(config))
+
+
+def test_a_model_with_a_minimiser_of_its_own_trains_and_answers_by_it(folder, tmp_path, monkeypatch):
+    import_modules(["outside"])
+    monkeypatch.setattr(sys.modules["outside"].ImageHopfield, "minimizer", Minimizer(sweeps=3))
+    data = ["--dataset", str(folder), "--epochs", "1", "--batch-size", "9", "--output-dir", str(tmp_path / "run")]
+    config = parse_config([*OWN, *data])
+    model = build_model(config, load_splits(config).train)
+    assert build_rule(config, model).free == model.minimizer == Minimizer(sweeps=3)
+    for given in (["--free-sweeps", "9"], ["--omega", "1"]):
+        with pytest.raises(ConfigError, match=r"'outside_dense' has a minimiser of its own, .* leave out"):
+            train(*OWN, *data, *given)
 
 
 def test_options_of_the_second_phase_reach_the_field_that_a_rule_names():
     config = parse_config([*OWN, "--nudged-sweeps", "4", "--nudged-omega", "1.5", "--free-sweeps", "2"])
-    rule = build_rule(config, NETWORK)
+    network = network_for(config)
+    rule = build_rule(config, network)
     assert (rule.perturbed.sweeps, rule.perturbed.omega, rule.free.sweeps) == (4, 1.5, 2)
-    assert describe_rule(config.algo, rule, NETWORK) == "half-clamping; 2 free sweeps, 4 perturbed sweeps"
+    assert describe_rule(config.algo, rule, network) == "half-clamping; 2 free sweeps, 4 perturbed sweeps"
     with pytest.raises(SystemExit):
         parse_config([*OWN, "--beta", "0.1"])
 

@@ -31,7 +31,6 @@ from ..training.console import begin
 from ..training.files import write_whole
 from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
-from ..training.rule import free_phase
 from ..training.splits import load_splits
 
 __all__ = [
@@ -257,7 +256,6 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     config, model = run.config, load_model(run.path)  # in this order: the configuration imports what the model needs
     data = load_splits(config)
     shown = (part := data.held_out or data.train).subset(range(min(images, len(part))))
-    model.minimizer = replace(model.minimizer, **free_phase(config))
     x = build_transform(config, data.train).eval(shown.images)
     try:
         model.answer(x[:1])

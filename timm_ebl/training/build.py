@@ -37,6 +37,11 @@ _NO_ENERGY = (
     "a timm_ebl.EnergyModel that is registered with timm."
 )
 
+_OWN_MINIMIZER = (
+    "The model '{}' has a minimiser of its own, and takes no sweeps, omega, order and start: leave out the options of "
+    "the free phase, and --preset paper."
+)
+
 _NO_MODEL_KWARGS = {
     "order": "it is set by --order",
     "sweeps": "it is set by --free-sweeps",
@@ -163,6 +168,8 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
         except TypeError as error:  # it has a minimiser of its own, and perhaps no choice of its input's size
             if not any(f"argument {key!r}" in str(error) for key in (*phase, "img_size")):
                 raise
+            if phase != free_phase(TrainConfig()):
+                raise ConfigError(_OWN_MINIMIZER.format(name)) from None
             if origin:
                 fitted.pop("img_size")
             model = timm.create_model(**source, **(fitted | given))

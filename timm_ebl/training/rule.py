@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import ConfigError
-from ..relaxation.minimizer import Minimizer
 from ..rules.contrastive import ContrastiveRule
 from ..rules.rule import Rule, create_rule, require_strength, rule_class, rule_options
 from .presets import FREE_PHASE
@@ -26,8 +25,9 @@ def free_phase(config: TrainConfig) -> dict[str, Any]:
 
 
 def build_rule(config: TrainConfig, model: EnergyModel) -> Rule:
-    """The configured rule; what it leaves open is as the model prefers it (`Rule.fitted`).
+    """The configured rule; its free phase, and what is left open, are the model's (`Rule.fitted`).
 
+    `timm_ebl.training.build.build_model` gives a model the configured free phase, if it takes one.
     The baselines have their own order and over-relaxation in the second phase, the paper's.
 
     Raises:
@@ -35,7 +35,7 @@ def build_rule(config: TrainConfig, model: EnergyModel) -> Rule:
             cannot perturb outputs of the model's classes.
     """
     options = {
-        "free": Minimizer(**free_phase(config), compiled=config.compiled),
+        "free": model.minimizer,
         "beta": config.beta,
         "linear_response": config.linear_response,
         "settle": config.settle,
