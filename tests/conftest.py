@@ -60,11 +60,12 @@ def signals():
 
 @pytest.fixture
 def forgotten(monkeypatch):
-    """What examples of the guides register is gone after a test; timm alone goes on to list their models."""
+    """What examples and modules of a user register is gone after a test; timm alone goes on to list their models."""
     for registry in (rule.RULES, order._ORDERS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    for module in ("my_module", "outside"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
 
 @pytest.fixture

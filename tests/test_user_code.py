@@ -8,34 +8,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from runs import SCRIPT, assert_same_run, train
 from safetensors.torch import load_file
 
-from timm_ebl import list_rules
+from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.errors import CheckpointError, ConfigError
+from timm_ebl.hub import __main__ as hub
 from timm_ebl.hub.package import stage
 from timm_ebl.hub.verify import verify
-from timm_ebl.rules.rule import RULES
+from timm_ebl.tools import benchmark, drift, gradients, plots, predict
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import trained as trained_runs
 from timm_ebl.training.build import check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.rule import build_rule
+from timm_ebl.training.run_folder import RunFolder
 from timm_ebl.training.trained import TrainedModel
 from timm_ebl.training.user_code import import_modules
 
+pytestmark = pytest.mark.usefixtures("forgotten")
 TESTS = Path(__file__).parent
 OWN = ["--import", "outside", "--algo", "half-clamping", "--model", "outside_dense"]
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """The module is not imported yet, and what it registers is gone after a test."""
-    monkeypatch.setattr(RULES, "_entries", {name: RULES[name] for name in list_rules() if name != "half-clamping"})
-    monkeypatch.delitem(sys.modules, "outside", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +149,58 @@ def test_a_run_whose_module_is_gone_is_refused_by_name(run):
         TrainedModel.open(run)
 
 
-def test_what_comes_from_the_hub_imports_nothing(run, monkeypatch):
+def test_what_comes_from_the_hub_imports_nothing_unless_it_is_told_to(run, monkeypatch, capsys):
     monkeypatch.setattr(trained_runs, "_download", lambda repo_id: run)
     with pytest.raises(CheckpointError, match=r"args.yaml asks for the module outside: import it first"):
         TrainedModel.open("owner/name")
     assert "outside" not in sys.modules
-    import_modules(["outside"])
-    assert TrainedModel.open("owner/name").recipe.algo == "half-clamping"
+    hub.main(["verify", "owner/name", "--import", "outside", "--threads", "1"])
+    assert "which agrees with its files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--models", "local-dir:net"], ["--import", "my_module", "--models", "my_model"]])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (gradients, ["--rules", "c-ep"]),
+        (drift, ["--free-sweeps", "2"]),
+        (benchmark, ["--equilibrium", "2", "--repeats", "1"]),
+    ],
+)
+def test_commands_that_measure_networks_import_what_they_need(my_module, monkeypatch, capsys, command, options, given):
+    (my_module / "net").mkdir()
+    import_modules(["my_module"])
+    half = (0.5, 0.5, 0.5)
+    model, transform = timm.create_model("my_model"), BatchTransform(half, half, 0, False)
+    RunFolder(my_module / "net").write_model(model, transform, "abcdefghij", (3, 32, 32))
+    (my_module / "net" / "args.yaml").write_text("imports: [my_module]\n")
+    monkeypatch.delitem(sys.modules, "my_module")
+    monkeypatch.delitem(timm.models._registry._model_entrypoints, "my_model")
+    monkeypatch.setattr(benchmark, "table", lambda model, options: [])
+    monkeypatch.setattr(benchmark, "print_distances", lambda *_: None)
+    command.main([*given, *options, "--batch-size", "2", "--threads", "1"])
+    assert f"\n{given[-1]}, 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (predict, ["name", "image"]),
+        (plots, ["run"]),
+        (benchmark, []),
+        (drift, []),
+        (gradients, []),
+        (hub, ["package", "run"]),
+        (hub, ["publish", "run", "--repo-id", "me/net"]),
+        (hub, ["verify", "run"]),
+    ],
+)
+def test_every_command_for_models_imports_before_anything_else(tmp_path, monkeypatch, capsys, command, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        command.main([words[0], "--import", "nowhere", *words[1:]] if words else ["--import", "nowhere"])
+    assert end.value.code == 2
+    assert "error: --import nowhere: there is no module nowhere on the Python path" in capsys.readouterr().err
 
 
 def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_path):

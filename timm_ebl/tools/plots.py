@@ -30,6 +30,7 @@ from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
 from ..training.rule import free_phase
 from ..training.splits import load_splits
+from ..training.user_code import add_import_option
 from .canvas import draw_grid, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
+    add_import_option(parser)
     options = begin(parser, arguments)
     runs = list(map(_read_run, options.runs))
     written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +31,7 @@ from .records import (
     read_summary,
 )
 from .splits import load_test
-from .user_code import import_modules
+from .user_code import import_of
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageDataset
@@ -133,7 +132,7 @@ class TrainedModel:
             for name in (WEIGHTS, CONFIG):
                 if not (weights / name).is_file():
                     raise CheckpointError(f"{folder} is no checkpoint: it has no {name}.")
-            _import_of(folder / "args.yaml")
+            _import_for(folder)
             return cls(folder.resolve().name, weights, folder)
         tagged = [name for name in list_shipped() if text in (name, name.partition(".")[0])]
         if tagged:
@@ -142,7 +141,7 @@ class TrainedModel:
         text = text.removeprefix("hf-hub:")
         if text.count("/") == 1 and not text.startswith((".", "/", "~")):
             folder = _download(text)
-            _import_of(folder / "args.yaml", ours=False)
+            _import_for(folder, ours=False)
             return cls(text, folder, folder)
         known = ", ".join(list_shipped())
         raise CheckpointError(
@@ -247,17 +246,9 @@ class TrainedModel:
         return self.records / name
 
 
-def _import_of(recipe: Path, ours: bool = True) -> None:
-    """Import what a recipe names, if it can be read; one from elsewhere does not decide what is imported here."""
+def _import_for(folder: Path, ours: bool = True) -> None:
     try:
-        names = read_recipe(recipe).get("imports") or ()
-    except ConfigError:
-        return
-    strange = [name for name in names if not ours and name not in sys.modules]
-    if strange:
-        raise CheckpointError(f"{recipe} asks for the module {strange[0]}: import it first, if you know what it is.")
-    try:
-        import_modules(names, f"{recipe}: imports")
+        import_of(folder, ours)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
