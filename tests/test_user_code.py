@@ -11,6 +11,8 @@ import pytest
 import timm
 import torch
 import yaml
+from published_runs import packaged
+from readmes import blocks
 from runs import SCRIPT, assert_same_run, train
 from safetensors.torch import load_file
 
@@ -87,15 +89,28 @@ def test_commands_that_open_a_run_import_what_it_needs(run, folder):
     assert set(prediction.classes) == {"left", "right", "dark"}
 
 
-def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
-    checkpoint = TrainedModel.open(run)
-    stage(checkpoint, tmp_path, "mine", "mine", checkpoint.test_split())
-    card = (tmp_path / "README.md").read_text()
+def test_the_card_names_a_rule_and_a_model_of_ones_own(run, folder, tmp_path, monkeypatch, capsys):
+    checkpoint, target = TrainedModel.open(run), tmp_path / "staged"
+    target.mkdir()
+    stage(checkpoint, target, "mine", f"local-dir:{target}", checkpoint.test_split())
+    card = (target / "README.md").read_text()
     assert "| rule | `half-clamping` |" in card
     assert "| second phase | 3 sweeps, asynchronous" in card
     for foreign in ("Hopfield network of", "hopfield-network", "backpropagation", "by an energy-based rule", "widths"):
         assert foreign not in card
     assert "An energy model trained by [timm_ebl]" in card
+    monkeypatch.chdir(folder.parent)  # where the data set is
+    monkeypatch.delitem(sys.modules, "outside")
+    monkeypatch.delitem(timm.models._registry._model_entrypoints, "outside_dense")
+    exec("".join(blocks(target / "README.md", "python")), {})
+    assert "tensor(" in capsys.readouterr().out
+
+
+def test_a_model_from_outside_the_package_is_published_and_never_packaged(run, tmp_path):
+    (tmp_path / "records").mkdir()
+    with pytest.raises(CheckpointError, match=r"outside_dense is no model of the package, .*: publish sends such"):
+        packaged(tmp_path, run)
+    assert not any((tmp_path / "records").iterdir())
 
 
 def test_options_of_the_second_phase_reach_the_field_that_a_rule_names():

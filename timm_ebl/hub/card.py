@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,9 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import is_model_in_modules
 
-from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE, spec_of
+from ..data.catalogue import DATASETS, EMBEDDED, spec_of
 from ..data.paper import CITATION, PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from ..models.factory import family_of
 from ..models.network import HopfieldNetwork
 from ..models.predictive import PredictiveCodingNetwork
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
@@ -23,6 +23,7 @@ from ..training.equilibrium import Nearness
 from ..training.progress import duration
 from ..training.records import METRIC, precision_of
 from ..training.rule import build_rule
+from .usage import render_usage
 
 if TYPE_CHECKING:
     from ..relaxation.minimizer import Minimizer
@@ -54,7 +55,7 @@ def render_card(
     sections = [
         _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),
-        _use(model, recipe, config["evaluation"], summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
+        render_usage(model, network, recipe, config, summary["dataset"]),
         _training(recipe, rule, summary, network, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"], network),
         _citation(config["pretrained_cfg"].get("paper_ids")),
@@ -130,11 +131,12 @@ def _results(
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
     predicts = "for every image it relaxes to a minimum of its energy"
     if isinstance(network, HopfieldNetwork):
-        kind = "A deep convolutional Hopfield network of"
+        kind = "A deep convolutional Hopfield network" if _is_dchn(network) else "A Hopfield network"
     elif isinstance(network, PredictiveCodingNetwork):
-        kind, predicts = "A predictive coding network of", "it predicts by one forward pass"
+        kind, predicts = "A predictive coding network", "it predicts by one forward pass"
     else:
-        kind = "An energy model trained by"
+        kind = "An energy model"
+    kind += " of" if family_of(network.pretrained_cfg["architecture"]) else " trained by"
     return (
         f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): {predicts}. Trained on "
         f"{summary['dataset']} by {_learned(rule)}, `{summary['algo']}`.\n\n{_table(rows)}\n\n"
@@ -147,43 +149,6 @@ def _learned(rule: Rule) -> str:
     if isinstance(rule, (TruncatedBackprop, RecurrentBackprop)):
         return "backpropagation"
     return "an energy-based rule" if isinstance(rule, ContrastiveRule) else "a rule of its own"
-
-
-def _use(model: str, recipe: TrainConfig, evaluation: Mapping[str, Any], data: str, size: int) -> str:
-    options = {
-        "config": recipe.dataset_config,
-        "image_column": recipe.image_column,
-        "label_column": recipe.label_column,
-        "revision": recipe.dataset_revision,
-        "image_size": None if size == IMG_SIZE else size,
-        "channels": recipe.channels,
-    }
-    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
-    loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
-    again = "the test error" + " and the distance from equilibrium" * bool(evaluation.get("equilibrium"))
-    where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
-    return f"""## Use
-
-```python
-import timm
-import timm_ebl  # registers the models
-
-model = timm.create_model("{model}", pretrained=True).eval()
-```
-
-Images are {size} pixels wide and high, smaller ones centred on black:
-
-```python
-from timm_ebl.data.dataset import load_dataset
-from timm_ebl.data.transforms import BatchTransform
-
-test = load_dataset({loaded})
-normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
-print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
-```
-
-`python -m timm_ebl.hub verify {model}{where}` measures {again} again."""
 
 
 def _training(
