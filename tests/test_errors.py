@@ -68,6 +68,15 @@ def test_a_closed_stderr_does_not_hide_the_status(monkeypatch, tmp_path):
     assert end(Diverged("not finite")) == 3
 
 
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_command_that_prints_nothing_needs_no_stdout(monkeypatch, tmp_path, missing):
+    with open(tmp_path / "closed", "w") as closed:
+        pass
+    monkeypatch.setattr("sys.stdout", None if missing else closed)
+    with one_sentence():
+        pass
+
+
 @pytest.mark.parametrize(
     ("ends", "status", "said"),
     [

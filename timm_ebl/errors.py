@@ -96,7 +96,7 @@ class Interrupted(EBLError):
 def _lost() -> OSError | None:
     """Write out what was printed; else why not, and the rest is dropped, at which the end of Python would fail."""
     try:
-        if sys.stdout is not None:
+        if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()
     except OSError as error:
         with suppress(OSError):
