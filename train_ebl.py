@@ -13,14 +13,15 @@ on two CPU cores. Settings come from the defaults, then --config, then the comma
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not {"-h", "--help"}.isdisjoint(sys.argv):  # at once: what follows takes seconds to load
     options = Path(__file__).parent / "timm_ebl" / "training" / "options.txt"
-    print(__doc__, options.read_text(encoding="utf-8"), sep="\n")
+    with suppress(OSError):  # a pipe whose reader has gone; without a buffer, nothing of it is left for Python's end
+        os.write(1, f"{__doc__}\n{options.read_text(encoding='utf-8')}\n".encode())
     sys.exit()
 
 import timm_ebl  # noqa: F401 (before torch is loaded: how its threads wait)

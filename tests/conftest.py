@@ -2,6 +2,7 @@ import functools
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,10 +20,13 @@ import torch
 from dense import DenseHopfield
 from hub_server import TOKEN, Hub, Repo
 from published_runs import write_images, write_run
+from readmes import MY_MODULE
 
 from timm_ebl import DCHN
 from timm_ebl.data import requests as connection
 from timm_ebl.kernels import winograd
+from timm_ebl.relaxation import order
+from timm_ebl.rules import rule
 
 
 def pytest_configure(config):
@@ -52,6 +56,25 @@ def signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """What examples and modules of a user register is gone after a test; timm alone goes on to list their models."""
+    for registry in (rule.RULES, order._ORDERS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for module in ("my_module", "outside"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+@pytest.fixture
+def my_module(tmp_path, monkeypatch, forgotten):
+    """A folder with the module of the guide's example, to work in; it has not been imported yet."""
+    monkeypatch.delitem(timm.models._registry._model_entrypoints, "my_model", raising=False)
+    (tmp_path / "my_module.py").write_text(MY_MODULE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -53,3 +53,11 @@ def words_of(command):
         else:
             words[-1].append(word)
     return words
+
+
+(MY_MODULE,) = [
+    block
+    for block in blocks(ROOT / "timm_ebl" / "training" / "README.md", "python")
+    if block.startswith("# my_module.py")
+]
+"""The module with a model and a rule of the user's own."""

@@ -5,6 +5,7 @@ import pytest
 from timm_ebl.data.paper import TABLE_1, paper_error
 from timm_ebl.hub.card import render_card
 from timm_ebl.training.config import TrainConfig
+from timm_ebl.training.user_code import import_modules
 
 SUMMARY = {
     "algo": "c-ep",
@@ -125,9 +126,31 @@ def test_a_card_of_another_family_has_not_the_papers_figure_of_a_dchn():
     config = CONFIG | {"architecture": "hopfield_resnet13_tiny_cifar10", "model_args": {}}
     recipe = TrainConfig(dataset="cifar10", model="hopfield_resnet13_tiny_cifar10")
     card = render_card("a", "hf-hub:me/net", recipe, SUMMARY, config)
-    assert "A deep convolutional Hopfield network of" in card
+    assert "A Hopfield network of [timm_ebl]" in card
     assert "in the paper" not in card
     assert "The paper's" not in card
+
+
+def test_the_card_of_a_network_of_ones_own_says_what_it_is_and_where_its_code_is(my_module):
+    import_modules(["my_module"])
+    recipe = TrainConfig(dataset="cifar10", model="my_model", imports=("json", "my_module"))
+    config = CONFIG | {"architecture": "my_model", "model_args": {}}
+    card = render_card("name", "hf-hub:me/net", recipe, SUMMARY, config)
+    for words in (
+        "A Hopfield network trained by [timm_ebl]",
+        "import timm_ebl  # registers the models\nimport json  # of whoever trained it: registers the model\n",
+        "The code of the model is not part of timm_ebl: it is in json and my_module.",
+        "print(model.answer(normalise(test.images[:8])).argmax(1), test.labels[:8])",
+        "`python -m timm_ebl.hub verify hf-hub:me/net --import json --import my_module` measures",
+    ):
+        assert words in card, words
+
+
+def test_the_card_of_a_rule_of_ones_own_has_its_module_for_verify_alone():
+    recipe = TrainConfig(dataset="cifar10", imports=("my_module",))
+    card = render_card("name", "hf-hub:me/net", recipe, SUMMARY, CONFIG)
+    assert "import my_module" not in card.replace("--import my_module", "")
+    assert "verify hf-hub:me/net --import my_module` measures" in card
 
 
 def test_the_card_of_a_predictive_coding_network_has_no_sweeps_of_a_free_phase():

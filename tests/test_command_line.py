@@ -1,6 +1,7 @@
 """Every command ends a wrong command line in one line, with what may be said instead."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def test_the_script_shows_its_options_at_once_and_without_torch(tmp_path):
     assert "".join(options.split()) in "".join(ran.stdout.split()), (
         "run python -m timm_ebl.training.command_line > timm_ebl/training/options.txt"
     )
+    reading, writing = os.pipe()
+    os.close(reading)  # as behind | head
+    ran = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, env={})
+    os.close(writing)
+    assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 def test_options_are_in_groups_with_defaults_in_words(capsys):

@@ -1,9 +1,11 @@
 """An expected error ends a command by one line on stderr and its exit status; any other one stays a traceback."""
 
 import inspect
+import os
 import pickle
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,36 @@ def test_a_closed_stderr_does_not_hide_the_status(monkeypatch, tmp_path):
         pass
     monkeypatch.setattr("sys.stderr", closed)
     assert end(Diverged("not finite")) == 3
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_command_that_prints_nothing_needs_no_stdout(monkeypatch, tmp_path, missing):
+    with open(tmp_path / "closed", "w") as closed:
+        pass
+    monkeypatch.setattr("sys.stdout", None if missing else closed)
+    with one_sentence():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        (lambda: None, 141, ""),
+        (lambda: print("more", flush=True), 141, ""),
+        (lambda: sys.exit(0), 141, ""),  # --help
+        (lambda: sys.exit(2), 2, ""),
+        (lambda: (_ for _ in ()).throw(ConfigError("wrong")), 1, "error: wrong\n"),
+    ],
+)
+def test_a_command_whose_reader_has_gone_ends_without_a_word_of_that(capsys, monkeypatch, ends, status, said):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:  # nothing is left in it that closing it would fail to write
+        monkeypatch.setattr(sys, "stdout", pipe)
+        print("a line")
+        with pytest.raises(SystemExit) as stop, one_sentence():
+            ends()
+    assert (stop.value.code, capsys.readouterr().err) == (status, said)
 
 
 def test_a_fault_of_the_program_keeps_its_traceback():

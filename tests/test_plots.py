@@ -6,23 +6,24 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from runs import arguments, train, write_images
+from runs import SMALL, arguments, train, write_images
 
+from timm_ebl.energy.graph import Layer
 from timm_ebl.relaxation.minimizer import Minimizer
 from timm_ebl.tools import plots
-from timm_ebl.tools.plots import main, plot_comparison, plot_curves, plot_filters, trace_relaxation
+from timm_ebl.tools.plots import main, plot_comparison, plot_curves, plot_filters, plot_states, trace_relaxation
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are saved, by name."""
-    found, original = {}, plots._save
+    found, original = {}, plots.save_figure
 
     def save(figure, path):
         found[path.name] = figure
         original(figure, path)
 
-    monkeypatch.setattr(plots, "_save", save)
+    monkeypatch.setattr(plots, "save_figure", save)
     return found
 
 
@@ -61,6 +62,43 @@ def test_the_command_draws_every_figure_of_real_runs(tmp_path, figures, capsys):
     assert drawn[:3, :3].tolist() == weight[0, 0].tolist()
     images = figures["states.png"].axes[1].images[0].get_array()
     assert 0 <= images.min() <= images.max() <= 1
+
+
+def test_a_network_of_ones_own_without_kernels_and_maps_has_the_other_figures(tmp_path, my_module, capsys):
+    runs = [tmp_path / name for name in ("dense", "other")]
+    folder = write_images(tmp_path / "images")
+    train(*arguments(folder, runs[0], "--import", "my_module", "--model", "my_model")[: -len(SMALL)], "--threads", 1)
+    train(*arguments(folder, runs[1]))
+    capsys.readouterr()
+    main(list(map(str, runs)))
+    names = ["curves.png", "relaxation.png", "filters.png", "states.png"]
+    written = [
+        *(runs[0] / name for name in names[:2]),
+        *(runs[1] / name for name in names),
+        tmp_path / "comparison.png",
+    ]
+    assert capsys.readouterr().out.split() == list(map(str, written))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ends"),
+    [
+        ([(0.0, 1.0)] * 2, (0, 1)),
+        ([(0.0, 6.0)] * 2, (0, 6)),
+        ([(-1.0, 1.0), (0.0, 6.0)], (-1, 6)),
+        ([None] * 2, (-7, 8)),
+    ],
+)
+def test_states_are_drawn_between_the_bounds_of_their_layers_and_where_they_have_maps(tmp_path, figures, bounds, ends):
+    maps, flat, output = torch.full((1, 2, 3, 3), 8.0), torch.zeros(1, 5), torch.zeros(1, 2)
+    maps[0, 0] = -7.0
+    layers = [Layer(bounds[0]), Layer((0.0, 9.0)), Layer(bounds[1]), Layer(None)]
+    image = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    plot_states(tmp_path / "states.png", image, (maps, flat, maps, output), layers, ("a", "b"), 0)
+    _, *middle, _, scale = figures["states.png"].axes
+    assert [axes.get_title() for axes in middle] == ["layer 1: 2 channels", "layer 3: 2 channels"]
+    assert [axes.images[0].get_clim() for axes in middle] == [ends] * 2
+    assert scale.get_xlabel() == f"unit, from {ends[0]} to {ends[1]}"
 
 
 def test_a_run_is_read_without_a_summary_and_refused_without_an_epoch(tmp_path, figures, capsys):

@@ -19,34 +19,15 @@ from runs import results, train, write_images
 
 import timm_ebl
 from timm_ebl.arguments import Parser
-from timm_ebl.relaxation import order
-from timm_ebl.rules import rule
 from timm_ebl.training.command_line import parse_config
 
 RULES, MODELS, TRAINING = (ROOT / "timm_ebl" / name / "README.md" for name in ("rules", "models", "training"))
-(MY_MODULE,) = [block for block in blocks(TRAINING, "python") if block.startswith("# my_module.py")]
+pytestmark = pytest.mark.usefixtures("forgotten")
 WITH_PYTHON = [guide for guide in GUIDES if blocks(guide, "python")]
 
 
 def name_of(path):
     return str(path.relative_to(ROOT))
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What the examples register is gone after a test; timm alone goes on to list their models."""
-    for registry in (rule.RULES, order._ORDERS):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_module", raising=False)
-
-
-@pytest.fixture
-def my_module(tmp_path, monkeypatch):
-    """A folder with the module of the example, to work in."""
-    (tmp_path / "my_module.py").write_text(MY_MODULE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run_examples(guide, monkeypatch):

@@ -9,37 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from published_runs import packaged
+from readmes import blocks
 from runs import SCRIPT, assert_same_run, network_for, train
 from safetensors.torch import load_file
 from studies import study_of
 
-from timm_ebl import Forced, Minimizer, list_rules, register_rule
+from timm_ebl import Forced, Minimizer, register_rule
+from timm_ebl.data.transforms import BatchTransform
 from timm_ebl.errors import CheckpointError, ConfigError
+from timm_ebl.hub import __main__ as hub
 from timm_ebl.hub.package import stage
 from timm_ebl.hub.verify import verify
 from timm_ebl.rules.contrastive import ContrastiveRule
-from timm_ebl.rules.rule import RULES
+from timm_ebl.tools import benchmark, drift, gradients, plots, predict
 from timm_ebl.tools.predict import classify
 from timm_ebl.training import finding
 from timm_ebl.training.build import build_model, check_config
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.rule import build_rule
+from timm_ebl.training.run_folder import RunFolder
 from timm_ebl.training.splits import load_splits
 from timm_ebl.training.trained import TrainedModel
 from timm_ebl.training.user_code import import_modules
 
+pytestmark = pytest.mark.usefixtures("forgotten")
 TESTS = Path(__file__).parent
 OWN = ["--import", "outside", "--algo", "half-clamping", "--model", "outside_dense"]
-
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """The module is not imported yet, and what it registers is gone after a test."""
-    monkeypatch.setattr(RULES, "_entries", {name: RULES[name] for name in list_rules() if name != "half-clamping"})
-    monkeypatch.delitem(sys.modules, "outside", raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +94,28 @@ def test_commands_that_open_a_run_import_what_it_needs(run, folder):
     assert set(prediction.classes) == {"left", "right", "dark"}
 
 
-def test_the_card_names_a_rule_and_a_model_of_ones_own(run, tmp_path):
-    checkpoint = TrainedModel.open(run)
-    stage(checkpoint, tmp_path, "mine", "mine", checkpoint.test_split())
-    card = (tmp_path / "README.md").read_text()
+def test_the_card_names_a_rule_and_a_model_of_ones_own(run, folder, tmp_path, monkeypatch, capsys):
+    checkpoint, target = TrainedModel.open(run), tmp_path / "staged"
+    target.mkdir()
+    stage(checkpoint, target, "mine", f"local-dir:{target}", checkpoint.test_split())
+    card = (target / "README.md").read_text()
     assert "| rule | `half-clamping` |" in card
     assert "| second phase | 3 sweeps, asynchronous" in card
     for foreign in ("Hopfield network of", "hopfield-network", "backpropagation", "by an energy-based rule", "widths"):
         assert foreign not in card
     assert "An energy model trained by [timm_ebl]" in card
+    monkeypatch.chdir(folder.parent)  # where the data set is
+    monkeypatch.delitem(sys.modules, "outside")
+    monkeypatch.delitem(timm.models._registry._model_entrypoints, "outside_dense")
+    exec("".join(blocks(target / "README.md", "python")), {})
+    assert "tensor(" in capsys.readouterr().out
+
+
+def test_a_model_from_outside_the_package_is_published_and_never_packaged(run, tmp_path):
+    (tmp_path / "records").mkdir()
+    with pytest.raises(CheckpointError, match=r"outside_dense is no model of the package, .*: publish sends such"):
+        packaged(tmp_path, run)
+    assert not any((tmp_path / "records").iterdir())
 
 
 def test_fields_of_a_rule_of_ones_own_are_set_and_swept(tmp_path):
@@ -204,13 +217,58 @@ def test_a_run_whose_module_is_gone_is_refused_by_name(run):
         TrainedModel.open(run)
 
 
-def test_what_comes_from_the_hub_imports_nothing(run, monkeypatch):
+def test_what_comes_from_the_hub_imports_nothing_unless_it_is_told_to(run, monkeypatch, capsys):
     monkeypatch.setattr(finding, "_download", lambda repo_id: run)
     with pytest.raises(CheckpointError, match=r"args.yaml asks for the module outside: import it first"):
         TrainedModel.open("owner/name")
     assert "outside" not in sys.modules
-    import_modules(["outside"])
-    assert TrainedModel.open("owner/name").recipe.algo == "half-clamping"
+    hub.main(["verify", "owner/name", "--import", "outside", "--threads", "1"])
+    assert "which agrees with its files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [["--models", "local-dir:net"], ["--import", "my_module", "--models", "my_model"]])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (gradients, ["--rules", "c-ep"]),
+        (drift, ["--free-sweeps", "2"]),
+        (benchmark, ["--equilibrium", "2", "--repeats", "1"]),
+    ],
+)
+def test_commands_that_measure_networks_import_what_they_need(my_module, monkeypatch, capsys, command, options, given):
+    (my_module / "net").mkdir()
+    import_modules(["my_module"])
+    half = (0.5, 0.5, 0.5)
+    model, transform = timm.create_model("my_model"), BatchTransform(half, half, 0, False)
+    RunFolder(my_module / "net").write_model(model, transform, "abcdefghij", (3, 32, 32))
+    (my_module / "net" / "args.yaml").write_text("imports: [my_module]\n")
+    monkeypatch.delitem(sys.modules, "my_module")
+    monkeypatch.delitem(timm.models._registry._model_entrypoints, "my_model")
+    monkeypatch.setattr(benchmark, "table", lambda model, options: [])
+    monkeypatch.setattr(benchmark, "print_distances", lambda *_: None)
+    command.main([*given, *options, "--batch-size", "2", "--threads", "1"])
+    assert f"\n{given[-1]}, 2 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (predict, ["name", "image"]),
+        (plots, ["run"]),
+        (benchmark, []),
+        (drift, []),
+        (gradients, []),
+        (hub, ["package", "run"]),
+        (hub, ["publish", "run", "--repo-id", "me/net"]),
+        (hub, ["verify", "run"]),
+    ],
+)
+def test_every_command_for_models_imports_before_anything_else(tmp_path, monkeypatch, capsys, command, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        command.main([words[0], "--import", "nowhere", *words[1:]] if words else ["--import", "nowhere"])
+    assert end.value.code == 2
+    assert "error: --import nowhere: there is no module nowhere on the Python path" in capsys.readouterr().err
 
 
 def test_imports_may_be_given_one_by_one_and_come_before_those_of_a_recipe(tmp_path):

@@ -114,27 +114,49 @@ def caught_as_well(refusal: EBLError, error: Exception) -> EBLError:
     return both
 
 
+def _lost() -> OSError | None:
+    """Write out what was printed; else why not, and the rest is dropped, at which the end of Python would fail."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """End the process by a sentence on stderr and an exit status if an expected error or a signal ends what is inside.
 
     What the operating system refuses is expected too. Of several processes on a machine the first one speaks, and
-    those to which the system refused something. It is a decorator as well.
+    those to which the system refused something. Where the reader of what is printed has gone, as behind ``| head``, the
+    process ends without a word. It is a decorator as well.
 
     Raises:
-        SystemExit: With the status of the error; 128 + N for a signal N.
+        SystemExit: With the status of the error; 128 + N for a signal N, SIGPIPE where the reader has gone.
     """
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    speaks, end = os.environ.get("LOCAL_RANK", "0") == "0", None
     try:
         yield
-    except (EBLError, OSError) as error:  # the latter: a full disk, a folder without permission, a pipe that is closed
-        message, status = f"{getattr(error, 'title', EBLError.title)}{error}", getattr(error, "status", EBLError.status)
-        speaks |= isinstance(error, OSError)
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
+    except (EBLError, OSError, KeyboardInterrupt, SystemExit) as error:  # of the system: a full disk, a closed pipe
+        end = error
+    lost = _lost()
+    if end is None or getattr(end, "code", 1) in (None, 0):  # SystemExit: after --help
+        end = lost or end
+    if end is None:
+        return
+    if isinstance(end, SystemExit):
+        raise end
+    if isinstance(end, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    if isinstance(end, KeyboardInterrupt):
+        number = end.args[0] if end.args else signal.SIGINT
         message, status = f"stopped by {signal.Signals(number).name}", 128 + number
     else:
-        return
+        message, status = f"{getattr(end, 'title', EBLError.title)}{end}", getattr(end, "status", EBLError.status)
+        speaks |= isinstance(end, OSError)
     if speaks:
         with suppress(OSError, ValueError):  # nobody reads it
             print(message, file=sys.stderr, flush=True)

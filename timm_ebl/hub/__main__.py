@@ -17,6 +17,7 @@ from ..training.console import begin
 from ..training.finding import RECIPES
 from ..training.threads import add_threads_option
 from ..training.trained import TrainedModel
+from ..training.user_code import add_import_option
 from .package import package
 from .publish import publish
 from .verify import verify
@@ -43,6 +44,7 @@ def build_parser() -> Parser:
     for command in (packaging, publishing, verifying):
         command.add_argument("--data-root", metavar="FOLDER", help="copies of Hub data sets, instead of the Hub")
         command.add_argument("--dataset", metavar="FOLDER", help="the data set, if not where the recipe says")
+        add_import_option(command)
         add_threads_option(command)
     return parser
 

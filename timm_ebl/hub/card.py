@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,19 +12,21 @@ import timm
 from huggingface_hub import EvalResult, ModelCardData
 from timm.models import is_model_in_modules
 
-from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE, spec_of
+from ..data.catalogue import DATASETS, EMBEDDED, spec_of
 from ..data.paper import CITATION, PAPER_EPOCHS, PAPER_WIDTHS, SPLIT_SIZES, paper_error
+from ..models.factory import family_of
 from ..models.network import HopfieldNetwork
 from ..models.predictive import PredictiveCodingNetwork
+from ..relaxation.minimizer import Minimizer
 from ..rules.backprop import RecurrentBackprop, TruncatedBackprop
 from ..rules.contrastive import ContrastiveRule
 from ..training.equilibrium import Nearness
 from ..training.progress import duration
 from ..training.records import METRIC, precision_of
-from ..training.rule import build_rule
+from ..training.rule import build_rule, free_phase
+from .usage import render_usage
 
 if TYPE_CHECKING:
-    from ..relaxation.minimizer import Minimizer
     from ..relaxation.model import EnergyModel
     from ..rules.rule import Rule
     from ..training.config import TrainConfig
@@ -51,10 +52,12 @@ def render_card(
     """
     network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
     rule = build_rule(recipe, network)
+    if family_of(config["architecture"]):  # which may have been trained by another free phase than it answers by
+        rule = replace(rule, free=Minimizer(**free_phase(recipe), compiled=recipe.compiled))
     sections = [
         _header(name, summary, config["evaluation"], network),
         _results(name, summary, config["evaluation"], network, rule),
-        _use(model, recipe, config["evaluation"], summary["dataset"], config["pretrained_cfg"]["input_size"][1]),
+        render_usage(model, network, recipe, config, summary["dataset"]),
         _training(recipe, rule, summary, network, config["pretrained_cfg"]),
         _limits(summary, config["evaluation"], network),
         _citation(config["pretrained_cfg"].get("paper_ids")),
@@ -130,11 +133,12 @@ def _results(
         rows["test error in the paper"] = f"{paper} % (widths {PAPER_WIDTHS}, {PAPER_EPOCHS} epochs)"
     predicts = "for every image it relaxes to a minimum of its energy"
     if isinstance(network, HopfieldNetwork):
-        kind = "A deep convolutional Hopfield network of"
+        kind = "A deep convolutional Hopfield network" if _is_dchn(network) else "A Hopfield network"
     elif isinstance(network, PredictiveCodingNetwork):
-        kind, predicts = "A predictive coding network of", "it predicts by one forward pass"
+        kind, predicts = "A predictive coding network", "it predicts by one forward pass"
     else:
-        kind = "An energy model trained by"
+        kind = "An energy model"
+    kind += " of" if family_of(network.pretrained_cfg["architecture"]) else " trained by"
     return (
         f"# {name}\n\n{kind} [timm_ebl](https://github.com/timm-ebl/timm_ebl): {predicts}. Trained on "
         f"{summary['dataset']} by {_learned(rule)}, `{summary['algo']}`.\n\n{_table(rows)}\n\n"
@@ -147,43 +151,6 @@ def _learned(rule: Rule) -> str:
     if isinstance(rule, (TruncatedBackprop, RecurrentBackprop)):
         return "backpropagation"
     return "an energy-based rule" if isinstance(rule, ContrastiveRule) else "a rule of its own"
-
-
-def _use(model: str, recipe: TrainConfig, evaluation: Mapping[str, Any], data: str, size: int) -> str:
-    options = {
-        "config": recipe.dataset_config,
-        "image_column": recipe.image_column,
-        "label_column": recipe.label_column,
-        "revision": recipe.dataset_revision,
-        "image_size": None if size == IMG_SIZE else size,
-        "channels": recipe.channels,
-    }
-    given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
-    dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
-    loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
-    again = "the test error" + " and the distance from equilibrium" * bool(evaluation.get("equilibrium"))
-    where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
-    return f"""## Use
-
-```python
-import timm
-import timm_ebl  # registers the models
-
-model = timm.create_model("{model}", pretrained=True).eval()
-```
-
-Images are {size} pixels wide and high, smaller ones centred on black:
-
-```python
-from timm_ebl.data.dataset import load_dataset
-from timm_ebl.data.transforms import BatchTransform
-
-test = load_dataset({loaded})
-normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
-print(model(normalise(test.images[:8])).argmax(1), test.labels[:8])
-```
-
-`python -m timm_ebl.hub verify {model}{where}` measures {again} again."""
 
 
 def _training(

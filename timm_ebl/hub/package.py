@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..data.catalogue import EMBEDDED
 from ..errors import CheckpointError
+from ..models.factory import family_of
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, with_minimizer
 from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
@@ -70,18 +71,23 @@ def package(
         The checkpoint's name, ``<model>.<tag>``.
 
     Raises:
-        CheckpointError: The run is not what its summary says, or has not ended, the tag is none for it, or another
-            checkpoint has the name.
+        CheckpointError: The run is not what its summary says, or has not ended, the model is none of the package, the
+            tag is none for it, or another checkpoint has the name.
         DataError: Its test split cannot be loaded.
     """
     if not records.is_dir():
         raise CheckpointError(f"There is no folder {records}: a run is packaged in a clone of the repository.")
+    model = run.config["architecture"]
+    if family_of(model) is None:
+        raise CheckpointError(
+            f"{model} is no model of the package, which could not load it: publish sends such a run to the Hub."
+        )
     tag = _default_tag(run) if tag is None else tag
     if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", tag):
         raise CheckpointError(f"A --tag has letters, digits, - and _, and no more; not {tag!r}.")
     if _is_of_sample(run) and not tag.endswith(_SAMPLE):
         raise CheckpointError(f"The tag of a run on the embedded sample ends in {_SAMPLE!r}, unlike {tag!r}.")
-    name = f"{run.config['architecture']}.{tag}"
+    name = f"{model}.{tag}"
     there = _describe(TrainedModel(name, weights / name, records / name))
     if there and not force:
         raise CheckpointError(f"{there} is there already: --force replaces it, --tag gives this run another name.")

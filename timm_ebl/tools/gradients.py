@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,7 @@ from ..rules.nudging import random_signs
 from ..rules.rule import create_rule, list_rules, rule_options
 from ..training.console import begin
 from ..training.threads import add_threads_option
+from ..training.user_code import add_import_option, import_of
 
 if TYPE_CHECKING:
     from ..models.layered import LayeredNetwork
@@ -107,7 +109,7 @@ def rule_gradients(
 
 
 def add_network_options(parser: Parser, models: Sequence[str], images: int) -> None:
-    """The options that `load_network` reads, and the number of threads."""
+    """The options that `load_network` reads, modules to import, and the number of threads."""
     parser.add_argument(
         "--models",
         nargs="+",
@@ -117,6 +119,7 @@ def add_network_options(parser: Parser, models: Sequence[str], images: int) -> N
     parser.add_argument("--batch-size", type=positive_count, default=images, help=f"images (default: {images})")
     parser.add_argument("--dataset", help="data set of the images, as for train_ebl.py (default: normal noise)")
     parser.add_argument("--data-root", help="folder with copies of Hub data sets")
+    add_import_option(parser)
     add_threads_option(parser)
 
 
@@ -128,12 +131,14 @@ def load_network(
     What is read off their gradients chooses defaults, which is nothing for test images.
 
     Raises:
-        ConfigError: The model cannot be loaded, or the images do not fit it.
+        ConfigError: The model or a module that its run imported cannot be loaded, or the images do not fit it.
     """
+    if name.startswith("local-dir:"):
+        import_of(Path(name.removeprefix("local-dir:")))
     torch.manual_seed(0)
     model = open_network(name).to(device).eval()
     try:
-        x = torch.randn(options.batch_size * batches, model.in_chans, *model.img_size)
+        x = torch.randn(options.batch_size * batches, *model.pretrained_cfg["input_size"])
         y = torch.randint(model.num_classes, (len(x),))
         if options.dataset:
             x, y = load_images(model, options, "train", len(x))
@@ -158,7 +163,7 @@ def require_sweeps(model: LayeredNetwork, what: str) -> None:
 def load_images(model: LayeredNetwork, options: argparse.Namespace, split: str, most: int) -> tuple[Tensor, Tensor]:
     """The first images of a split of the data set of the options, normalised for a model, and their labels."""
     config = model.pretrained_cfg
-    data = load_dataset(options.dataset, split, image_size=model.img_size[0], root=options.data_root)
+    data = load_dataset(options.dataset, split, image_size=config["input_size"][-1], root=options.data_root)
     data = data.relabelled(config.get("label_names") or data.classes)
     images, labels = data.batch(range(min(most, len(data))))
     return BatchTransform(tuple(config["mean"]), tuple(config["std"])).eval(images), labels

@@ -2,8 +2,9 @@
 
     python -m timm_ebl.tools.plots RUN [RUN ...]
 
-For every run it writes curves.png, relaxation.png, filters.png and states.png into the run's folder; for several runs
-also comparison.png into the folder that holds them. The images are those of the run's held-out part.
+For every run it writes curves.png and relaxation.png into the run's folder, filters.png if its first weights are
+kernels, and states.png if a layer has maps; for several runs also comparison.png into the folder that holds
+them. The images are those of the run's held-out part.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -28,10 +26,14 @@ from ..models.network import HopfieldNetwork
 from ..training.build import build_transform
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import begin
-from ..training.files import write_whole
 from ..training.inference import load_model
 from ..training.records import read_metrics, read_summary
 from ..training.splits import load_splits
+from ..training.user_code import add_import_option
+from .canvas import draw_grid, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from ..energy.graph import Layer
 
 __all__ = [
     "Trace",
@@ -47,18 +49,6 @@ __all__ = [
 _STYLES = tuple(zip(("-", "--", ":", "-.") * 5, ("o", "s", "^", "D", "v") * 4, strict=True))
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for axes in figure.axes:
-        axes.spines["top"].set_visible(False)
-    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=150))
-
-
 def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapping[str, Any]) -> None:
     """Draw the course of a run: errors on the left, energy and residual of the free phase on the right.
 
@@ -67,7 +57,7 @@ def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapp
         epochs: The run's metrics, one mapping for each epoch.
         summary: The run's summary; without a test error if the run has none.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     errors, energy = figure.subplots(1, 2)
     residual = energy.twinx()
     number = [epoch["epoch"] for epoch in epochs]
@@ -90,7 +80,7 @@ def plot_curves(path: Path, epochs: Sequence[Mapping[str, float]], summary: Mapp
     for axes in (errors, energy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{summary['model']} trained by {summary['algo']} on {summary['dataset']}, seed {summary['seed']}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 class Trace(NamedTuple):
@@ -129,7 +119,7 @@ def plot_relaxation(path: Path, trace: Trace, used: int) -> None:
         trace: The relaxation.
         used: Number of sweeps that the run takes.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     panels = figure.subplots(1, 2)
     sweeps = range(1, len(trace.energy) + 1)
     above = (trace.energy - trace.energy.amin(0)).clamp(min=1e-7 * float(trace.energy.abs().max()))
@@ -143,20 +133,7 @@ def plot_relaxation(path: Path, trace: Trace, used: int) -> None:
     panels[1].set(ylabel="residual (relative change of the state)")
     panels[0].legend(frameon=False)
     figure.suptitle("Free relaxation of held-out images")
-    _save(figure, path)
-
-
-def _grid(axes: Axes, pictures: Tensor, **style: Any) -> Any:
-    """Draw pictures ``(N, H, W)`` or ``(N, H, W, 3)`` side by side in one image, with white between."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    _, height, width, *colours = pictures.shape
-    sheet = torch.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *colours), 1.0 if colours else math.nan)
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * (height + 1), index % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = picture
-    axes.set_axis_off()
-    return axes.imshow(sheet.numpy(), interpolation="nearest", **style)
+    save_figure(figure, path)
 
 
 def plot_filters(path: Path, weight: Tensor) -> None:
@@ -167,46 +144,59 @@ def plot_filters(path: Path, weight: Tensor) -> None:
         weight: Kernels ``(N, C, k, k)``. One channel is drawn in grey and three in colour, with grey for 0; of any
             other number the mean is drawn.
     """
-    figure = _figure(5, 5)
+    figure = new_figure(5, 5)
     axes = figure.subplots()
     weight = weight.detach().float().cpu()[:256]
     bound = float(weight.abs().max())
     if weight.shape[1] == 3:
-        _grid(axes, (weight / (2 * bound) + 0.5).permute(0, 2, 3, 1))
+        draw_grid(axes, (weight / (2 * bound) + 0.5).permute(0, 2, 3, 1))
         axes.set_title(f"First filters; red, green, blue from {-bound:.2f} to {bound:.2f}, grey is 0")
     else:
-        image = _grid(axes, weight.mean(1), cmap="gray", vmin=-bound, vmax=bound)
+        image = draw_grid(axes, weight.mean(1), cmap="gray", vmin=-bound, vmax=bound)
         figure.colorbar(image, ax=axes, label="weight", shrink=0.8)
         axes.set_title("First filters")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_states(path: Path, image: Tensor, state: Sequence[Tensor], classes: Sequence[str], label: int) -> None:
-    """Draw an image and its free state, layer by layer.
+def plot_states(
+    path: Path,
+    image: Tensor,
+    state: Sequence[Tensor],
+    layers: Sequence[Layer],
+    classes: Sequence[str],
+    label: int,
+) -> None:
+    """Draw an image and its free state: the hidden layers that have maps, and the output.
 
     Args:
         path: The picture to write.
         image: 8-bit image ``(C, H, W)``.
-        state: Its layers, each with a batch of one.
+        state: Its layers, each with a batch of one; one hidden layer at least ``(1, C, H, W)``.
+        layers: The same in the network's graph. Black and white are their bounds; of a layer without bounds, the
+            smallest and the largest unit.
         classes: Names of the output units.
         label: The image's class.
     """
-    hidden, output = [layer[0].float().cpu() for layer in state[:-1]], state[-1][0].float().cpu()
-    figure = _figure(3 * (len(hidden) + 2), 3.4)
-    first, *middle, last = figure.subplots(1, len(hidden) + 2)
+    output = state[-1][0].float().cpu()
+    maps = {number: units[0].float().cpu() for number, units in enumerate(state[:-1], 1) if units.dim() == 4}
+    ends = [layers[number - 1].bounds or (float(units.min()), float(units.max())) for number, units in maps.items()]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    figure = new_figure(3 * (len(maps) + 2), 3.4)
+    first, *middle, last = figure.subplots(1, len(maps) + 2)
     first.imshow(image.permute(1, 2, 0).expand(-1, -1, 3).numpy())
     first.set_axis_off()
     first.set_title(f"image: {classes[label]}")
-    for number, (axes, layer) in enumerate(zip(middle, hidden, strict=True), 1):
-        drawn = _grid(axes, layer[:64], cmap="gray", vmin=0, vmax=1)
-        axes.set_title(f"layer {number}: {len(layer)} channels" + ", 64 shown" * (len(layer) > 64))
-    figure.colorbar(drawn, ax=middle, label="unit, from 0 to 1", location="bottom", shrink=0.4, aspect=40)
+    for axes, (number, units) in zip(middle, maps.items(), strict=True):
+        drawn = draw_grid(axes, units[:64], cmap="gray", vmin=low, vmax=high)
+        axes.set_title(f"layer {number}: {len(units)} channels" + ", 64 shown" * (len(units) > 64))
+    scale = f"unit, from {low:.3g} to {high:.3g}"
+    figure.colorbar(drawn, ax=middle, label=scale, location="bottom", shrink=0.4, aspect=40)
     top = output.topk(min(10, len(output))).indices.sort().values
     last.barh(range(len(top)), output[top].tolist(), color="0.5", edgecolor="k")
     last.set(yticks=range(len(top)), yticklabels=[classes[index] for index in top], xlabel="output (target: 1)")
     last.invert_yaxis()
     last.set_title("output layer")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], tests: Mapping[str, float]) -> None:
@@ -217,7 +207,7 @@ def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]
         runs: Metrics of each run by its name, one mapping for each epoch.
         tests: Test error (%) of the runs that have one.
     """
-    figure = _figure(10, 4.2)
+    figure = new_figure(10, 4.2)
     panels = figure.subplots(1, 2, sharey=True)
     for (name, epochs), (index, (line, marker)) in zip(runs.items(), enumerate(_STYLES * len(runs)), strict=False):
         label = f"{name}: test {tests[name]:.2f} %" if name in tests else name
@@ -231,7 +221,7 @@ def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[1].set(xlabel="training time (min)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 class _Run(NamedTuple):
@@ -268,8 +258,13 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
         "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
     }
     if isinstance(model, HopfieldNetwork):
-        figures["filters.png"] = lambda path: plot_filters(path, model.interactions[0].weight)
-        figures["states.png"] = lambda path: plot_states(path, shown.images[0], state, names, label)
+        weight = getattr(model.interactions[0], "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 4:
+            figures["filters.png"] = lambda path: plot_filters(path, weight)
+        if any(units.dim() == 4 for units in state[:-1]):
+            figures["states.png"] = lambda path: plot_states(
+                path, shown.images[0], state, model.graph.layers, names, label
+            )
     for name, draw in figures.items():
         draw(run.path / name)
     return [run.path / name for name in figures]
@@ -282,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--images", type=positive_count, default=32, help="images to relax (default: 32)")
     parser.add_argument("--sweeps", type=positive_count, default=60, help="sweeps to draw (default: 60)")
+    add_import_option(parser)
     options = begin(parser, arguments)
     runs = list(map(_read_run, options.runs))
     written = [path for run in runs for path in _plot_run(run, options.images, options.sweeps)]

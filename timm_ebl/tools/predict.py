@@ -27,6 +27,7 @@ from ..training.console import begin
 from ..training.inference import prepare
 from ..training.threads import add_threads_option
 from ..training.trained import TrainedModel
+from ..training.user_code import add_import_option
 
 __all__ = ["Prediction", "build_parser", "classify", "find_images", "main"]
 
@@ -126,6 +127,7 @@ def build_parser() -> Parser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file or folder")
     parser.add_argument("--top-k", type=positive_count, default=3, help="classes shown for an image (default: 3)")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each image, a line each")
+    add_import_option(parser)
     add_threads_option(parser)
     return parser
 

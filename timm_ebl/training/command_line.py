@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..arguments import Parser
-from ..errors import ConfigError
+from ..errors import ConfigError, one_sentence
 from .config import TrainConfig, read_recipe, resolve
 from .options import COMMAND_LINE, GROUPS, flag_of, read_setting
 from .presets import PRESETS
@@ -134,4 +134,5 @@ def _default(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(build_parser().format_help().partition("\n\n")[2], end="")
+    with one_sentence():
+        print(build_parser().format_help().partition("\n\n")[2], end="")

@@ -11,7 +11,9 @@ from typing import Any
 
 import huggingface_hub
 
+from ..errors import ConfigError
 from .threads import set_threads
+from .user_code import import_modules
 
 __all__ = ["OptionalStream", "bars_in_terminals_alone", "begin", "survive_output"]
 
@@ -70,9 +72,13 @@ def bars_in_terminals_alone() -> None:
 
 
 def begin(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
-    """The options of a command that begins: its ``--threads`` are set, and bars are kept out of log files."""
+    """The options of a command that begins: bars kept out of log files, ``--threads`` set, ``--import`` imported."""
     bars_in_terminals_alone()
     options = parser.parse_args(arguments)
     if getattr(options, "threads", None):
         set_threads(options.threads)
+    try:
+        import_modules(getattr(options, "imports", None) or ())
+    except ConfigError as error:
+        parser.error(str(error))
     return options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,7 +29,7 @@ from .records import (
     read_summary,
 )
 from .splits import load_test
-from .user_code import import_modules
+from .user_code import import_of
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageDataset
@@ -116,7 +115,7 @@ class TrainedModel:
         """
         found = find_checkpoint(source)
         if found.records is not None:
-            _import_of(found.records / "args.yaml", found.is_ours)
+            _import_for(found.records, found.is_ours)
         return cls(found.name, found.weights, found.records)
 
     @property
@@ -217,16 +216,8 @@ class TrainedModel:
         return self.records / name
 
 
-def _import_of(recipe: Path, ours: bool = True) -> None:
-    """Import what a recipe names, if it can be read; one from elsewhere does not decide what is imported here."""
+def _import_for(folder: Path, ours: bool = True) -> None:
     try:
-        names = read_recipe(recipe).get("imports") or ()
-    except ConfigError:
-        return
-    strange = [name for name in names if not ours and name not in sys.modules]
-    if strange:
-        raise CheckpointError(f"{recipe} asks for the module {strange[0]}: import it first, if you know what it is.")
-    try:
-        import_modules(names, f"{recipe}: imports")
+        import_of(folder, ours)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
