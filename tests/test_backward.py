@@ -230,7 +230,7 @@ def test_one_sided_equilibrium_propagation_of_a_loss_leaves_the_free_state_as_it
 
 
 def test_unknown_settings_are_refused_with_the_known_ones(make_live):
-    with pytest.raises(ValueError, match="'bptt': choose one of ep, tbp, rbp"):
+    with pytest.raises(ValueError, match="'bptt' of a DCHN: choose one of ep, tbp, rbp"):
         make_live(backward="bptt")
     with pytest.raises(ValueError, match="'tbp' has no option 'beta': its options are unrolled"):
         create_backward("tbp", beta=0.1)
