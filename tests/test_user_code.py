@@ -161,7 +161,7 @@ def test_a_model_with_a_minimiser_of_its_own_trains_and_answers_by_it(folder, tm
     model = build_model(config, load_splits(config).train)
     assert build_rule(config, model).free == model.minimizer == Minimizer(sweeps=3)
     for given in (["--free-sweeps", "9"], ["--omega", "1"]):
-        with pytest.raises(ConfigError, match=r"'outside_dense' has a minimiser of its own, .* leave out"):
+        with pytest.raises(ConfigError, match=r"^The model 'outside_dense' has a minimiser of its own, .* leave out"):
             train(*OWN, *data, *given)
 
 

@@ -159,7 +159,7 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
     if config.img_size not in (None, IMG_SIZE) or origin:
         fitted["img_size"] = config.img_size
     source = {"model_name": f"local-dir:{origin.folder}" if origin else name, "pretrained": origin is not None}
-    phase = free_phase(config)
+    phase, own = free_phase(config), False
     try:
         try:
             model = timm.create_model(**source, **(fitted | phase | given))
@@ -168,8 +168,7 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
         except TypeError as error:  # it has a minimiser of its own, and perhaps no choice of its input's size
             if not any(f"argument {key!r}" in str(error) for key in (*phase, "img_size")):
                 raise
-            if phase != free_phase(TrainConfig()):
-                raise ConfigError(_OWN_MINIMIZER.format(name)) from None
+            own = any(f"argument {key!r}" in str(error) for key in phase)
             if origin:
                 fitted.pop("img_size")
             model = timm.create_model(**source, **(fitted | given))
@@ -184,6 +183,8 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
         raise ConfigError(f"The model {name!r} cannot be built: {error}") from error
     if not (isinstance(model, EnergyModel) and isinstance(model, nn.Module)):
         raise ConfigError(_NO_ENERGY.format(name))
+    if own and phase != free_phase(TrainConfig()):
+        raise ConfigError(_OWN_MINIMIZER.format(name))
     lacking = next(
         (attribute for attribute in ("pretrained_cfg", "num_classes") if not hasattr(model, attribute)), None
     )
