@@ -20,7 +20,7 @@ from pathlib import Path
 
 if __name__ == "__main__" and not {"-h", "--help"}.isdisjoint(sys.argv):  # at once: what follows takes seconds to load
     options = Path(__file__).parent / "timm_ebl" / "training" / "options.txt"
-    with suppress(OSError):  # a pipe whose reader has gone; without a buffer, nothing of it is left for Python's end
+    with suppress(BrokenPipeError):  # without a buffer, nothing is left for Python's end
         os.write(1, f"{__doc__}\n{options.read_text(encoding='utf-8')}\n".encode())
     sys.exit()
 

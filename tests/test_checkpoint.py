@@ -181,7 +181,7 @@ def test_a_complete_run_stays_as_it_is(folder, undisturbed, tmp_path):
 def test_a_complete_run_is_not_recorded_under_settings_that_trained_nothing(folder, undisturbed):
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
     for changed in (["--lr", "0.01"], ["--epochs", "2"]):
-        with pytest.raises(ConfigError, match=r"has made its \d epochs, and none is left for other settings \("):
+        with pytest.raises(ConfigError, match=r"has made all epochs of \d, and none is left for other settings \("):
             train(*arguments(folder, undisturbed, "--warm-start"), *changed, "--resume", "--force")
     assert {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()} == before
 

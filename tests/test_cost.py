@@ -139,6 +139,9 @@ def test_a_cost_of_ones_own_is_found_by_name_or_given_as_it_is(huber):
     assert create_rule("n-ep", cost="huber") == create_rule("n-ep", cost=Huber())
     with pytest.raises(ValueError, match="'cross-entropy' is one of the package's own costs"):
         register_cost("cross-entropy", huber)
+    for name in ("", 3):
+        with pytest.raises(ValueError, match="A cost has a name to choose it by, not"):
+            register_cost(name, huber)
     with pytest.raises(TypeError, match=r"A cost is derived from timm_ebl\.Cost; 'mine' is <class"):
         register_cost("mine", Huber)
 

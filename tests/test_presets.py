@@ -121,7 +121,7 @@ def test_a_run_has_the_free_phase_of_its_checkpoint_below_what_it_is_told(saved,
     command = ["--config", str(tmp_path / "recipe.yaml"), "--pretrained", str(tmp_path / "net"), *options]
     config, origin = settle_config(parse_config(command))
     assert (config.free_sweeps, config.omega, config.order, config.start) == expected
-    told = {"--free-sweeps", "--preset"} & {*options}
+    told = {"--free-sweeps", "--preset"} & {*options} or "tolerance" in saved  # which no run has
     assert ("and the free phase of" in origin.describe(config, "0123456789")) != bool(told)
     (tmp_path / "recipe.yaml").write_text(dump_yaml(config.to_dict()))
     assert settle_config(parse_config(command[:2])) == (config, origin)

@@ -30,6 +30,7 @@ from timm_ebl.tools.predict import classify
 from timm_ebl.training import finding
 from timm_ebl.training.build import build_model, check_config
 from timm_ebl.training.command_line import parse_config
+from timm_ebl.training.origin import settle_config
 from timm_ebl.training.report import describe_rule
 from timm_ebl.training.rule import build_rule
 from timm_ebl.training.run_folder import RunFolder
@@ -163,6 +164,23 @@ def test_a_model_with_a_minimiser_of_its_own_trains_and_answers_by_it(folder, tm
     for given in (["--free-sweeps", "9"], ["--omega", "1"]):
         with pytest.raises(ConfigError, match=r"^The model 'outside_dense' has a minimiser of its own, .* leave out"):
             train(*OWN, *data, *given)
+
+
+def test_a_model_without_a_size_has_the_free_phase_of_its_checkpoint(monkeypatch, tmp_path):
+    import_modules(["outside"])
+    outside = sys.modules["outside"]
+
+    class Sweeping(outside.ImageHopfield):
+        num_features = 16
+
+        def __init__(self, num_classes=10, in_chans=3, sweeps=7, omega=1.0, order="asynchronous", start="zero"):
+            super().__init__(num_classes, in_chans)
+
+    monkeypatch.setattr(outside, "ImageHopfield", Sweeping)
+    model = timm.create_model("outside_dense", sweeps=12)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True, model_args={"sweeps": 12})
+    config, origin = settle_config(parse_config([*OWN, "--pretrained", str(tmp_path)]))
+    assert config.free_sweeps == build_model(config, load_splits(config).train, origin).minimizer.sweeps == 12
 
 
 def test_options_of_the_second_phase_reach_the_field_that_a_rule_names():

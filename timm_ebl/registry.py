@@ -27,8 +27,10 @@ class Registry(Generic[T]):
         """Offer an entry by a name.
 
         Raises:
-            ValueError: The name is that of one of the package's own (`close`), and is not to be replaced.
+            ValueError: The name is no text, or that of one of the package's own (`close`) which is not to be replaced.
         """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"A {self.kind} has a name to choose it by, not {name!r}.")
         if name in self._own and not replace:
             raise ValueError(
                 f"{name!r} is one of the package's own {self.kind}s: choose another name, or pass replace=True."

@@ -33,7 +33,6 @@ class EnergyModel(ABC):
         beta: Strength of such a rule's perturbation.
         force: Norm of the force by which the gradient of a loss perturbs it.
         rests: Whether ``dE/dtheta = 0`` at every free state: a rule then needs no free state to contrast.
-        responds: Whether it has a linear response (`respond`). If not, rules relax it in perturbed phases.
     """
 
     minimizer: Minimizer = Minimizer()
@@ -43,7 +42,11 @@ class EnergyModel(ABC):
     beta: float = 0.25
     force: float = 0.5
     rests: bool = False
-    responds: bool = False
+
+    @property
+    def responds(self) -> bool:
+        """Whether it has a linear response (`respond`). If not, rules relax it in perturbed phases."""
+        return type(self).respond is not EnergyModel.respond
 
     @abstractmethod
     def energy(self, x: Tensor, state: State | Relaxation) -> Tensor:
@@ -67,7 +70,7 @@ class EnergyModel(ABC):
         """The linear response of a free state to a perturbation, without autograd.
 
         A choice that the energy makes of the state (the pooling routes) stays as it is in the free state, which is
-        treated as an equilibrium. A model that has such an approximation says so by `responds`.
+        treated as an equilibrium. A model that has such an approximation overrides this.
 
         Args:
             free: A free relaxation, or two copies of it (`Relaxation.twice`).

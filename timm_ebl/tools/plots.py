@@ -252,10 +252,10 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
     names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
-    state, label = model.relax(x[:1]).state, int(shown.labels[0])
+    state, label, used = model.relax(x[:1]).state, int(shown.labels[0]), model.minimizer.sweeps
     figures: dict[str, Callable[[Path], None]] = {
         "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
-        "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), config.free_sweeps),
+        "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), used),
     }
     if isinstance(model, HopfieldNetwork):
         weight = getattr(model.interactions[0], "weight", None)

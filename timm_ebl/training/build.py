@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -105,7 +106,7 @@ def build_model(config: TrainConfig, train: ImageDataset, origin: Origin | None 
     """The configured model, fitted to the channels and classes of the data; its lowest interactions may be frozen.
 
     A model that takes the settings of a free phase as arguments, as a DCHN does, relaxes by those of the run; any other
-    one by its own `EnergyModel.minimizer` in evaluation, and by those of the run in the rule's free phase.
+    one by its own `EnergyModel.minimizer`, in training and in evaluation.
 
     Args:
         config: The configuration, which agrees with the checkpoint (`Origin.settle`).
@@ -138,6 +139,26 @@ def _parts(model: EnergyModel) -> list[nn.Module]:
     return list(getattr(model, "interactions", [model]))
 
 
+def _created(
+    source: Mapping[str, Any],
+    fitted: Mapping[str, int],
+    phase: Mapping[str, Any],
+    given: Mapping[str, Any],
+    saved: bool,
+) -> tuple[nn.Module, bool]:
+    """A model, and whether it has a minimiser of its own; of a saved one the size is left out if it takes none."""
+    sizes = [fitted, {key: value for key, value in fitted.items() if key != "img_size"}][: 1 + saved]
+    for own, arguments in ((False, phase), (True, {})):
+        for size in sizes:
+            try:
+                return timm.create_model(**source, **{**size, **arguments, **given}), own
+            except TypeError as error:
+                if not any(f"argument {key!r}" in str(error) for key in (*phase, "img_size")):
+                    raise
+                refusal = error
+    raise refusal
+
+
 def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, **fitted: int) -> EnergyModel:
     """The model of that name with the configured arguments, and with weights if it starts from a checkpoint."""
     architecture, _, tag = name.partition(".")
@@ -159,22 +180,10 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
     if config.img_size not in (None, IMG_SIZE) or origin:
         fitted["img_size"] = config.img_size
     source = {"model_name": f"local-dir:{origin.folder}" if origin else name, "pretrained": origin is not None}
-    phase, own = free_phase(config), False
+    phase = free_phase(config)
     try:
-        try:
-            model = timm.create_model(**source, **(fitted | phase | given))
-            # Not an argument of the model: who loads the checkpoint need not wait for a compiler.
-            model.minimizer = Minimizer(**phase, compiled=config.compiled)
-        except TypeError as error:  # it has a minimiser of its own, and perhaps no choice of its input's size
-            if not any(f"argument {key!r}" in str(error) for key in (*phase, "img_size")):
-                raise
-            own = any(f"argument {key!r}" in str(error) for key in phase)
-            if origin:
-                fitted.pop("img_size")
-            model = timm.create_model(**source, **(fitted | given))
+        model, own = _created(source, fitted, phase, dict(config.model_kwargs), origin is not None)
     except TypeError as error:
-        if any(f"argument {key!r}" in str(error) for key in free_phase(config)):
-            raise ConfigError(_NO_ENERGY.format(name)) from None
         family = family_of(name)
         known = ", ".join(key for key in signature(family).parameters if key not in _NO_MODEL_KWARGS) if family else ""
         takes = f"; a {family.__name__} takes {known}" if family else ""
@@ -185,6 +194,8 @@ def _create_model(config: TrainConfig, name: str, origin: Origin | None = None, 
         raise ConfigError(_NO_ENERGY.format(name))
     if own and phase != free_phase(TrainConfig()):
         raise ConfigError(_OWN_MINIMIZER.format(name))
+    if not own:  # "compiled" is no argument: who loads the checkpoint need not wait for a compiler
+        model.minimizer = Minimizer(**phase, compiled=config.compiled)
     lacking = next(
         (attribute for attribute in ("pretrained_cfg", "num_classes") if not hasattr(model, attribute)), None
     )

@@ -181,7 +181,7 @@ class Checkpoints:
         self.progress.restore(shared["progress"], local, self.accelerator.device)
         if changes := _changes(before, self.settings):
             if self.progress.epoch > self.settings["epochs"]:
-                done = f"The run has made its {self.settings['epochs']} epochs, and none is left for other settings"
+                done = f"The run has made all epochs of {self.settings['epochs']}, and none is left for other settings"
                 raise ConfigError(f"{done} ({changes}): ask for more --epochs, or another --output-dir.")
             self.progress.warnings.append(f"from epoch {self.progress.epoch} on, other settings: {changes}")
         self.latest = name if before == self.settings else None

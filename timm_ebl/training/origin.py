@@ -113,7 +113,8 @@ class Origin:
     def describe(self, config: TrainConfig, classes: Sequence[str]) -> str:
         """What a run takes from it, in a line."""
         mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (config.mean, config.std))
-        same = (own := free_phase_of(self.config)) and all(getattr(config, name) == own[name] for name in own)
+        own, bounded = free_phase_of(self.config), self.config.get("model_args", {}).get("tolerance") is not None
+        same = own and not bounded and all(getattr(config, name) == own[name] for name in own)
         taken = "the weights" + " and the free phase" * bool(same)
         head = "" if self.has_classes(classes) else f" but for a new read-out of {len(classes)} classes"
         return f"{taken} of {self.name}{head}; {config.channels} images less {mean}, divided by {std}"

@@ -35,7 +35,7 @@ def build_rule(config: TrainConfig, model: EnergyModel) -> Rule:
             cannot perturb outputs of the model's classes.
     """
     options = {
-        "free": model.minimizer,
+        "free": replace(model.minimizer, compiled=config.compiled or model.minimizer.compiled),
         "beta": config.beta,
         "linear_response": config.linear_response,
         "settle": config.settle,
