@@ -146,7 +146,7 @@ class CrossEntropyNudged(Nudged):
 
     def output(self, drive: Tensor, present: Tensor) -> Tensor:
         if self.damped:
-            return drive - self.beta * CROSS_ENTROPY.gradient(present, self.target)
+            return self._plain().output(drive, present)
         wide = torch.promote_types(drive.dtype, torch.float32)
         centre = drive.to(wide) + self.beta * self.target
         least, found = 4 * torch.finfo(wide).eps * (1 + centre.norm(dim=1, keepdim=True)), drive.to(wide)
@@ -163,9 +163,11 @@ class CrossEntropyNudged(Nudged):
             share = torch.where(better, 1.0, share / 2)
         return found.to(drive.dtype)
 
-    def cost(self, state: tuple[Tensor, ...]) -> Tensor:
-        beta = self.beta.flatten() if isinstance(self.beta, Tensor) else self.beta
-        return beta * CROSS_ENTROPY.value(state[-1], self.target)
+    def cost(self, state: Sequence[Tensor]) -> Tensor:
+        return self._plain().cost(state)
+
+    def _plain(self) -> GradientNudged:
+        return GradientNudged(CROSS_ENTROPY, self.target, self.beta)
 
     def _newton(self, output: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """``|g|`` and ``H^-1 g``."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...training.files import write_whole
+from ..canvas import new_figure
 from .sheet import Sheet, lay_out
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ def plot_table(table: Table, path: Path) -> None:
     columns = max(len(sheet.columns) for sheet in sheets)
     width = max(7.0, 2.2 + 0.06 * max(len(line) for sheet in sheets for line in sheet.lines) + 2.0 * columns)
     heights = [0.8 + 0.3 * len(sheet.lines) for sheet in sheets]
-    figure = Figure(figsize=(width, 0.8 + sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, 0.8 + sum(heights))
     grid = figure.subplots(len(sheets), columns, sharey="row", squeeze=False, height_ratios=heights)
     for panels, sheet in zip(grid, sheets, strict=True):
         for axes, column in zip(panels, sheet.columns, strict=False):
