@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.catalogue import EMBEDDED
 from ..errors import CheckpointError
 from ..models.factory import family_of
-from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights, with_minimizer
+from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
 from ..training.equilibrium import measure_nearness
 from ..training.files import temporary_folder, write_whole, writing
 from ..training.finding import RECIPES, RECORDS
@@ -184,7 +184,7 @@ def stage(
         summary["other_seeds"] = {str(other.summary["seed"]): other.summary["test_error"] for other in others}
     if note:
         summary["note"] = note
-    config = {**with_minimizer(run.config), "evaluation": asdict(measured)}
+    config = {**run.config, "evaluation": asdict(measured)}
     config["sha256"] = hashlib.sha256((target / WEIGHTS).read_bytes()).hexdigest()
     recipe = replace(run.recipe, **_portable_settings(run))
     texts = {

@@ -21,7 +21,7 @@ from ..energy.graph import Graph
 from ..energy.interaction import Interaction
 from ..relaxation.checks import require_input
 from ..rules.backward import Backward
-from ..rules.catalogue import create_backward, list_backwards
+from ..rules.catalogue import create_backward, list_backwards, name_of
 from .layered import LayeredNetwork
 from .readout import ReadOut, as_global_pool, as_size
 
@@ -73,7 +73,7 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         backward: str | Backward | None,
     ) -> None:
         super().__init__()
-        self._graph, self.backward, self._model_args = None, backward, {}
+        self._graph, self._given, self.backward, self._model_args = None, {}, backward, {}
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -104,17 +104,19 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         elif not isinstance(backward, Backward):
             raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
         self._backward = backward
+        self._given = self._given | {"backward": AUTOGRAD if backward is None else name_of(backward)}
 
     @property
     def _model_args(self) -> dict[str, object]:
-        """The arguments that timm saves with the weights, those of the present minimiser among them."""
+        """The arguments that timm saves with the weights, the present minimiser and backward pass among them.
+
+        The minimiser is named whole, so that another default in a later version leaves a saved network as it was.
+        """
         settings = self._settings()
-        if settings == self._given_settings:
-            return self._given
-        if not settings.keys() <= signature(type(self)).parameters.keys():
-            return self._given | {"minimizer": self.minimizer}  # timm refuses to save it, and says so
-        changed = {name: value for name, value in settings.items() if value is not None}
-        return {name: value for name, value in self._given.items() if name not in settings} | changed
+        if not settings.keys() <= signature(type(self)).parameters.keys():  # timm refuses to save it, and says so
+            return self._given | ({"minimizer": self.minimizer} if settings != self._given_settings else {})
+        named = {name: value for name, value in settings.items() if value is not None}
+        return {name: value for name, value in self._given.items() if name not in settings} | named
 
     @_model_args.setter
     def _model_args(self, arguments: dict[str, object]) -> None:

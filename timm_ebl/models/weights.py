@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
-from timm.models import model_entrypoint
 from torch import Tensor
 
 from ..arguments import is_number
@@ -25,7 +23,6 @@ __all__ = [
     "read_config",
     "read_weights",
     "source_of",
-    "with_minimizer",
 ]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -43,7 +40,6 @@ MOST_LAYERS = 1_000
 """The most layers."""
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MINIMIZER = ("order", "sweeps", "omega", "start")
 
 HUB_OWNER = "timm-ebl"
 """Owner of the repositories that hold the same checkpoints on the Hugging Face Hub."""
@@ -92,24 +88,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(widths, list) and len(widths) > MOST_LAYERS:
         raise WeightsError(f"{path} asks for {len(widths):,} layers, and a network may have {MOST_LAYERS:,} at most.")
     return config
-
-
-def with_minimizer(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration that names its network's minimiser, so that another default in later versions leaves it the same.
-
-    It is as it was where a forward pass is the answer, and where the network is none of the package.
-
-    Args:
-        config: A ``config.json`` (`read_config`).
-    """
-    name, settings = config["architecture"], config.get("model_args", {})
-    if not model_entrypoint(name).__module__.startswith(f"{__package__}."):
-        return config
-    network = timm.create_model(name, device="meta", **settings)
-    if network.rests:
-        return config
-    own = {key: getattr(network.minimizer, key) for key in _MINIMIZER}
-    return config | {"model_args": settings | json.loads(json.dumps(own))}
 
 
 def read_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..errors import ConfigError
-from ..models.weights import CONFIG, WEIGHTS, read_config, with_minimizer
+from ..models.weights import CONFIG, WEIGHTS, read_config
 from .files import LEFTOVER, temporary_folder, write_whole, writing
 from .yaml12 import dump_yaml
 
@@ -227,7 +227,7 @@ class RunFolder:
             save_for_hf(
                 model, folder, safe_serialization=True, data_config=data, model_config={"label_names": list(classes)}
             )
-            config = with_minimizer(read_config(folder / CONFIG))
+            config = read_config(folder / CONFIG)
             config["pretrained_cfg"].pop("tag", None)  # that of a checkpoint which the model's name has already
             config["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
             (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
