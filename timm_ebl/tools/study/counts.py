@@ -27,7 +27,6 @@ class Counts:
     def __init__(self, folder: StudyFolder, cells: Sequence[Cell], jobs: int) -> None:
         self._folder, self._cells, self._jobs = folder, tuple(cells), jobs
         self._outcomes = {cell.name: folder.outcome(cell) for cell in cells}
-        self._begun: dict[str, float] = {}
 
     def unfinished(self) -> list[Cell]:
         """The cells without a result."""
