@@ -1,7 +1,7 @@
 """Private names of PyTorch, each with a public way to do the same where the name is missing.
 
-Nothing else in the package uses a private name of PyTorch. `PRIVATE` lists them; they are looked up once, when this
-module is imported.
+Only `training.memory`, which counts memory for the benchmark, uses others. `PRIVATE` lists those of this module; they
+are looked up once, when it is imported.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class TrainConfig:
     rule_kwargs: Mapping[str, Any] = _rule(None, "KEY=VALUE pairs for a rule of your own", dict, True)
     epochs: int = _optimisation(8, "passes over the training split", int)
     batch_size: int = _optimisation(32, "training images in a step, on each process", int)
-    grad_accum_steps: int = _optimisation(1, "batches whose gradients are summed up in a step of the optimiser", int)
+    grad_accum_steps: int = _optimisation(1, "batches whose gradients are averaged in a step of the optimiser", int)
     skip_bad_batches: bool = _optimisation(False, "leave out a step whose gradient is not finite", bool)
     eval_batch_size: int = _run(250, "images in an evaluation step, on each process", int)
     beta: float | None = _rule(None, "strength of the perturbation; by default the model's", float)
