@@ -1,5 +1,6 @@
 """Figures show what they say, with labels and units, and can be told apart without colour."""
 
+import math
 import re
 
 import pytest
@@ -64,17 +65,19 @@ def test_the_command_draws_every_figure_of_real_runs(tmp_path, figures, capsys):
     assert 0 <= images.min() <= images.max() <= 1
 
 
-def test_a_network_of_ones_own_without_kernels_and_maps_has_the_other_figures(tmp_path, my_module, capsys):
-    runs = [tmp_path / name for name in ("dense", "other")]
+def test_a_network_without_kernels_and_maps_or_without_sweeps_has_the_other_figures(tmp_path, my_module, capsys):
+    runs = [tmp_path / name for name in ("dense", "other", "forward")]
     folder = write_images(tmp_path / "images")
     train(*arguments(folder, runs[0], "--import", "my_module", "--model", "my_model")[: -len(SMALL)], "--threads", 1)
     train(*arguments(folder, runs[1]))
+    train(*arguments(folder, runs[2], "--model", "pcn_vgg5_tiny_cifar10")[: -len(SMALL)], "--threads", 1)
     capsys.readouterr()
     main(list(map(str, runs)))
     names = ["curves.png", "relaxation.png", "filters.png", "states.png"]
     written = [
         *(runs[0] / name for name in names[:2]),
         *(runs[1] / name for name in names),
+        *(runs[2] / name for name in names if name != "relaxation.png"),
         tmp_path / "comparison.png",
     ]
     assert capsys.readouterr().out.split() == list(map(str, written))
@@ -87,6 +90,7 @@ def test_a_network_of_ones_own_without_kernels_and_maps_has_the_other_figures(tm
         ([(0.0, 6.0)] * 2, (0, 6)),
         ([(-1.0, 1.0), (0.0, 6.0)], (-1, 6)),
         ([None] * 2, (-7, 8)),
+        ([(0.0, math.inf)] * 2, (0, 8)),
     ],
 )
 def test_states_are_drawn_between_the_bounds_of_their_layers_and_where_they_have_maps(tmp_path, figures, bounds, ends):

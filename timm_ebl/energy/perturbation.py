@@ -27,7 +27,7 @@ class Perturbation(ABC):
 
         Args:
             drive: The drive into it, ``(B, M)``.
-            present: The output layer as it is, ``(B, M)``; only a damped update depends on it.
+            present: The output layer as it is, ``(B, M)``; an update by a step depends on it, not one to the minimum.
         """
 
     def hidden(self, layer: int, drive: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = [
     "convolution_weight_gradient",
     "has_bfloat16_units",
     "is_batched",
+    "is_exporting",
     "is_func_transform_active",
     "is_watched",
     "max_pool",
@@ -28,6 +29,9 @@ __all__ = [
     "unpool_max",
     "version_of",
 ]
+
+is_exporting = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 has none
+"""Whether `torch.export` is under way."""
 
 PRIVATE: dict[str, bool] = {}
 """The private names, below ``torch``, and whether they are there."""

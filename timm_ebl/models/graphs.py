@@ -12,6 +12,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ..kernels.autocast import has_autocast
+from ..kernels.native import is_exporting
 from ..rules.autograd import equilibrium
 from .network import HopfieldNetwork
 
@@ -27,15 +28,11 @@ __all__ = [
     "FreeLayers",
     "Stack",
     "compiled_layers",
-    "is_exporting",
     "is_symbolic",
     "recorded",
     "register_network",
     "traced",
 ]
-
-is_exporting = getattr(torch.compiler, "is_exporting", bool)  # PyTorch 2.6 has none
-"""Whether `torch.export` is under way."""
 
 _NETWORKS: WeakValueDictionary[int, HopfieldNetwork] = WeakValueDictionary()
 _PREFERENCES = ("minimizer", "perturbed", "unrolled", "adjoint", "beta", "force")

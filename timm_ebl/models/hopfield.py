@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..kernels.native import is_watched
+from ..kernels.native import is_exporting, is_watched
 from ..rules.autograd import equilibrium, relaxed_layers, with_parameters
 from ..rules.catalogue import name_of
 from .flops import counted_flops
-from .graphs import FreeLayers, Stack, compiled_layers, is_exporting, is_symbolic, recorded, register_network, traced
+from .graphs import FreeLayers, Stack, compiled_layers, is_symbolic, recorded, register_network, traced
 from .network import HopfieldNetwork
 from .timm_network import TimmNetwork
 

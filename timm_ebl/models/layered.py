@@ -162,7 +162,7 @@ class LayeredNetwork(nn.Module, EnergyModel):
             x: Input ``(B, C, H, W)``.
             start: A state, an earlier relaxation (what it has computed is used again, if it is of this very input and
                 the parameters are the same), or a named start; by default the minimiser's.
-            perturbation: What is done to the output layer; free by default.
+            perturbation: What is done to the layers, most often to the output layer; free by default.
             minimizer: How to minimise; by default as the model was built.
 
         Returns:

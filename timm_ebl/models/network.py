@@ -27,7 +27,7 @@ __all__ = ["HopfieldNetwork"]
 class HopfieldNetwork(LayeredNetwork):
     """A Hopfield network made of layers and interactions (`timm_ebl.energy.graph`).
 
-        E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>        (paper, Section 3)
+        E(theta, x, s) = 1/2 sum_k |s_k|^2 - sum_(j,k) <s_k, drive_jk(s_j)>        (paper, Section 3, as released)
 
     A subclass implements `graph`.
     """

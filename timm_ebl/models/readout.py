@@ -21,7 +21,7 @@ _LARGEST_GAIN = 1e30
 class ReadOut:
     """What timm does to the classifier of a network: reads it, replaces it, fits it to other images.
 
-    It is a part of `timm_ebl.models.hopfield.TimmHopfieldNetwork`, whose attributes it uses.
+    It is a part of `timm_ebl.models.timm_network.TimmNetwork`, whose attributes it uses.
     """
 
     def add_head(self, gains: float | Sequence[float], **factory: object) -> None:

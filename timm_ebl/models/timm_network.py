@@ -225,7 +225,8 @@ class TimmNetwork(ReadOut, LayeredNetwork):
             x: Images ``(B, C, H, W)``.
             indices: Which hidden layers: the last n, those of a sequence, or all.
             norm: Without effect, there is no normalisation.
-            stop_early: Without effect: every layer's equilibrium depends on all the others.
+            stop_early: Without effect: in a Hopfield network every layer depends on all the others, and a predictive
+                coding network stops by itself.
             output_fmt: ``"NCHW"``.
             intermediates_only: Leave out the last hidden layer.
 

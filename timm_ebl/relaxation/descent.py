@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import norm
+from ..kernels.native import is_exporting
 from .minimizer import check_tolerance
 from .order import leading_to
 
@@ -93,7 +94,7 @@ class _Tolerance:
     """The end of every sample, with its copy if it has one, at the tolerance; from then on it is frozen as it is."""
 
     def __init__(self, minimizer: Minimizer, phase: Phase) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting() or phase.x.is_meta:
+        if torch.jit.is_tracing() or is_exporting() or phase.x.is_meta:
             raise RuntimeError(
                 f"With a tolerance ({minimizer.tolerance:g}), the values decide how many sweeps are made, which no "
                 "recording can: relax for a fixed number of sweeps."

@@ -30,7 +30,7 @@ class Start(Choice):
     """Where a relaxation starts when no state is given."""
 
     ZERO = "zero"
-    """Every layer at zero, as the paper evaluates."""
+    """Every layer at zero, as the paper's released code evaluates."""
     FEEDFORWARD = "feedforward"
     """One bottom-up pass without feedback; its drives are used by the first sweep, so that it adds almost no time."""
 
@@ -115,7 +115,7 @@ class Minimizer:
 
 
 PAPER = Minimizer(sweeps=60, omega=1.0, start=Start.ZERO)
-"""The paper's minimiser: 60 asynchronous sweeps from zero, without over-relaxation (Section 4.2)."""
+"""The paper's minimiser: 60 asynchronous sweeps without over-relaxation (Section 4.2), from zero as released."""
 
 EQUILIBRIUM = Minimizer(order="backward", omega=(1.9, 1.9, 1.9, 1.8, 1.8, 1.8, 1.7), tolerance=1e-3)
 """For the equilibrium itself, where the default's seven sweeps are for an answer.

@@ -81,7 +81,7 @@ def leading_to(layers: Iterable[int], groups: Groups, sweeps: int, neighbours: N
 def asynchronous(neighbours: Neighbours) -> Groups:
     """Layers that no interaction joins together: a colouring of the graph, found from the lowest layer upwards.
 
-    For a chain it is the paper's ``{1, 3, o}``, ``{2, 4}`` (Section 3). The energy never rises.
+    For a chain ``{1, 3, o}``, ``{2, 4}``, as in the paper (Section 3) and its code. The energy never rises.
     """
     colours: list[int] = []
     for layer, near in enumerate(neighbours):

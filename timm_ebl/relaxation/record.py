@@ -51,10 +51,9 @@ class Relaxation:
     Attributes:
         input: The input ``x`` that was relaxed, ``(B, ..)``.
         state: The layers ``(s_1, .., o)``.
-        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` after
-            `EnergyModel.settle` and `EnergyModel.respond`, which do not need it (`EnergyModel.energy` tells).
-        residual: Relative size of each sample's last update, ``|s - s_previous| / |s|`` over all layers, ``(B,)``;
-            ``None`` after `EnergyModel.settle`.
+        energy: ``E(theta, x, state)``, ``(B,)``, without the cost of a perturbation; ``None`` where
+            nothing needs it, after `HopfieldNetwork.settle` and a linear response (`EnergyModel.energy` tells).
+        residual: Each sample's last ``|s - s_previous| / |s|``, all layers, ``(B,)``; ``None`` after the same `settle`.
         sweeps: Sweeps made; where a tolerance let some samples end earlier, those of the last one.
         tolerance: The residual asked for; ``None`` if the number of sweeps was fixed.
         output: The answer, ``(B, M)``: the output layer at its minimum given the layers below as they ended, whose last

@@ -2,7 +2,7 @@
 
 `equilibrium` relaxes a network as its forward pass. Its backward pass receives ``f = dC/ds``, the gradient of whatever
 loss was put on the layers, and a `Backward` turns it into the gradient of the parameters and of the input. Of the
-relaxation, the free state alone is kept for it.
+relaxation, the record of the free state alone is kept for it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class _Baseline(Rule, Backward):
 
 @dataclass(frozen=True)
 class TruncatedBackprop(_Baseline):
-    """Baseline TBP: backpropagation through the last sweeps from the free state (paper, Table 1).
+    """Baseline TBP: backpropagation through further sweeps from the free state (paper, Table 1).
 
     Its memory grows with the number of sweeps.
 

@@ -191,9 +191,9 @@ class EquilibriumPropagation(ContrastiveRule, Backward):
     unit across a bound. A sample without a gradient contributes nothing.
 
     Attributes:
-        damped: Update a nudged output by ``o <- u - beta (o - y)``, ``u`` the drive into it, as the paper's released
-            code does. By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``: the same fixed
-            point, but the short nudged phases get nearer to it. A force needs no such choice.
+        damped: Update a nudged output by ``o <- u - beta dC/do``, ``u`` the drive into it, as the paper's released code
+            does (``u - beta (o - y)``). By default it goes to the minimum at once, ``o <- (u + beta y) / (1 + beta)``:
+            the same fixed point, to which short phases get nearer. A cost of unknown minimum always takes the step.
         cost: What is nudged by, as such or by name (`timm_ebl.rules.cost.list_costs`); the paper's squared error.
     """
 

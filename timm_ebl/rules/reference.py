@@ -69,7 +69,7 @@ def feedback(layer: Layer, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def energy(layers: Sequence[Layer], x: Tensor, state: State) -> Tensor:
-    """``E(theta, x, s) = sum_k 1/2 |s_k|^2 - <s_k, drive_k(s_{k-1})>`` with ``s_0 = x``, ``(B,)`` (Section 3)."""
+    """``E(theta, x, s) = sum_k 1/2 |s_k|^2 - <s_k, drive_k(s_{k-1})>`` with ``s_0 = x``, ``(B,)`` (released code)."""
     pairs = zip(layers, (x, *state[:-1]), state, strict=True)
     return sum((s * (s / 2 - drive(layer, lower))).flatten(1).sum(1) for layer, lower, s in pairs)
 
@@ -80,7 +80,7 @@ def cost(output: Tensor, y: Tensor) -> Tensor:
 
 
 def asynchronous(count: int) -> Groups:
-    """Of the first so many layers the 1st, 3rd and so on together, then the others (Section 3)."""
+    """Of the first so many layers the 1st, 3rd and so on together, then the others (Section 3; released code)."""
     return tuple(range(0, count, 2)), tuple(range(1, count, 2))
 
 
@@ -90,7 +90,7 @@ def synchronous(count: int) -> Groups:
 
 
 def zero_state(layers: Sequence[Layer], x: Tensor) -> State:
-    """Every layer at zero, where a free phase starts."""
+    """Every layer at zero, where a free phase starts (released code)."""
     state, sides = [], x.shape[2:]
     for layer in layers:
         sides = [side // layer.pool for side in sides] if layer.weight.ndim > 2 else []
@@ -101,9 +101,9 @@ def zero_state(layers: Sequence[Layer], x: Tensor) -> State:
 def relax(layers, x, state, sweeps, groups: Groups | None = None, output: Output | None = None, omega=1.0) -> State:
     """The state after so many sweeps, asynchronous ones unless groups are given (Equation 1).
 
-    A sweep updates every group once, its layers together: ``s_k <- clip(drive_k + feedback_{k+1}, 0, 1)``. A layer in
-    no group stays. ``output`` makes the new output of the drive into it and the old one; without it the drive is the
-    new output. ``omega`` is not in the paper: it takes a hidden layer so many times as far.
+    A sweep updates every group once, its layers together: ``s_k <- clip(drive_k + feedback_{k+1}, 0, 1)``
+    (bounds: released code). A layer in no group stays. ``output`` makes the new output of the drive into it and the old
+    one; without it that is the drive. ``omega`` is not in the paper: it takes a hidden layer so many times as far.
     """
     last = len(layers) - 1
 

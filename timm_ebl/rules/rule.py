@@ -1,7 +1,8 @@
 """What a learning rule is, and the rules by name.
 
-A rule called on ``(model, x, y)`` returns a scalar whose gradient in the parameters is the rule's update direction
-(descend it), so that mixed precision, gradient accumulation and data parallelism work as for any loss.
+A rule called on ``(model, x, y)`` returns a `RuleOutput`, whose ``loss`` is a scalar. Its gradient in the parameters is
+descended: minus the paper's update, without the learning rate. So mixed precision, gradient accumulation and data
+parallelism work as for any loss.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class RuleOutput(NamedTuple):
     """What a rule returns.
 
     Attributes:
-        loss: Scalar whose backward is the rule's update: a contrast of energies, or the cost for the baselines.
+        loss: Scalar whose gradient the rule descends: a contrast of energies, or the cost for the baselines.
         output: Answer of the free phase, ``(B, M)`` (`Relaxation.output`).
         free: The free phase.
-        last: The state that the second phase left: ``state_2`` of a contrast, the last of the sweeps that truncated
-            backpropagation unrolls, the one sweep that recurrent backpropagation differentiates. The paper's released
-            code starts the next batch's free phase from it.
+        last: The state that the second phase left: ``state_2`` of a contrast (or the only one relaxed), the last of the
+            sweeps that truncated backpropagation unrolls, the one sweep that recurrent backpropagation
+            differentiates. The paper's released code starts the next batch's free phase from it.
     """
 
     loss: Tensor
@@ -224,7 +225,7 @@ def register_rule(name: str, rule: type[Rule], *, replace: bool = False, **fixed
 
 
 def list_rules() -> list[str]:
-    """Names of the rules, in the order of the paper's Section 2."""
+    """Names of the rules: contrastive ones in the order of the paper's Section 2, baselines, then registered ones."""
     return RULES.names()
 
 

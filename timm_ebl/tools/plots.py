@@ -2,9 +2,9 @@
 
     python -m timm_ebl.tools.plots RUN [RUN ...]
 
-For every run it writes curves.png and relaxation.png into the run's folder, filters.png if its first weights are
-kernels, and states.png if a layer has maps; for several runs also comparison.png into the folder that holds
-them. The images are those of the run's held-out part.
+For every run it writes curves.png into the run's folder, relaxation.png unless the free phase is a forward pass,
+filters.png if its first weights are kernels, and states.png if a layer has maps; for several runs also comparison.png
+into the folder that holds them. The images are those of the run's held-out part.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..arguments import Parser, positive_count
 from ..errors import CheckpointError, ConfigError, one_sentence
-from ..models.network import HopfieldNetwork
+from ..models.layered import LayeredNetwork
 from ..training.build import build_transform
 from ..training.config import TrainConfig, read_recipe, resolve
 from ..training.console import begin
@@ -34,6 +34,7 @@ from .canvas import draw_grid, new_figure, save_figure
 
 if TYPE_CHECKING:
     from ..energy.graph import Layer
+    from ..relaxation.model import EnergyModel
 
 __all__ = [
     "Trace",
@@ -95,7 +96,7 @@ class Trace(NamedTuple):
     residual: Tensor
 
 
-def trace_relaxation(model: HopfieldNetwork, x: Tensor, sweeps: int) -> Trace:
+def trace_relaxation(model: EnergyModel, x: Tensor, sweeps: int) -> Trace:
     """Relax images by the model's minimiser, recording every sweep.
 
     Args:
@@ -172,14 +173,14 @@ def plot_states(
         path: The picture to write.
         image: 8-bit image ``(C, H, W)``.
         state: Its layers, each with a batch of one; one hidden layer at least ``(1, C, H, W)``.
-        layers: The same in the network's graph. Black and white are their bounds; of a layer without bounds, the
-            smallest and the largest unit.
+        layers: The same in the network's graph. Black and white are their bounds; where a layer has none, the smallest
+            and the largest unit.
         classes: Names of the output units.
         label: The image's class.
     """
     output = state[-1][0].float().cpu()
     maps = {number: units[0].float().cpu() for number, units in enumerate(state[:-1], 1) if units.dim() == 4}
-    ends = [layers[number - 1].bounds or (float(units.min()), float(units.max())) for number, units in maps.items()]
+    ends = [_ends(layers[number - 1], units) for number, units in maps.items()]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     figure = new_figure(3 * (len(maps) + 2), 3.4)
     first, *middle, last = figure.subplots(1, len(maps) + 2)
@@ -197,6 +198,11 @@ def plot_states(
     last.invert_yaxis()
     last.set_title("output layer")
     save_figure(figure, path)
+
+
+def _ends(layer: Layer, units: Tensor) -> tuple[float, float]:
+    low, high = layer.bounds or (-math.inf, math.inf)
+    return (low if low > -math.inf else float(units.min()), high if high < math.inf else float(units.max()))
 
 
 def plot_comparison(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]], tests: Mapping[str, float]) -> None:
@@ -253,11 +259,10 @@ def _plot_run(run: _Run, images: int, sweeps: int) -> list[Path]:
         raise CheckpointError(f"The images of {shown.name} do not fit {run.path}: {error}") from None
     names = [*shown.classes, *map(str, range(len(shown.classes), model.num_classes))]
     state, label, used = model.relax(x[:1]).state, int(shown.labels[0]), model.minimizer.sweeps
-    figures: dict[str, Callable[[Path], None]] = {
-        "curves.png": lambda path: plot_curves(path, run.epochs, run.summary),
-        "relaxation.png": lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), used),
-    }
-    if isinstance(model, HopfieldNetwork):
+    figures: dict[str, Callable[[Path], None]] = {"curves.png": lambda path: plot_curves(path, run.epochs, run.summary)}
+    if not model.rests:
+        figures["relaxation.png"] = lambda path: plot_relaxation(path, trace_relaxation(model, x, sweeps), used)
+    if isinstance(model, LayeredNetwork):
         weight = getattr(model.interactions[0], "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 4:
             figures["filters.png"] = lambda path: plot_filters(path, weight)
