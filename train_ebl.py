@@ -128,7 +128,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         if config.resume and checkpoints.resume(config.force):
             report.say(f"going on after batch {progress.step} of epoch {progress.epoch}")
         if accelerator.is_main_process:
-            folder.require_space(checkpoint_bytes(model) * (config.keep_checkpoints + 1))
+            lacking = max(1, config.keep_checkpoints + 1 - len(checkpoints.known))
+            folder.require_space(checkpoint_bytes(model) * lacking)
+            if progress.epoch <= config.epochs:
+                folder.reopen()
             folder.write_settings(replace(config, resume=False, force=False).to_dict())
             folder.write_results(progress, model, transform, data.train, better=True)
 
@@ -201,7 +204,8 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             "warnings": progress.warnings,
             "seconds": progress.elapsed(),
         }
-        accelerator.log({"test_error": test["error"]}, step=progress.best["epoch"])
+        result = {"test_error": test["error"], "best_epoch": progress.best["epoch"]}
+        accelerator.log(result, step=progress.epoch - 1)  # Weights & Biases takes no step before the last
         if accelerator.is_main_process:
             folder.write_predictions(test["predicted"], data.test.labels)
             plot_curves(folder.path / "curves.png", progress.epochs, summary)

@@ -63,9 +63,11 @@ def test_what_cannot_be_built_is_refused_in_one_sentence_before_data_are_loaded(
     assert "\n" not in str(refusal.value)
 
 
-def test_what_can_be_built_passes_and_loads_no_weights(monkeypatch):
+def test_what_can_be_built_passes_and_loads_no_weights(tmp_path, monkeypatch):
     monkeypatch.setattr("timm_ebl.models.factory.build_with_weights", None)
     check_config(TrainConfig(model="dchn_tiny_cifar10", pretrained="dchn_tiny_cifar10.c_ep"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()  # the name of a data set comes first
     check_config(TrainConfig(dataset="cifar10", data_root="copies", opt="lookahead_adan", opt_betas=(0.9, 0.9, 0.9)))
 
 

@@ -48,9 +48,9 @@ def test_a_tracker_gets_settings_and_metrics(folder, tmp_path, monkeypatch):
     _, metrics, summary = results(tmp_path / "run")
     assert recorder.settings["algo"] == "c-ep"
     assert recorder.settings["epochs"] == 3
-    *epochs, (best, test) = recorder.logged
+    *epochs, (last, test) = recorder.logged
     assert [{"epoch": step, **values} for step, values in epochs] == metrics
-    assert (best, test) == (summary["best_epoch"], {"test_error": summary["test_error"]})
+    assert (last, test) == (3, {name: summary[name] for name in ("test_error", "best_epoch")})
     assert recorder.finished
 
 

@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from ..data.catalogue import EMBEDDED, IMG_SIZE
+from ..data.catalogue import DATASETS, EMBEDDED, IMG_SIZE
 from ..data.transforms import BatchTransform
 from ..errors import ConfigError
 from ..models.factory import family_of, list_networks
@@ -96,7 +96,7 @@ def check_config(config: TrainConfig) -> None:
     build_rule(config, model)
     build_optimizer(config, model)
     dataset = config.dataset or EMBEDDED
-    if config.data_root and (dataset == EMBEDDED or Path(dataset).is_dir()):
+    if config.data_root and (dataset == EMBEDDED or (dataset not in DATASETS and Path(dataset).is_dir())):
         raise ConfigError(
             f"--data-root holds copies of data sets of the Hub, and {dataset} is none: leave one of the two out."
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import random
 import shutil
 import sys
 import textwrap
@@ -22,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -34,7 +32,8 @@ from .files import LEFTOVER, writing
 from .health import require_finite
 from .launch import on_main
 from .manifest import MANIFEST, find_damage, read_settings, render_manifest
-from .run_folder import list_checkpoints
+from .random_state import random_state, set_random_state
+from .run_folder import list_checkpoints, place_of
 from .signals import StopSignals, stop_message
 
 if TYPE_CHECKING:
@@ -45,7 +44,9 @@ __all__ = ["Checkpoints", "checkpoint_bytes"]
 
 _MOMENTS = ("opt", "momentum", "opt_betas", "freeze")  # settings that decide what the state of an optimiser consists of
 _RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
-_AGREE_EVERY = 10  # batches between two looks at the signals of the other processes
+_ORDER = ("processes", "batch_size", "grad_accum_steps", "seed", "data")  # what decides which images a batch has
+_AGREE_EVERY = 10  # steps between two looks at the signals of the other processes
+_REPLACED = "-replaced"
 
 
 class Checkpoints:
@@ -103,7 +104,7 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
-            mine = {"random": _random_state(self.accelerator.device), "progress": self.progress.local()}
+            mine = {"random": random_state(self.accelerator.device), "progress": self.progress.local()}
             files = {f"process-{rank}.pt": _write(temporary / f"process-{rank}.pt", mine)}
             if main:
                 files["run.pt"] = _write(temporary / "run.pt", self._shared())
@@ -117,15 +118,15 @@ class Checkpoints:
     def between_batches(self) -> None:
         """Save if it is time to, or if a signal came.
 
-        Processes agree on it, so that all save after the same batch: a single process at once, several every ten
-        batches.
+        Processes agree on it, so that all save after the same step of the optimiser: a single process at once, several
+        every ten steps.
 
         Raises:
             Interrupted: A signal came.
         """
-        self.calls += 1
         if not self.accelerator.sync_gradients:
             return
+        self.calls += 1
         stop, due = self.signals.received or 0, time.monotonic() - self.saved > 60 * self.minutes
         if self.accelerator.num_processes > 1:
             if self.calls % _AGREE_EVERY:
@@ -141,8 +142,8 @@ class Checkpoints:
         """Take the run up where the newest undamaged checkpoint left it.
 
         Args:
-            force: Accept other settings than those of the run. With other processes or another batch size the epoch
-                under way begins anew.
+            force: Accept other settings than those of the run. With other processes, images, batches or another seed
+                the epoch under way begins anew.
 
         Returns:
             Whether there was a checkpoint.
@@ -173,10 +174,10 @@ class Checkpoints:
         if self.accelerator.scaler is not None and shared["scaler"]:
             self.accelerator.scaler.load_state_dict(shared["scaler"])
         local = None
-        if all(before.get(key) == self.settings[key] for key in ("processes", "batch_size", "grad_accum_steps")):
+        if all(before.get(key) == self.settings.get(key) for key in _ORDER):
             file = folder / f"process-{self.accelerator.process_index}.pt"
             mine = torch.load(file, map_location="cpu", weights_only=True)
-            _set_random_state(mine["random"], self.accelerator.device)
+            set_random_state(mine["random"], self.accelerator.device)
             local = mine["progress"]
         self.progress.restore(shared["progress"], local, self.accelerator.device)
         if changes := _changes(before, self.settings):
@@ -204,14 +205,21 @@ class Checkpoints:
         self.optimizer.load_state_dict({**state, "param_groups": groups})
 
     def _place(self, temporary: Path, name: str) -> None:
-        """Give a checkpoint its name, and drop the oldest over the number to keep; what this run cannot use stays."""
-        target = self.folder / name
+        """Give a checkpoint its name; drop those of later batches, and the oldest over the number to keep.
+
+        There are later ones where an epoch began anew. What this run cannot use stays.
+        """
+        target, replaced = self.folder / name, self.folder / f"{LEFTOVER}{name}{_REPLACED}"
         if name in self.known:
-            self._drop(name)
+            self.known.remove(name)
+            target.rename(replaced)
         elif os.path.lexists(target):
             target.rename(f"{target}.unused-{time.time_ns()}")
         temporary.rename(target)
         _sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for later in [other for other in self.known if place_of(other) > place_of(name)]:
+            self._drop(later)
         self.known.append(name)
         for old in self.known[: -self.keep]:
             self._drop(old)
@@ -226,6 +234,9 @@ class Checkpoints:
 
     def _choose(self, force: bool) -> str | None:
         """The newest undamaged checkpoint."""
+        for path in self.folder.glob(f"{LEFTOVER}*{_REPLACED}"):
+            if not (whole := self.folder / path.name.removeprefix(LEFTOVER).removesuffix(_REPLACED)).exists():
+                path.rename(whole)
         names = list_checkpoints(self.folder)
         for path in sorted(self.folder.iterdir()):
             if path.name.startswith(LEFTOVER):
@@ -280,20 +291,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    """States of the global generators, in types that load without unpickling objects."""
-    name, keys, *rest = np.random.get_state()
-    accelerator = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
-    numpy = (name, torch.from_numpy(keys.astype(np.int64)), *rest)
-    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "device": accelerator}
-
-
-def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    name, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if device.type != "cpu" and state["device"] is not None:
-        torch.get_device_module(device).set_rng_state(state["device"])

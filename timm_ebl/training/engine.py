@@ -60,7 +60,8 @@ def train_epoch(
         seed: Seed of the augmentation, and of the signs of a rule that draws them.
         warm_start: Start every free phase but the epoch's first from the state that the second phase of the batch
             before left, as the paper's released code does.
-        skip_bad_batches: Leave out a step whose gradient is not finite. It costs a look at every gradient.
+        skip_bad_batches: Leave out a step whose gradient is not finite, in the metrics too. It costs a look at every
+            gradient, but where a gradient scaler looks.
         clip_grad: Largest norm of a step's gradient over all parameters; one that is longer is scaled down to it.
         cost: The cost that is reported: the one that the rule descends.
         average: Takes in the weights after every step of the optimiser that was not left out.
@@ -83,6 +84,8 @@ def train_epoch(
         generator = epoch_generator(seed, progress.epoch, Stream.SIGNS)
         signs = random_signs(len(loader.dataset), generator).to(accelerator.device)
     rest = skip_first_batches(loader, progress.step) if progress.step else loader
+    rest.set_epoch(progress.epoch)  # accelerate before 1.15 does not pass it on
+    batches, found = 0, Averages()
     hidden = None if accelerator.is_local_main_process else True
     with tqdm(rest, title, len(loader), leave=False, disable=hidden, initial=progress.step) as bar:
         for images, labels, rows in bar:
@@ -100,11 +103,16 @@ def train_epoch(
                     average.update(accelerator.unwrap_model(task).trainable_module)
                 optimizer.zero_grad()
             progress.step += 1
-            progress.state = result["last"] if warm_start and good else None
-            if good:
-                add_metrics(progress.averages, result, labels, cost)
-            else:
-                progress.skipped += 1
+            batches += 1
+            add_metrics(found, result, labels, cost)
+            left_out = skip_bad_batches and accelerator.sync_gradients and not stepped
+            progress.state = result["last"] if warm_start and not left_out else None
+            if left_out:
+                progress.skipped += batches
+            elif accelerator.sync_gradients:
+                progress.averages.include(found)
+            if accelerator.sync_gradients:
+                batches, found = 0, Averages()
             if progress.step % 10 == 1 and progress.averages.images and not bar.disable:
                 bar.set_postfix_str(f"error {progress.averages.means()['error']:.1f} %", refresh=False)
             watch(result)

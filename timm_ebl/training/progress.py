@@ -46,6 +46,12 @@ class Averages:
             self.sums[name] = self.sums.get(name, 0) + value.detach().double().sum()
         self.images += len(value)
 
+    def include(self, others: Averages) -> None:
+        """Add what was summed up apart."""
+        for name, total in others.sums.items():
+            self.sums[name] = self.sums.get(name, 0) + total
+        self.images += others.images
+
     def means(self) -> dict[str, float]:
         """Mean of every quantity over all images so far, of this process."""
         return {name: float(total) / self.images for name, total in self.sums.items()}
@@ -96,7 +102,8 @@ class Progress:
         """Metrics of the best epoch on the held-out part, the first of several; the last epoch's if there is none."""
         if self.epochs[-1]["held_out_error"] is None:
             return self.epochs[-1]
-        return min(self.epochs, key=lambda epoch: epoch["held_out_error"])
+        measured = [epoch for epoch in self.epochs if epoch["held_out_error"] is not None]
+        return min(measured, key=lambda epoch: epoch["held_out_error"])
 
     def elapsed(self) -> float:
         """Seconds spent on the run so far, interruptions left out."""

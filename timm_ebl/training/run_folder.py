@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..data.transforms import BatchTransform
     from .progress import Progress
 
-__all__ = ["PREDICTIONS", "RunFolder", "device_name", "list_checkpoints", "versions"]
+__all__ = ["PREDICTIONS", "RunFolder", "device_name", "list_checkpoints", "place_of", "versions"]
 
 PREDICTIONS = "predictions.safetensors"
 """The selected model's classes for the test split (``predicted``), and the right ones (``labels``)."""
@@ -44,8 +44,14 @@ _CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
 
 def list_checkpoints(folder: Path) -> list[str]:
     """Names of the checkpoints in a folder in the order of their epochs and steps; whatever else is there is not."""
-    found = [_CHECKPOINT.fullmatch(path.name) for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    return [name[0] for name in sorted(filter(None, found), key=lambda name: (int(name[1]), int(name[2])))]
+    names = [path.name for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    return sorted(filter(_CHECKPOINT.fullmatch, names), key=place_of)
+
+
+def place_of(name: str) -> tuple[int, int]:
+    """Epoch and step of a checkpoint by its name."""
+    epoch, step = _CHECKPOINT.fullmatch(name).groups()
+    return int(epoch), int(step)
 
 
 def versions() -> dict[str, str]:
@@ -173,6 +179,11 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def reopen(self) -> None:
+        """Take back the result of a run that is to be trained on: what it says is no longer of these files."""
+        for name in ("summary.json", PREDICTIONS):
+            (self.path / name).unlink(missing_ok=True)
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Write ``args.yaml``."""
