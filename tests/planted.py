@@ -151,15 +151,21 @@ BUGS = {
     ),
     "two copies of a changed input keep what was known": Bug(
         "relaxation/record.py",
-        "if cache is not None and stamp([self.input])[0][1] != cache.made_of[0][1]:",
-        "if cache is not None and stamp([self.input])[0][0] is not cache.made_of[0][0]:",
+        "fits = cache is not None and stamp([self.input])[0][1] == cache.made_of[0][1]  # not changed in place",
+        "fits = cache is not None and stamp([self.input])[0][0] is cache.made_of[0][0]",
         "test_relaxation.py::test_copies_of_an_input_that_was_changed_in_place_know_nothing_of_it",
     ),
     "two copies of a changed state keep what was known": Bug(
         "relaxation/record.py",
-        "if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):",
-        "if cache is not None:",
+        "if fits := fits and all(r._cache.versions == versions_of(r.state) for r in (self, other)):",
+        "if fits:",
         "test_relaxation.py::test_a_state_changed_in_place_is_not_taken_for_the_one_that_was_found",
+    ),
+    "what was pruned again is not noticed": Bug(
+        "relaxation/record.py",
+        'yield from (mask for name, mask in interaction.named_buffers() if name.endswith("_mask"))',
+        "pass",
+        "test_torch_module.py::test_a_network_that_is_pruned_again_takes_nothing_from_before",
     ),
     "the routes of two copies are exchanged": Bug(
         "relaxation/record.py",
@@ -238,6 +244,12 @@ BUGS = {
         'for _ in range(_steps("adjoint", adjoint) - 1):',
         'for _ in range(_steps("adjoint", adjoint)):',
         "test_rules.py::test_recurrent_backpropagation_in_a_few_steps_is_backpropagation_through_as_many_sweeps[1]",
+    ),
+    "a gradient of two parameters is scaled twice": Bug(
+        "rules/autograd.py",
+        "return tuple(next(found) * scale if need else None for need in needed)  # two leaves may share a gradient",
+        "return tuple(next(found).mul_(scale) if need else None for need in needed)",
+        "test_torch_module.py::test_the_gradient_goes_on_to_whatever_makes_the_weights[loss-a sum]",
     ),
     "a layer used twice has one gradient": Bug(
         "rules/autograd.py",

@@ -19,7 +19,7 @@ from oracles import (
 )
 from quartic import QuarticHopfield
 
-from timm_ebl import Forced, Minimizer, Nudging, create_backward, equilibrium, list_backwards
+from timm_ebl import Forced, Minimizer, Nudging, create_backward, create_rule, equilibrium, list_backwards
 from timm_ebl.rules.contrastive import EquilibriumPropagation
 from timm_ebl.rules.rule import squared_error
 
@@ -145,6 +145,15 @@ def test_the_input_has_a_gradient(make_live, batch, name):
     with torch.no_grad():
         values = [model(x + sign * 1e-5 * direction).square().sum() for sign in (1, -1)]
     torch.testing.assert_close((found * direction).sum(), (values[0] - values[1]) / 2e-5, rtol=1e-4, atol=1e-10)
+
+
+def test_each_sweep_that_is_gone_back_through_has_its_omega(make_live, batch):
+    model, (x, y) = make_live(), batch
+    result = create_rule("tbp", unrolled=Minimizer(sweeps=4, omega=(1.9, 1.5, 1.0)))(model, x, y)
+    state = result.free.state
+    for omega in (1.9, 1.5, 1.0, 1.0):
+        state = model.sweep(x, state, Minimizer(sweeps=1, omega=omega))
+    torch.testing.assert_close(result.last, state, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["tbp", "rbp"])

@@ -78,6 +78,23 @@ def test_a_card_loads_the_images_that_were_measured():
     assert "split: hard" in card
 
 
+@pytest.mark.parametrize(("found", "loaded"), [("test", 'load_dataset("owner/set", "test")'), ("validation", None)])
+def test_a_card_loads_and_names_the_split_that_was_found(found, loaded):
+    config = CONFIG | {"evaluation": CONFIG["evaluation"] | {"split": found}}
+    card = render_card("name", "name", TrainConfig(dataset="owner/set"), SUMMARY, config)
+    call = loaded or 'load_test("owner/set", "train")'
+    assert f"test = {call}\n" in card
+    assert f"split: {found}\n" in card
+    assert ("from timm_ebl.training.splits import load_test\n" in card) == (loaded is None)
+
+
+def test_a_card_says_what_was_descended_by_which_batches():
+    recipe = TrainConfig(dataset="cifar10", cost="cross-entropy", grad_accum_steps=8)
+    card = render_card("name", "name", recipe, SUMMARY, CONFIG)
+    assert ", cost cross-entropy |" in card
+    assert "| batch | 32 images on each process, 8 batches a step |" in card
+
+
 @pytest.mark.parametrize(("dataset", "given"), [("noise", " --dataset FOLDER"), ("owner/set", ""), ("cifar10", "")])
 def test_a_card_says_that_a_folder_of_images_is_given_to_verify(dataset, given):
     recipe = TrainConfig(dataset=dataset)

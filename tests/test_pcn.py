@@ -166,6 +166,8 @@ def test_what_it_cannot_do_is_refused(tiny):
         ({"pools": (2, 2)}, "pools has one window for each of the widths"),
         ({"img_size": 8}, "too small"),
         ({"drop_rate": 0.1}, "A PCN has no dropout"),
+        ({"beta": 0}, "beta is a positive number, not 0"),
+        ({"beta": "x"}, "beta is a positive number, not 'x'"),
         ({"backward": "sgd"}, "Unknown backward 'sgd' of a PCN: choose one of ep, tbp, rbp, bp"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import yaml
-from published_runs import packaged, set_sha256, write_run
+from published_runs import packaged, set_sha256, write_images, write_run
 from safetensors.torch import load_file, save_file
 
 from timm_ebl import Minimizer
@@ -17,6 +17,7 @@ from timm_ebl.data.dataset import load_dataset
 from timm_ebl.errors import CheckpointError
 from timm_ebl.hub.__main__ import main
 from timm_ebl.hub.package import _default_tag, package
+from timm_ebl.hub.publish import _prepare
 from timm_ebl.training.build import build_model, build_transform
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.config import TrainConfig
@@ -73,13 +74,21 @@ def test_a_run_keeps_the_minimiser_of_what_sweeps(tmp_path, images, network, swe
     assert timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).minimizer == model.minimizer
 
 
-def test_what_is_packaged_names_its_minimiser_though_the_run_does_not(tmp_path, run):
-    config = json.loads((run / "config.json").read_text())
-    config["model_args"] = {key: config["model_args"][key] for key in config["model_args"].keys() - OURS.keys()}
-    (run / "config.json").write_text(json.dumps(config | {"model_args": config["model_args"] | {"sweeps": 4}}))
-    _, weights, _ = packaged(tmp_path, run)
-    assert named(weights) == OURS | {"sweeps": 4}
-    assert timm.create_model(f"local-dir:{weights}", pretrained=True).minimizer == Minimizer(sweeps=4)
+def test_a_folder_is_not_taken_for_the_data_set_whose_name_it_has(tmp_path):
+    name, _, records = packaged(tmp_path, write_run(tmp_path / "run", write_images(tmp_path / "cifar10")))
+    card = (records / "README.md").read_text()
+    assert name == "dchn_tiny_cifar10.c_ep_cifar10_folder"
+    assert 'load_dataset("cifar10-folder", "test")' in card
+    assert " --dataset FOLDER` measures" in card
+    assert "uoft-cs" not in card
+    assert "mirror" not in card
+
+
+def test_a_checkpoint_that_lacks_a_record_is_not_published(tmp_path, run):
+    name, weights, records = packaged(tmp_path, run)
+    (records / "curves.png").unlink()
+    with pytest.raises(CheckpointError, match=f"{name} cannot be published: it has no curves.png"):
+        _prepare(TrainedModel(name, weights, records), tmp_path, "owner/name", None)
 
 
 def test_the_error_in_every_file_is_that_of_the_stored_weights(tmp_path, run, images):
@@ -225,6 +234,8 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, run, images):
     (other / "args.yaml").write_text(yaml.safe_dump(settings | {"epochs": 9}))
     with pytest.raises(CheckpointError, match="only the seed may differ"):
         packaged(tmp_path, run, other)
+    with pytest.raises(CheckpointError, match="bad diverged: it has no test error"):
+        packaged(tmp_path, run, write_run(tmp_path / "bad", images, 1, status="diverged"))
     with pytest.raises(CheckpointError, match="has the seed 0 of another run"):
         packaged(tmp_path, run, write_run(tmp_path / "twin", images, 0))
 

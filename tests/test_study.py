@@ -70,6 +70,18 @@ def test_cells_that_fail_or_diverge_are_results_and_the_others_run(tmp_path, mon
     assert [(folder.run(cell) / "starts").read_text() for cell in study.cells] == ["x", "x", "xx", "x"]
 
 
+def test_a_cell_that_failed_under_other_settings_has_no_part_in_what_comes(tmp_path, monkeypatch, said):
+    study, folder = study_of(tmp_path, grids=[{"seed": [0, 1]}])
+    for cell in study.cells:
+        folder.write_recipe(cell)
+        folder.write_failure(cell, "of old")
+    study, _ = study_of(tmp_path, settings={"epochs": 3}, grids=[{"seed": [0, 1]}])
+    monkeypatch.setattr(process, "SCRIPT", stand_in(tmp_path / "run.py", "fails", "completes"))
+    run_here(folder, study.cells, 1, said.append)
+    assert folder.outcome(study.cells[0]).reason == "error: it cannot be done."
+    assert not folder.failure(study.cells[1]).exists()
+
+
 def test_two_cells_run_at_once_and_ctrl_c_ends_both_and_the_same_command_goes_on(tmp_path, monkeypatch, said):
     monkeypatch.setattr(process, "SCRIPT", stand_in(tmp_path / "run.py", "completes", "waits", "waits"))
     study, folder = study_of(tmp_path, grids=[{"seed": [0, 1, 2, 5]}])

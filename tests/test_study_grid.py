@@ -55,6 +55,19 @@ def test_presets_are_rows_and_other_settings_are_told_from_theirs(tmp_path):
     assert rows == ["c-ep", "c-ep, free_sweeps 60", "c-ep, preset paper, free_sweeps 7", "c-ep, preset paper"]
 
 
+def test_what_one_grid_names_and_another_leaves_as_it_is_tells_their_rows_apart(tmp_path):
+    many = {"algo": ["c-ep", "p-ep"], "dataset": ["mnist", "cifar10"], "beta": [0.5]}
+    study, _ = study_of(tmp_path, grids=[{"algo": ["c-ep"], "dataset": ["mnist", "cifar10"]}, many])
+    assert [cell.row for cell in study.cells[::2]] == ["c-ep", "c-ep, beta 0.5", "p-ep, beta 0.5"]
+    model = "hopfield_resnet13_tiny_cifar10"
+    grids = [{"algo": ["p-ep"], "model": [model]}, {"algo": ["p-ep"], "model": [model], "free_sweeps": [60, 120]}]
+    with pytest.raises(ConfigError, match="free_sweeps 120 is there twice"):  # the preset's
+        study_of(tmp_path, settings={"preset": "paper", "dataset": "cifar10"}, grids=grids)
+    grids[1]["free_sweeps"] = [60]
+    study, _ = study_of(tmp_path, settings={"preset": "paper", "dataset": "cifar10"}, grids=grids)
+    assert [cell.row for cell in study.cells] == [f"p-ep, model {model}", f"p-ep, model {model}, free_sweeps 60"]
+
+
 def test_common_settings_need_be_complete_with_those_of_the_grids_alone(tmp_path):
     study, _ = study_of(tmp_path, settings={"warmup_epochs": 10}, grids=[{"epochs": [20, 40]}])
     assert [cell.row for cell in study.cells] == ["c-ep, epochs 20", "c-ep, epochs 40"]
@@ -101,6 +114,7 @@ def test_a_folder_of_images_is_named_by_as_much_of_its_path_as_tells_it_from_oth
         ({"grids": [{"threads": [None]}]}, "threads null: threads may not be left open in a study"),
         ({"grids": [{"algo": ["tbp"], "beta": [0.1]}]}, "the cell algo tbp, beta 0.1: Rule 'tbp' has no use"),
         ({"grids": [{"model": ["pcn_vgg5_tiny_mnist"], "omega": [[1.0]]}]}, "Model 'pcn_.*' has no use for --omega"),
+        ({"grids": [{"dataset": ["cifar100"], "label_column": ["fine", "coarse"]}]}, "label_column decides by which"),
         ({"grids": [{"seed": [0]}], "settings": {"resume": True}}, "resume is decided by the study"),
         ({"grids": [{"seed": [0]}], "settings": [1]}, "settings is a mapping"),
     ],

@@ -61,6 +61,17 @@ def test_the_table_is_that_of_the_runs(tmp_path):
     assert first_time.keys() == {"table.md", "table.csv", "table.json", "table.png"}
 
 
+@pytest.mark.parametrize(
+    ("model", "paper"),
+    [("dchn_tiny_cifar10", 11.1), ("pcn_vgg5_tiny_cifar10", None), ("hopfield_resnet13_tiny_cifar10", None)],
+)
+def test_the_papers_figures_are_for_the_papers_kind_of_network(tmp_path, model, paper):
+    study, folder = study_of(tmp_path, settings={"dataset": "cifar10", "model": model}, grids=[{"seed": [0]}])
+    complete(folder, study.cells[0], [0, 1, 1])
+    (entry,) = build_table(study, folder).entries.values()
+    assert entry.paper == paper
+
+
 def test_rows_that_differ_in_two_things_are_not_compared(tmp_path):
     study, folder = study_of(tmp_path, grids=[{"algo": ["c-ep", "n-ep"], "beta": [0.1, 0.2]}])
     for cell in study.cells:

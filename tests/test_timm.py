@@ -1,5 +1,6 @@
 """What timm offers for a classification network, on every DCHN and some networks with skips: timm's own checks."""
 
+import copy
 import warnings
 
 import pytest
@@ -189,6 +190,16 @@ def test_another_input_size_keeps_the_answer_to_a_uniform_map(tiny, tmp_path):
         tiny.set_input_size(8)
     with pytest.raises(ValueError, match="number of pixels"):
         tiny.set_input_size((32, 0))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits_are_resized_as_those_in_32(tiny, kind):
+    assert timm.create_model("dchn_tiny_mnist.c_ep", pretrained=True, img_size=48).img_size == (48, 48)
+    tiny.to(kind).float()
+    exact = copy.deepcopy(tiny)
+    exact.set_input_size(48)
+    tiny.to(kind).set_input_size(48)
+    assert torch.equal(tiny.head.weight, exact.head.weight.to(kind))
 
 
 @each_family

@@ -10,10 +10,22 @@ import torch
 import torch.nn.functional as F
 from oracles import error, flat, images_for, parameter_gradients, signs_for
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from timm_ebl import Minimizer, create_rule, list_rules
 from timm_ebl.training.task import RuleTask
+
+
+class Sum(nn.Module):
+    """A weight that is a sum of two, which share their gradient."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.other = nn.Parameter(weight.detach().roll(1, -1) / 3)
+
+    def forward(self, weight):
+        return weight + self.other
+
 
 WAYS = {
     "pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.4),
@@ -23,6 +35,7 @@ WAYS = {
     "spectral norm": parametrizations.spectral_norm,
     "spectral norm by a hook": nn.utils.spectral_norm,
     "orthogonal": parametrizations.orthogonal,
+    "a sum": lambda layer: parametrize.register_parametrization(layer, "weight", Sum(layer.weight)),
 }
 
 
@@ -80,6 +93,16 @@ def test_the_answer_follows_what_makes_the_weights(make_live, batch, way):
         create_rule("c-ep")(model, x, y).loss.backward()
         optimizer.step()
         copy_weights(plain, model)
+
+
+def test_a_network_that_is_pruned_again_takes_nothing_from_before(make_live, batch):
+    (model, plain), x = parametrised(make_live(), "pruning"), batch[0]
+    free = model.relax(x)
+    prune.random_unstructured(model.layers[1], "weight", 0.5)
+    model(x)  # pruning makes the weight where a module is called
+    copy_weights(plain, model)
+    found, expected = model.relax(x, free), plain.relax(x, free.state)
+    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-12)
 
 
 def test_spectral_norm_learns_in_training_mode(make_live, batch):

@@ -80,7 +80,7 @@ def _header(name: str, summary: Mapping[str, Any], evaluation: Mapping[str, Any]
         "dataset_type": hub_id or summary["dataset"],
         "dataset_name": summary["dataset"],
         "dataset_config": evaluation["config"] or (spec.config if spec else None),
-        "dataset_split": evaluation.get("test_split") or "test",
+        "dataset_split": evaluation.get("split") or evaluation.get("test_split") or "test",
         "dataset_revision": evaluation["revision"],
     }
     data = ModelCardData(
@@ -160,14 +160,17 @@ def _training(
     held = ", pooling routes held" if getattr(rule, "linear_response", False) else ""
     precision = precision_of(summary, recipe)
     rows = _origin(recipe, summary) | {
-        "rule": f"`{recipe.algo}`" + (f", beta {rule.beta}" if hasattr(rule, "beta") else ""),
+        "rule": f"`{recipe.algo}`"
+        + (f", beta {rule.beta}" if hasattr(rule, "beta") else "")
+        + (f", cost {recipe.cost}" if recipe.cost else ""),
         "free phase": _FORWARD
         if network.rests
         else _describe(rule.free or inference) + (", from where the last batch ended" if recipe.warm_start else ""),
         "second phase": _describe(rule.second_phase) + held if rule.second_phase else "none",
         "optimiser": f"{recipe.opt}, learning rate {', '.join(map(str, recipe.lr))}, cosine to {recipe.min_lr}, weight "
         f"decay {recipe.weight_decay}" + _start_and_bound(recipe),
-        "batch": f"{recipe.batch_size} images on each process",
+        "batch": f"{recipe.batch_size} images on each process"
+        + f", {recipe.grad_accum_steps} batches a step" * (recipe.grad_accum_steps > 1),
         "augmentation": _augmentation(recipe, summary["dataset"]),
         "normalisation": _normalisation(summary["dataset"] if _is_dchn(network) else None, normalisation),
         "precision": "float32" if precision == "no" else precision,

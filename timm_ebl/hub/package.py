@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.catalogue import EMBEDDED
+from ..data.catalogue import DATASETS, EMBEDDED
 from ..errors import CheckpointError
 from ..models.factory import family_of
 from ..models.weights import CONFIG, SHIPPED, WEIGHTS, read_config, read_weights
@@ -111,7 +111,7 @@ def _is_of_sample(run: TrainedModel) -> bool:
 def _default_tag(run: TrainedModel) -> str:
     """The rule, and the data where the model's name does not tell them."""
     rule = run.recipe.algo.replace("-", "_")
-    data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(run.recipe.dataset).name)
+    data = _SAMPLE if _is_of_sample(run) else re.sub("[^A-Za-z0-9]+", "_", Path(_portable(run.recipe.dataset)).name)
     return (
         rule
         if re.fullmatch(f"(dchn|hopfield_resnet13|pcn_vgg5)_(small_|tiny_)?{data}", run.config["architecture"])
@@ -216,9 +216,11 @@ def _round_weights(folder: Path, test: ImageDataset, outputs: Tensor) -> Tensor:
 
 
 def _portable(name: str | None) -> str | None:
-    """The name of a data set or checkpoint without the folders of this machine."""
-    is_folder = name and (os.path.isabs(name) or os.path.isdir(os.path.expanduser(name)))
-    return Path(name).name if is_folder else name
+    """The name of a data set or checkpoint without the folders of this machine; a folder's is none of `DATASETS`."""
+    if name is None or name in DATASETS or not (os.path.isabs(name) or os.path.isdir(os.path.expanduser(name))):
+        return name
+    base = Path(name).name
+    return f"{base}-folder" if base in DATASETS else base
 
 
 def _portable_settings(run: TrainedModel) -> dict[str, Any]:
@@ -242,6 +244,8 @@ def _check_others(run: TrainedModel, others: Sequence[TrainedModel]) -> None:
 
     seeds = [run.summary["seed"]]
     for other in others:
+        if (status := other.summary.get("status", "completed")) != "completed":
+            raise CheckpointError(f"{other.weights} {status}: it has no test error.")
         if recipe(other) != recipe(run):
             raise CheckpointError(f"{other.weights} has another recipe than {run.weights}: only the seed may differ.")
         if other.summary["seed"] in seeds:

@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from ..data.requests import explain, is_transient, retry
-from ..errors import HubError, WeightsError
+from ..errors import CheckpointError, HubError, WeightsError
 from ..models.weights import CONFIG, WEIGHTS, read_config
 from ..training.files import temporary_folder, writing
 from ..training.finding import RECORDS
@@ -124,6 +124,9 @@ def _prepare(checkpoint: TrainedModel, folder: Path, repo_id: str, test: ImageDa
     if not checkpoint.is_packaged:
         stage(checkpoint, folder, repo_id.partition("/")[2], f"hf-hub:{repo_id}", test)
         return
+    for file in RECORDS:
+        if not checkpoint.record(file).is_file():
+            raise CheckpointError(f"{checkpoint.name} cannot be published: it has no {file}.")
     verify(checkpoint.records or checkpoint.weights, test=test)
     for file in (WEIGHTS, CONFIG):
         shutil.copyfile(checkpoint.weights / file, folder / file)

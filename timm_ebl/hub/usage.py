@@ -44,7 +44,13 @@ def render_usage(model: str, network: EnergyModel, recipe: TrainConfig, config: 
     }
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value is not None]
     dataset = f'"{recipe.dataset}"' if recipe.dataset else "None"
-    loaded = ", ".join([dataset, f'"{recipe.test_split or "test"}"', *given])
+    found = config["evaluation"].get("split") or "test"
+    of_the_set = recipe.test_split or found == "test"
+    loader, place = ("load_dataset", "data.dataset") if of_the_set else ("load_test", "training.splits")
+    split = recipe.test_split or found if of_the_set else recipe.train_split or "train"
+    loaded = ", ".join([dataset, f'"{split}"', *given])
+    imports = sorted([f"from timm_ebl.{place} import {loader}", "from timm_ebl.data.transforms import BatchTransform"])
+    lines = "\n".join(imports)
     again = "the test error" + " and the distance from equilibrium" * bool(config["evaluation"].get("equilibrium"))
     where = "" if data in DATASETS or "/" in data else " --dataset FOLDER"
     where += "".join(f" --import {name}" for name in modules)
@@ -60,10 +66,8 @@ model = timm.create_model("{model}", pretrained=True).eval()
 Images are {size} pixels wide and high, smaller ones centred on black:
 
 ```python
-from timm_ebl.data.dataset import load_dataset
-from timm_ebl.data.transforms import BatchTransform
-
-test = load_dataset({loaded})
+{lines}
+test = {loader}({loaded})
 normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
 print({call}(normalise(test.images[:8])).argmax(1), test.labels[:8])
 ```

@@ -9,6 +9,7 @@ Convolutions with ReLU, some with max pooling, and a dense read-out. Inference i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from timm.models import register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..arguments import as_plain, is_count
+from ..arguments import as_plain, is_count, is_number
 from ..energy.graph import Graph
 from ..rules.autograd import equilibrium
 from ..rules.catalogue import name_of
@@ -106,6 +107,8 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             bias_gain=bias_gain,
             backward=backward,
         )
+        if not is_number(beta) or not 0 < beta < math.inf:
+            raise ValueError(f"beta is a positive number, not {beta!r}.")
         self.beta = self.force = as_plain(beta)
         widths, pools, neck = as_plain((widths, pools, neck))
         build = partial(RectifiedConv, device=device, dtype=dtype)

@@ -115,8 +115,9 @@ def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction
 
 def _resized(weight: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
     """A read-out of a map of one shape as that of another, by which a uniform map keeps its output."""
-    maps = F.interpolate(weight.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
-    return maps.flatten(1) * (before.numel() / after.numel())
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # a CPU does not interpolate in 16 bits
+    maps = F.interpolate(wide.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
+    return (maps.flatten(1) * (before.numel() / after.numel())).to(weight.dtype)
 
 
 def as_global_pool(global_pool: str, num_classes: int) -> str:

@@ -122,19 +122,17 @@ class Relaxation:
         return first._beside(second, cache)
 
     def _beside(self, other: Relaxation, cache: Cache | None) -> Relaxation:
-        if cache is not None and stamp([self.input])[0][1] != cache.made_of[0][1]:
-            cache = None  # the input was changed in place
+        fits = cache is not None and stamp([self.input])[0][1] == cache.made_of[0][1]  # not changed in place
         x = torch.cat([self.input, other.input])
         state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
-        if cache is not None and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
+        if fits := fits and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
             made_of = (*stamp([x]), *cache.made_of[1:])
             cache = replace(cache, copies=2, made_of=made_of, versions=versions_of(state))
-        else:
-            cache = None
         own, others = ((r.energy, r.residual, r.output) for r in (self, other))
         pairs = zip(own, others, strict=True)
         energy, residual, output = (None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
-        return Relaxation(x, state, energy, residual, max(self.sweeps, other.sweeps), self.tolerance, output, cache)
+        cache, sweeps = cache if fits else None, max(self.sweeps, other.sweeps)
+        return Relaxation(x, state, energy, residual, sweeps, self.tolerance, output, cache)
 
 
 def as_layers(state: State | Relaxation) -> State:
@@ -143,8 +141,10 @@ def as_layers(state: State | Relaxation) -> State:
 
 
 def parameters_of(graph: Graph) -> Iterator[Tensor]:
-    """The parameters of a graph's interactions, edge by edge."""
-    return (parameter for interaction in graph.interactions for parameter in interaction.parameters())
+    """The parameters of a graph's interactions, edge by edge, and the masks of pruned ones."""
+    for interaction in graph.interactions:
+        yield from interaction.parameters()
+        yield from (mask for name, mask in interaction.named_buffers() if name.endswith("_mask"))
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:

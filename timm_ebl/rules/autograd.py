@@ -122,7 +122,7 @@ class _Call:
             del free
         wanted = [leaf for leaf, need in zip(leaves, needed, strict=True) if need]
         found = iter(torch.autograd.grad(scalar, wanted, materialize_grads=True))
-        return tuple(next(found).mul_(scale) if need else None for need in needed)
+        return tuple(next(found) * scale if need else None for need in needed)  # two leaves may share a gradient
 
 
 class _Equilibrium(torch.autograd.Function):

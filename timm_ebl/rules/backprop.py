@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -69,8 +69,8 @@ class TruncatedBackprop(_Baseline):
     def _unroll(self, model: EnergyModel, x: Tensor, state: State) -> State:
         """The state after the sweeps, differentiable through all of them."""
         unrolled = self.fitted(model).unrolled
-        for _ in range(_steps("unrolled", unrolled)):
-            state = model.sweep(x, state, unrolled)
+        for number in range(1, _steps("unrolled", unrolled) + 1):
+            state = model.sweep(x, state, replace(unrolled, omega=unrolled.omega_of(number)))
         return state
 
 

@@ -194,7 +194,7 @@ def plot_states(
     figure.colorbar(drawn, ax=middle, label=scale, location="bottom", shrink=0.4, aspect=40)
     top = output.topk(min(10, len(output))).indices.sort().values
     last.barh(range(len(top)), output[top].tolist(), color="0.5", edgecolor="k")
-    last.set(yticks=range(len(top)), yticklabels=[classes[index] for index in top], xlabel="output (target: 1)")
+    last.set(yticks=range(len(top)), yticklabels=[classes[index] for index in top], xlabel="output")
     last.invert_yaxis()
     last.set_title("output layer")
     save_figure(figure, path)

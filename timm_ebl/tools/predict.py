@@ -4,7 +4,7 @@
 
 CHECKPOINT is the name of a shipped model, the folder of a run, or OWNER/NAME on the Hub; IMAGE is a file, or a folder
 whose images are taken, those of its own folders too. They are prepared as the checkpoint's data were. Outputs are
-neither logits nor probabilities: the networks are trained to put out 1 for the class of an image and 0 for the others.
+neither logits nor probabilities: by the squared error, networks learn to put out 1 for an image's class, else 0.
 """
 
 from __future__ import annotations

@@ -52,6 +52,7 @@ class Evaluation:
         split_sha256: `ImageDataset.checksum` of the split; ``None`` where none was taken.
         train_split: Name of the training split, from which the test split is taken where the set has none.
         test_split: Name of the test split; ``None`` for what `load_test` finds.
+        split: Name of the split that it found, of which it may have held out a part; ``None`` before it was measured.
         equilibrium: How near the answers are to their equilibria; ``None`` of equilibria, or if not measured.
     """
 
@@ -65,6 +66,7 @@ class Evaluation:
     split_sha256: str | None = None
     train_split: str | None = None
     test_split: str | None = None
+    split: str | None = None
     equilibrium: Nearness | None = None
 
     def load(
@@ -149,7 +151,7 @@ class TrainedModel:
         """The error that it claims: that of its ``config.json``, or, before it is packaged, of the run's summary."""
         try:
             if self.is_packaged:
-                splits = dict.fromkeys(("split_sha256", "train_split", "test_split"), TEXT.or_null())
+                splits = dict.fromkeys(("split_sha256", "train_split", "test_split", "split"), TEXT.or_null())
                 check_record(f"{self.name}: evaluation", self.config["evaluation"], EVALUATION, splits)
                 claimed = dict(self.config["evaluation"])
                 if (found := claimed.get("equilibrium")) is not None:
@@ -202,7 +204,7 @@ class TrainedModel:
     def evaluate(self, outputs: Tensor, test: ImageDataset) -> Evaluation:
         """The evaluation of outputs ``(N, M)`` for the test split, without how near they are to equilibrium."""
         error = float((outputs.argmax(1) != test.labels).double().mean() * 100)
-        measured = {"images": len(test), "error": error, "split_sha256": test.checksum()}
+        measured = {"images": len(test), "error": error, "split_sha256": test.checksum(), "split": test.split}
         return replace(self.evaluation, **measured, equilibrium=None)
 
     def record(self, name: str) -> Path:

@@ -34,6 +34,10 @@ _PARTS = ("settings", "grids", "cluster")
 
 _NOT_IN_A_ROW = ("algo", "dataset", "seed")
 
+_DECIDE_DEFAULTS = ("algo", "preset", "dataset", "model", "pretrained")
+
+_MEASURED = ("dataset_config", "label_column", "test_split")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -111,6 +115,7 @@ def read_study(path: str | Path, data_root: str | None = None) -> Study:
     common = _read(settings, str(path))
     layers = [layer for number, grid in enumerate(_grids(recipe, path), 1) for layer in _layers(grid, number, path)]
     configs = [_configure(common, layer, data_root, path) for layer in layers]
+    _refuse_other_images(configs, path)
     tied = _tied_to_the_dataset(layers, configs)
     datasets = _datasets(configs)
     made = zip(configs, datasets, layers, strict=True)
@@ -196,13 +201,26 @@ def _refuse_twins(layers: list[dict[str, Any]], cells: list[Cell], path: str | P
 
 def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig]) -> set[str]:
     """Options of the grids that a data set decides, such as the model of each."""
-    values: dict[str, dict[str | None, set[str]]] = {}
+    values: dict[str, dict[str | None, set[str]]] = {name: {} for layer in layers for name in layer}
     for layer, config in zip(layers, configs, strict=True):
-        for name in layer:
-            found = values.setdefault(name, {}).setdefault(config.dataset, set())
-            found.add(json.dumps(_settings(config, layer).get(name), sort_keys=True))
+        settings = _settings(config, layer)
+        for name, by_dataset in values.items():
+            by_dataset.setdefault(config.dataset, set()).add(json.dumps(settings.get(name), sort_keys=True))
     several = len({config.dataset for config in configs}) > 1
     return {name for name, sets in values.items() if several and all(len(found) == 1 for found in sets.values())}
+
+
+def _refuse_other_images(configs: list[TrainConfig], path: str | Path) -> None:
+    """Refuse cells of one data set that are measured on unlike labels, which nothing can compare."""
+    first: dict[str | None, TrainConfig] = {}
+    for config in configs:
+        earlier = first.setdefault(config.dataset, config)
+        other = next((name for name in _MEASURED if getattr(config, name) != getattr(earlier, name)), None)
+        if other:
+            raise ConfigError(
+                f"{path}: {other} decides by which labels a run is measured, and no test compares runs by unlike ones: "
+                "give it under settings, or make a study of each."
+            )
 
 
 def _settings(config: TrainConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,10 +229,15 @@ def _settings(config: TrainConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _usual(common: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell's rule and preset have by the common settings alone; empty where these are complete with others."""
-    named = {key: layer[key] for key in ("algo", "preset") if key in layer}
+    """What a cell has by the common settings, its rule and network; empty where these are complete with others."""
+    named = {key: layer[key] for key in _DECIDE_DEFAULTS if key in layer}
+    own = {
+        "preset": common.get("preset", PRESETS[0]),
+        "model": common.get("model"),
+        "pretrained": common.get("pretrained"),
+    }
     try:
-        return resolve(common, named).to_dict() | {"preset": common.get("preset", PRESETS[0])}
+        return resolve(common, named).to_dict() | own
     except ConfigError:
         return {}
 

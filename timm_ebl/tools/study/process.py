@@ -39,6 +39,7 @@ def start(folder: StudyFolder, cell: Cell, claim: int | None = None) -> subproce
     """
     if not SCRIPT.is_file():
         raise ConfigError(f"A study runs {SCRIPT.name} of a clone of timm_ebl, and there is none in {SCRIPT.parent}.")
+    take_up(folder, cell)  # it may have failed under other settings
     command = [sys.executable, str(SCRIPT), "--config", str(folder.write_recipe(cell))]
     command += ["--output-dir", str(folder.run(cell)), "--resume"]
     environment = os.environ | dict.fromkeys(_POOLS, str(cell.config.threads))

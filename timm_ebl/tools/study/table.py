@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import is_model_in_modules
 from torch import Tensor
 
 from ...data.paper import TABLE_1
@@ -208,8 +209,13 @@ def _entry(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> Entry 
         {seed: outcome.summary["test_error"] for seed, (_, outcome) in done.items()},
         {seed: read_metrics(folder.run(cell) / "metrics.jsonl")[-1]["residual"] for seed, (cell, _) in done.items()},
         {cell.config.seed: (str(out.status), out.reason) for cell, out in cells if cell.config.seed not in done},
-        None if first.variant else TABLE_1.get(first.config.algo, {}).get(first.dataset),
+        None if first.variant or not _is_dchn(first) else TABLE_1.get(first.config.algo, {}).get(first.dataset),
     )
+
+
+def _is_dchn(cell: Cell) -> bool:
+    """Whether its network is one of the paper's kind."""
+    return is_model_in_modules((cell.config.model or "dchn_tiny_fashion_mnist").partition(".")[0], ["dchn"])
 
 
 def _require_same_data(folder: StudyFolder, cells: Sequence[tuple[Cell, Outcome]]) -> None:
