@@ -6,16 +6,19 @@ import pytest
 import timm
 import torch
 from oracles import images_for
-from timm.models import generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from timm_ebl import ConvInteraction, Minimizer
+from timm_ebl import DCHN, ConvInteraction, Minimizer
 from timm_ebl.errors import WeightsError
 from timm_ebl.models.factory import build_network, family_of, register_family
 from timm_ebl.models.hopfield import TimmHopfieldNetwork
 
 default_cfgs = generate_default_cfgs(
-    {"flat_tiny": {"input_size": (1, 12, 12), "num_classes": 4, "first_conv": "layers.0", "classifier": "head"}}
+    {
+        "flat_tiny": {"input_size": (1, 12, 12), "num_classes": 4, "first_conv": "layers.0", "classifier": "head"},
+        "fixed_tiny": {"input_size": (3, 32, 32), "num_classes": 10, "first_conv": "layers.0", "classifier": "head"},
+    }
 )
 
 
@@ -45,6 +48,11 @@ class FlatHopfield(TimmHopfieldNetwork):
 @register_model
 def flat_tiny(pretrained=False, **kwargs):
     return build_network(FlatHopfield, "flat_tiny", pretrained, 2, **kwargs)
+
+
+@register_model
+def fixed_tiny(pretrained=False, **kwargs):
+    return build_model_with_cfg(DCHN, "fixed_tiny", pretrained, widths=(4, 4), sweeps=3, **kwargs)
 
 
 @pytest.fixture
@@ -81,6 +89,20 @@ def test_its_read_out_and_its_size_are_changed_as_timm_does(flat):
         flat.set_grad_checkpointing()
     with pytest.raises(ValueError, match="A FlatHopfield has no dropout"):
         timm.create_model("flat_tiny", drop_rate=0.5)
+
+
+def test_what_was_set_is_saved_as_far_as_it_is_an_argument(flat, tmp_path):
+    flat.backward = "tbp"
+    timm.models.save_for_hf(flat, tmp_path, safe_serialization=True)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).minimizer == flat.minimizer
+
+
+def test_a_model_whose_name_fixes_its_minimiser_is_loaded_by_it(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("fixed_tiny")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert loaded.minimizer == model.minimizer == Minimizer(sweeps=3)
 
 
 def test_its_weights_are_saved_and_checked_before_they_are_loaded(flat, tmp_path):

@@ -17,7 +17,7 @@ from timm_ebl.rules.contrastive import ContrastiveRule
 from timm_ebl.training import checkpoint, engine
 from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes
 from timm_ebl.training.progress import Progress
-from timm_ebl.training.run_folder import PREDICTIONS, list_checkpoints
+from timm_ebl.training.run_folder import PREDICTIONS, RunFolder, list_checkpoints
 
 
 @pytest.fixture
@@ -86,10 +86,13 @@ def test_with_other_batches_the_epoch_begins_anew(tmp_path, change):
 
 @pytest.mark.parametrize("moment", ["between", "after"])
 def test_a_checkpoint_is_there_at_every_moment_in_which_it_is_replaced(tmp_path, monkeypatch, moment):
-    run = Run(tmp_path)
+    (tmp_path / "args.yaml").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    folder = tmp_path / "checkpoints"
+    run = Run(folder, keep=1)
     run.step(2)
     run.checkpoints.save()
-    again = Run(tmp_path, lr=(0.5,))
+    again = Run(folder, keep=1, lr=(0.5,))
     assert again.checkpoints.resume(force=True)
 
     def killed(*_, **__):
@@ -99,16 +102,17 @@ def test_a_checkpoint_is_there_at_every_moment_in_which_it_is_replaced(tmp_path,
         if moment == "after":
             patch.setattr(checkpoint, "_sync_folder", killed)
         else:
-            original = type(tmp_path).rename
+            original = type(folder).rename
             patch.setattr(
-                type(tmp_path), "rename", lambda a, b: killed() if b.name.startswith("epoch") else original(a, b)
+                type(folder), "rename", lambda a, b: killed() if b.name.startswith("epoch") else original(a, b)
             )
         with pytest.raises(KeyboardInterrupt):
             again.checkpoints.save()
-    found = Run(tmp_path, lr=(0.5,))
+    assert RunFolder.create(tmp_path, "", resume=True).checkpoints == folder
+    found = Run(folder, keep=1, lr=(0.5,))
     assert found.checkpoints.resume(force=moment == "between")
     assert found.progress.step == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001-step-000002"]
+    assert [path.name for path in folder.iterdir()] == ["epoch-0001-step-000002"]
 
 
 def test_an_epoch_without_a_held_out_part_is_not_the_best():

@@ -209,6 +209,13 @@ def test_a_configuration_names_the_minimiser_of_every_network_that_sweeps(tmp_pa
     assert timm.create_model(network, **config["model_args"]).minimizer == model.minimizer
 
 
+def test_a_backward_pass_without_a_name_is_no_hindrance(tmp_path):
+    model = timm.create_model("dchn_tiny_cifar10", backward="tbp")
+    model.backward = create_backward("ep", beta=0.125)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True).backward == create_backward("tbp")
+
+
 @pytest.mark.parametrize(
     ("network", "given", "then", "named"),
     [

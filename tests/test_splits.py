@@ -61,6 +61,7 @@ class TestWhichSplits:
         assert len(set(rows(*(part.images for part in data)))) == 20
         assert torch.equal(data.test.images, other.test.images)
         assert torch.equal(data.test.images, load_test(str(tmp_path)).images)
+        assert load_test(str(tmp_path)).split == data.test.split == "a fifth of train"
 
     def test_splits_are_chosen_by_name_and_then_no_other_will_do(self, tmp_path: Path) -> None:
         for split, count in (("train", 10), ("extra", 12), ("test", 2), ("hard", 3)):

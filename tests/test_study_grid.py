@@ -4,12 +4,13 @@ from itertools import product
 
 import pytest
 from runs import write_images
-from studies import study_of, write_recipe
+from studies import complete, study_of, write_recipe
 
 from timm_ebl.data.paper import TABLE_1
 from timm_ebl.errors import ConfigError
 from timm_ebl.tools.study.grid import read_study
 from timm_ebl.tools.study.machine import check_jobs
+from timm_ebl.tools.study.table import build_table
 from timm_ebl.training.config import read_recipe, resolve
 from timm_ebl.training.finding import RECIPES
 
@@ -60,12 +61,34 @@ def test_what_one_grid_names_and_another_leaves_as_it_is_tells_their_rows_apart(
     study, _ = study_of(tmp_path, grids=[{"algo": ["c-ep"], "dataset": ["mnist", "cifar10"]}, many])
     assert [cell.row for cell in study.cells[::2]] == ["c-ep", "c-ep, beta 0.5", "p-ep, beta 0.5"]
     model = "hopfield_resnet13_tiny_cifar10"
+    one = {"algo": ["c-ep"], "data": [{"dataset": "mnist", "beta": 0.1}, {"dataset": "cifar10", "beta": 0.5}]}
+    study, _ = study_of(tmp_path, grids=[one, {"algo": ["tbp"], "dataset": ["mnist", "cifar10"]}])
+    assert [cell.row for cell in study.cells] == ["c-ep", "c-ep", "tbp", "tbp"]  # which has no use for beta
     grids = [{"algo": ["p-ep"], "model": [model]}, {"algo": ["p-ep"], "model": [model], "free_sweeps": [60, 120]}]
     with pytest.raises(ConfigError, match="free_sweeps 120 is there twice"):  # the preset's
         study_of(tmp_path, settings={"preset": "paper", "dataset": "cifar10"}, grids=grids)
     grids[1]["free_sweeps"] = [60]
     study, _ = study_of(tmp_path, settings={"preset": "paper", "dataset": "cifar10"}, grids=grids)
     assert [cell.row for cell in study.cells] == [f"p-ep, model {model}", f"p-ep, model {model}, free_sweeps 60"]
+
+
+def test_networks_with_defaults_of_their_own_are_compared_at_the_same_setting(tmp_path):
+    models = ["dchn_tiny_cifar10", "hopfield_resnet13_tiny_cifar10"]
+    grid = {"model": models, "free_sweeps": [7, 15]}
+    study, folder = study_of(tmp_path, settings={"dataset": "cifar10"}, grids=[grid])
+    for cell in study.cells:
+        complete(folder, cell, [0, 1, 1])
+    assert [cell.setting for cell in study.cells] == [
+        f"model {model}, free_sweeps {sweeps}" for model, sweeps in product(models, (7, 15))
+    ]
+    pairs = [(each.option, each.first[-2:], each.second[-2:]) for each in build_table(study, folder).comparisons]
+    assert sorted(pairs) == [("free_sweeps", " 7", "15")] * 2 + [("model", " 7", " 7"), ("model", "15", "15")]
+
+
+def test_a_split_that_is_left_open_may_be_the_one_that_is_named(tmp_path):
+    data = {"dataset": ["cifar10"]}
+    grids = [{"algo": ["c-ep"], **data}, {"algo": ["p-ep"], "test_split": ["test"], "dataset": ["cifar10"]}]
+    assert len(study_of(tmp_path, grids=grids)[0].cells) == 2
 
 
 def test_common_settings_need_be_complete_with_those_of_the_grids_alone(tmp_path):

@@ -9,61 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import error, flat, images_for, parameter_gradients, signs_for
-from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from parametrised import WAYS, copy_weights, parametrised, pulled_back
+from torch.nn.utils import prune
 
-from timm_ebl import Minimizer, create_rule, list_rules
+from timm_ebl import Minimizer, create_backward, create_rule, list_rules
 from timm_ebl.training.task import RuleTask
-
-
-class Sum(nn.Module):
-    """A weight that is a sum of two, which share their gradient."""
-
-    def __init__(self, weight):
-        super().__init__()
-        self.other = nn.Parameter(weight.detach().roll(1, -1) / 3)
-
-    def forward(self, weight):
-        return weight + self.other
-
-
-WAYS = {
-    "pruning": lambda layer: prune.random_unstructured(layer, "weight", 0.4),
-    "pruning twice": lambda layer: [prune.random_unstructured(layer, "weight", 0.2) for _ in range(2)],
-    "weight norm": parametrizations.weight_norm,
-    "weight norm by a hook": nn.utils.weight_norm,
-    "spectral norm": parametrizations.spectral_norm,
-    "spectral norm by a hook": nn.utils.spectral_norm,
-    "orthogonal": parametrizations.orthogonal,
-    "a sum": lambda layer: parametrize.register_parametrization(layer, "weight", Sum(layer.weight)),
-}
-
-
-def parametrised(model, way):
-    """A network whose second convolution and read-out are made of other parameters, and a plain one of its weights."""
-    torch.manual_seed(0)
-    plain = copy.deepcopy(model).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for layer in (model.layers[1], model.head):
-            WAYS[way](layer)
-    model.eval()
-    copy_weights(plain, model)
-    return model, plain
-
-
-def copy_weights(plain, model):
-    with torch.no_grad():
-        for here, there in zip(plain.interactions, model.interactions, strict=True):
-            for mine, theirs in zip(here.parameters(), there.tensors(), strict=True):
-                mine.copy_(theirs)
-
-
-def pulled_back(model, gradients):
-    """Gradients of weights and biases as those of the parameters that make them."""
-    tensors = [tensor for interaction in model.interactions for tensor in interaction.tensors()]
-    return torch.autograd.grad(tensors, list(model.parameters()), gradients)
-
 
 # -------------------------------------------------------------------------------------------------- weights of weights
 
@@ -103,6 +53,19 @@ def test_a_network_that_is_pruned_again_takes_nothing_from_before(make_live, bat
     copy_weights(plain, model)
     found, expected = model.relax(x, free), plain.relax(x, free.state)
     torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settle", [True, False])
+def test_a_functional_call_with_masks_has_their_gradient(make_live, batch, settle):
+    model, _ = parametrised(make_live(), "pruning")
+    model.backward = create_backward("ep", settle=settle)
+    buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+    given = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    for values in (given, dict(model.named_parameters())):
+        loss = F.cross_entropy(torch.func.functional_call(model, (values, buffers), (batch[0],)), batch[1])
+        found = torch.autograd.grad(loss, list(values.values()))
+        expected = parameter_gradients(model, F.cross_entropy(model(batch[0]), batch[1]))
+        torch.testing.assert_close(found, tuple(expected), rtol=1e-6, atol=1e-9)
 
 
 def test_spectral_norm_learns_in_training_mode(make_live, batch):

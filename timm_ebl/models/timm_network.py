@@ -12,6 +12,7 @@ from inspect import signature
 from typing import ClassVar
 
 import torch
+from timm.models import is_model, model_entrypoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         backward: str | Backward | None,
     ) -> None:
         super().__init__()
-        self._graph, self._given, self.backward, self._model_args = None, {}, backward, {}
+        self._graph, self.backward, self._model_args = None, backward, {}
         if not is_count(in_chans) or not is_count(num_classes, 0):
             raise ValueError(
                 f"in_chans is a whole number of at least 1 and num_classes of at least 0; got {in_chans!r} and "
@@ -104,24 +105,29 @@ class TimmNetwork(ReadOut, LayeredNetwork):
         elif not isinstance(backward, Backward):
             raise TypeError(f"backward is a name or a timm_ebl.Backward, not {backward!r}.")
         self._backward = backward
-        self._given = self._given | {"backward": AUTOGRAD if backward is None else name_of(backward)}
 
     @property
     def _model_args(self) -> dict[str, object]:
         """The arguments that timm saves with the weights, the present minimiser and backward pass among them.
 
-        The minimiser is named whole, so that another default in a later version leaves a saved network as it was.
+        A model of the package names its minimiser whole, so that another default in a later version leaves it as it
+        was; what another one has by itself may be no argument of it.
         """
-        settings = self._settings()
-        if not settings.keys() <= signature(type(self)).parameters.keys():  # timm refuses to save it, and says so
-            return self._given | ({"minimizer": self.minimizer} if settings != self._given_settings else {})
-        named = {name: value for name, value in settings.items() if value is not None}
-        return {name: value for name, value in self._given.items() if name not in settings} | named
+        found, parameters, settings = dict(self._given), signature(type(self)).parameters, self._settings()
+        if settings != self._given_settings or _is_ours(self):
+            if not settings.keys() <= parameters.keys():
+                return found | {"minimizer": self.minimizer}  # timm refuses to save it, and says so
+            found = {name: value for name, value in found.items() if name not in settings}
+            found |= {name: value for name, value in settings.items() if value is not None}
+        name = AUTOGRAD if self.backward is None else name_of(self.backward)
+        if self.backward != self._given_backward and isinstance(name, str) and "backward" in parameters:
+            found["backward"] = name
+        return found
 
     @_model_args.setter
     def _model_args(self, arguments: dict[str, object]) -> None:
         self._given = {name: as_plain(value) for name, value in arguments.items()}
-        self._given_settings = self._settings()
+        self._given_settings, self._given_backward = self._settings(), self.backward
 
     def _settings(self) -> dict[str, object]:
         """Arguments that attributes may have replaced since."""
@@ -263,3 +269,9 @@ class TimmNetwork(ReadOut, LayeredNetwork):
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are never decayed: none."""
         return set()
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether a model is made by a name of the package's own."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    return name is not None and is_model(name) and model_entrypoint(name).__module__.startswith(f"{__package__}.")

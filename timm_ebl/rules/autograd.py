@@ -102,6 +102,7 @@ class _Call:
     layers: tuple[int, ...]
     autocast: AbstractContextManager
     parameters: tuple[Tensor, ...] = ()
+    buffers: tuple[Tensor, ...] = ()
     free: Relaxation | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -130,7 +131,7 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        call.parameters = parameters
+        call.parameters, call.buffers = parameters, tuple(call.model.buffers())
         return with_parameters(call.model, parameters, lambda: call.forward(x))
 
     @staticmethod
@@ -167,8 +168,9 @@ class _Gradient(torch.autograd.Function):
             p.detach().requires_grad_() if need and not p.requires_grad else p
             for p, need in zip(parameters, needed[1:], strict=True)
         ]
-        if any(now is not then for now, then in zip(leaves, call.parameters, strict=True)):
-            call.free = None  # it is known to belong to the parameters that it was made with alone
+        present = (*leaves, *call.model.buffers())
+        if any(now is not then for now, then in zip(present, (*call.parameters, *call.buffers), strict=True)):
+            call.free = None  # it is known to belong to the tensors that it was made with alone
         return with_parameters(call.model, leaves, lambda: call.backward(gradients, x, leaves, needed))
 
     @staticmethod

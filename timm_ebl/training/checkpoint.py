@@ -33,7 +33,7 @@ from .health import require_finite
 from .launch import on_main
 from .manifest import MANIFEST, find_damage, read_settings, render_manifest
 from .random_state import random_state, set_random_state
-from .run_folder import list_checkpoints, place_of
+from .run_folder import REPLACED, list_checkpoints, place_of
 from .signals import StopSignals, stop_message
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ _MOMENTS = ("opt", "momentum", "opt_betas", "freeze")  # settings that decide wh
 _RATES = ("lr", "initial_lr", "weight_decay")  # what the other settings decide in it
 _ORDER = ("processes", "batch_size", "grad_accum_steps", "seed", "data")  # what decides which images a batch has
 _AGREE_EVERY = 10  # steps between two looks at the signals of the other processes
-_REPLACED = "-replaced"
 
 
 class Checkpoints:
@@ -209,17 +208,17 @@ class Checkpoints:
 
         There are later ones where an epoch began anew. What this run cannot use stays.
         """
-        target, replaced = self.folder / name, self.folder / f"{LEFTOVER}{name}{_REPLACED}"
+        target, replaced = self.folder / name, self.folder / f"{LEFTOVER}{name}{REPLACED}"
         if name in self.known:
             self.known.remove(name)
             target.rename(replaced)
         elif os.path.lexists(target):
             target.rename(f"{target}.unused-{time.time_ns()}")
         temporary.rename(target)
-        _sync_folder(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
         for later in [other for other in self.known if place_of(other) > place_of(name)]:
             self._drop(later)
+        _sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         self.known.append(name)
         for old in self.known[: -self.keep]:
             self._drop(old)
@@ -234,8 +233,8 @@ class Checkpoints:
 
     def _choose(self, force: bool) -> str | None:
         """The newest undamaged checkpoint."""
-        for path in self.folder.glob(f"{LEFTOVER}*{_REPLACED}"):
-            if not (whole := self.folder / path.name.removeprefix(LEFTOVER).removesuffix(_REPLACED)).exists():
+        for path in self.folder.glob(f"{LEFTOVER}*{REPLACED}"):
+            if not (whole := self.folder / path.name.removeprefix(LEFTOVER).removesuffix(REPLACED)).exists():
                 path.rename(whole)
         names = list_checkpoints(self.folder)
         for path in sorted(self.folder.iterdir()):

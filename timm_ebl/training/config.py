@@ -23,7 +23,7 @@ from .presets import FREE_PHASE, PRESETS, free_phase_of, preset, useless_for
 from .tracking import TRACKERS
 from .user_code import import_modules
 
-__all__ = ["TrainConfig", "read_recipe", "resolve"]
+__all__ = ["TrainConfig", "foreign_to", "read_recipe", "resolve"]
 
 _OF_THE_RULE = ("beta", "cost", "linear_response", "settle", "companion", "damped")
 """Settings that are options of some rules (`rule_options`)."""
@@ -167,7 +167,7 @@ class TrainConfig:
     push_to_hub: str | None = _run(None, "OWNER/NAME of a repository on the Hub to publish the result to", aside=True)
 
     def __post_init__(self) -> None:
-        foreign = next((name for name in sorted(_foreign(self.algo)) if getattr(self, name)), None)
+        foreign = next((name for name in sorted(foreign_to(self.algo)) if getattr(self, name)), None)
         if foreign:
             options = ", ".join(rule_options(self.algo))
             raise ConfigError(f"Rule {self.algo!r} has no use for {flag_of(foreign)}: its options are {options}.")
@@ -233,7 +233,7 @@ class TrainConfig:
         return _without(json.loads(json.dumps(dataclasses.asdict(self))), useless_for(self.model))
 
 
-def _foreign(algo: str) -> set[str]:
+def foreign_to(algo: str) -> set[str]:
     """Settings that a rule has no use for."""
     try:
         options = rule_options(algo)
@@ -275,7 +275,7 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     import_modules(next((layer["imports"] for layer in reversed(layers) if layer.get("imports")), ()))
     for layer in layers:
         if "algo" in layer:
-            settings = _without(settings, _foreign(layer["algo"]))
+            settings = _without(settings, foreign_to(layer["algo"]))
         settings |= layer
     model, origin, saved = settings.get("model"), settings.get("pretrained"), {}
     if origin and not (model and (useless_for(model) or FREE_PHASE.keys() <= settings.keys())):
@@ -284,7 +284,7 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     useless = useless_for(model)
     if asked := next((name for layer in layers[1:] for name in sorted(useless) if layer.get(name)), None):
         raise ConfigError(f"Model {model!r} has no use for {flag_of(asked)}: its free phase is a forward pass.")
-    foreign = _foreign(settings.get("algo", TrainConfig.algo))
+    foreign = foreign_to(settings.get("algo", TrainConfig.algo))
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
     named = settings.pop("preset", None)
     chosen = preset(named or PRESETS[0], model, settings.get("dataset"), perturbs) | ({} if named else saved)

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from ..data.transforms import BatchTransform
     from .progress import Progress
 
-__all__ = ["PREDICTIONS", "RunFolder", "device_name", "list_checkpoints", "place_of", "versions"]
+__all__ = ["PREDICTIONS", "REPLACED", "RunFolder", "device_name", "list_checkpoints", "place_of", "versions"]
 
 PREDICTIONS = "predictions.safetensors"
 """The selected model's classes for the test split (``predicted``), and the right ones (``labels``)."""
+
+REPLACED = "-replaced"
+"""Ends the name of a checkpoint whose own name another one is about to take."""
 
 _WRITTEN = ("metrics.jsonl", "model.safetensors", "config.json", "summary.json", "curves.png", PREDICTIONS)
 _CHECKPOINT = re.compile("epoch-([0-9]+)-step-([0-9]+)")
@@ -118,8 +121,9 @@ class RunFolder:
 
     def _refuse_foreign(self, resume: bool) -> None:
         there = [name for name in _WRITTEN if (self.path / name).exists()]
-        if self.checkpoints.is_dir() and list_checkpoints(self.checkpoints):
-            there.append("checkpoints")
+        if self.checkpoints.is_dir():
+            replaced = any(self.checkpoints.glob(f"{LEFTOVER}*{REPLACED}"))
+            there += ["checkpoints"] * (replaced or bool(list_checkpoints(self.checkpoints)))
         if not (self.path / "args.yaml").exists():
             if there:
                 raise ConfigError(

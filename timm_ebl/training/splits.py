@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.catalogue import IMG_SIZE
@@ -52,7 +53,7 @@ def load_test(
     """
     found = _load_named_test(name, test_split, options)
     if found is None:
-        found = load_dataset(name, train_split or "train", **options).hold_out(TEST_SHARE, seed=0)[1]
+        found = _hold_out_test(load_dataset(name, train_split or "train", **options))[1]
     return found
 
 
@@ -64,6 +65,12 @@ def _load_named_test(name: str | None, split: str | None, options: dict[str, Any
             if split:
                 raise
     return None
+
+
+def _hold_out_test(train: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
+    """The rest of a training split, and the part of it that is the test split, which says so."""
+    rest, test = train.hold_out(TEST_SHARE, seed=0)
+    return rest, replace(test, split=f"a fifth of {train.split}")
 
 
 def load_splits(config: TrainConfig) -> Splits:
@@ -89,7 +96,7 @@ def load_splits(config: TrainConfig) -> Splits:
         raise DataError(f"the {train.split} split of {train.name} has images of one class only: nothing can be learnt.")
     test = _load_named_test(config.dataset, config.test_split, options)
     if test is None:
-        train, test = train.hold_out(TEST_SHARE, seed=0)
+        train, test = _hold_out_test(train)
         note(
             f"{train.name} has no test split: a fifth of its images, {len(test):,}, is held out for the test "
             "(--test-split chooses another split)."

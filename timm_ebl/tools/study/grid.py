@@ -14,10 +14,10 @@ from typing import Any
 
 from ...data.catalogue import DATASETS, EMBEDDED
 from ...errors import ConfigError
-from ...training.config import TrainConfig, resolve
+from ...training.config import TrainConfig, foreign_to, resolve
 from ...training.options import read_option, read_setting
 from ...training.origin import settle_config
-from ...training.presets import PRESETS
+from ...training.presets import PRESETS, useless_for
 from ...training.yaml12 import read_yaml
 
 __all__ = ["Cell", "Study", "read_study"]
@@ -34,7 +34,7 @@ _PARTS = ("settings", "grids", "cluster")
 
 _NOT_IN_A_ROW = ("algo", "dataset", "seed")
 
-_DECIDE_DEFAULTS = ("algo", "preset", "dataset", "model", "pretrained")
+_NETWORK = ("model", "pretrained")
 
 _MEASURED = ("dataset_config", "label_column", "test_split")
 
@@ -120,11 +120,17 @@ def read_study(path: str | Path, data_root: str | None = None) -> Study:
     datasets = _datasets(configs)
     made = zip(configs, datasets, layers, strict=True)
     names = _names([_name(config, dataset, layer) for config, dataset, layer in made], configs)
+    networks: dict[str | None, list[dict[str, Any]]] = {}
+    for layer, config in zip(layers, configs, strict=True):
+        network = {key: layer[key] for key in _NETWORK if key in layer}
+        if network not in networks.setdefault(config.dataset, []):
+            networks[config.dataset].append(network)
     cells = []
     for name, dataset, config, layer in zip(names, datasets, configs, layers, strict=True):
         own = {key: value for key, value in _settings(config, layer).items() if key in layer and key not in tied}
-        usual = _usual(common, layer)
-        variant = {k: v for k, v in own.items() if k not in _NOT_IN_A_ROW and (k not in usual or v != usual[k])}
+        usual = [_usual(common, layer, network).items() for network in networks[config.dataset]]
+        said = dict(pair for pair in own.items() if not all(pair in each for each in usual))
+        variant = {key: value for key, value in said.items() if key not in _NOT_IN_A_ROW}
         cells.append(Cell(name, dataset, config, variant))
     _refuse_twins(layers, cells, path)
     by_seed = sorted(cells, key=lambda cell: cell.config.seed)
@@ -203,22 +209,21 @@ def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig
     """Options of the grids that a data set decides, such as the model of each."""
     values: dict[str, dict[str | None, set[str]]] = {name: {} for layer in layers for name in layer}
     for layer, config in zip(layers, configs, strict=True):
-        settings = _settings(config, layer)
-        for name, by_dataset in values.items():
-            by_dataset.setdefault(config.dataset, set()).add(json.dumps(settings.get(name), sort_keys=True))
+        settings, useless = _settings(config, layer), foreign_to(config.algo) | useless_for(config.model)
+        for name in values.keys() - useless:
+            found = values[name].setdefault(config.dataset, set())
+            found.add(json.dumps(settings.get(name), sort_keys=True))
     several = len({config.dataset for config in configs}) > 1
     return {name for name, sets in values.items() if several and all(len(found) == 1 for found in sets.values())}
 
 
 def _refuse_other_images(configs: list[TrainConfig], path: str | Path) -> None:
     """Refuse cells of one data set that are measured on unlike labels, which nothing can compare."""
-    first: dict[str | None, TrainConfig] = {}
-    for config in configs:
-        earlier = first.setdefault(config.dataset, config)
-        other = next((name for name in _MEASURED if getattr(config, name) != getattr(earlier, name)), None)
-        if other:
+    for dataset, name in product(dict.fromkeys(config.dataset for config in configs), _MEASURED):
+        given = {getattr(config, name) for config in configs if config.dataset == dataset} - {None}
+        if len(given) > 1:
             raise ConfigError(
-                f"{path}: {other} decides by which labels a run is measured, and no test compares runs by unlike ones: "
+                f"{path}: {name} decides by which labels a run is measured, and no test compares runs by unlike ones: "
                 "give it under settings, or make a study of each."
             )
 
@@ -228,16 +233,12 @@ def _settings(config: TrainConfig, layer: Mapping[str, Any]) -> dict[str, Any]:
     return {"preset": layer.get("preset"), **config.to_dict()}
 
 
-def _usual(common: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a cell has by the common settings, its rule and network; empty where these are complete with others."""
-    named = {key: layer[key] for key in _DECIDE_DEFAULTS if key in layer}
-    own = {
-        "preset": common.get("preset", PRESETS[0]),
-        "model": common.get("model"),
-        "pretrained": common.get("pretrained"),
-    }
+def _usual(common: Mapping[str, Any], layer: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell of a network has by the common settings and its rule; empty where these need others."""
+    named = {key: layer[key] for key in ("algo", "preset", "dataset") if key in layer}
+    own = {key: common.get(key) for key in _NETWORK} | {"preset": common.get("preset", PRESETS[0])}
     try:
-        return resolve(common, named).to_dict() | own
+        return resolve(common, named | network).to_dict() | own
     except ConfigError:
         return {}
 
