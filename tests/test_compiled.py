@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from timm_ebl import Minimizer, create_rule
+from timm_ebl.kernels import compiled as compiled_module
 from timm_ebl.relaxation import descent
 
 
 @pytest.mark.parametrize("name", ["c-ep", "n-cpl", "cl"])
 def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, monkeypatch, name):
     @cache
-    def compiled_sweep(phase):
-        return torch.compile(phase.sweep, backend="eager", dynamic=False, fullgraph=True)
+    def compiled(function, form):
+        return torch.compile(function, backend="eager", dynamic=False, fullgraph=True)
 
-    monkeypatch.setattr(descent, "compiled_sweep", compiled_sweep)
+    monkeypatch.setattr(descent, "compiled", compiled)
     torch.compiler.reset()
     model, (x, y) = make_dchn(dtype=torch.float32), batch
     rule = create_rule(name).fitted(model)
@@ -42,3 +43,27 @@ def test_compiled_code_walks_the_same_trajectory(make_dchn, batch):
     model, x = make_dchn(dtype=torch.float32, widths=(4, 5)), batch[0].float()
     compiled, plain = (model.relax(x, minimizer=Minimizer(sweeps=3, compiled=flag)) for flag in (True, False))
     torch.testing.assert_close(compiled.state, plain.state, rtol=0, atol=1e-5)
+
+
+def test_every_form_is_compiled_however_many_there_are(make_dchn, batch, monkeypatch):
+    graphs = []
+
+    def counted(graph, inputs):
+        def run(*arguments):
+            graphs.append(graph)
+            return graph.forward(*arguments)
+
+        return run
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend=counted, **options))
+    compiled_module.compiled.cache_clear()
+    torch.compiler.reset()
+    model, x = make_dchn(dtype=torch.float32), batch[0].float()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size in range(1, 13):
+            images, graphs[:] = x[:1].expand(size, -1, -1, -1), []
+            found = model.relax(images, minimizer=Minimizer(sweeps=2, compiled=True))
+            assert len(graphs) == 2
+            torch.testing.assert_close(found.state, model.relax(images, minimizer=Minimizer(sweeps=2)).state)
+    compiled_module.compiled.cache_clear()

@@ -133,7 +133,7 @@ def graphs():
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Sweeps are launched as they are, so that a graph alone makes the difference."""
-    monkeypatch.setattr(descent, "compiled_sweep", lambda phase: phase.sweep)
+    monkeypatch.setattr(descent, "compiled", lambda function, form: function)
 
 
 def batches(step, count=16):

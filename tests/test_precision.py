@@ -1,9 +1,13 @@
 """Gradients of the rules in 32 and in 16 bits, against those in 64."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from timm_ebl import Minimizer, list_rules
+from timm_ebl import PCN, Minimizer, create_rule, list_rules
+from timm_ebl.kernels import convolution
 from timm_ebl.rules.rule import rule_options
 from timm_ebl.tools.gradients import layer_cosines, main, rule_gradients
 
@@ -33,6 +37,52 @@ def test_a_rules_gradient_is_that_of_64_bits_in_32_and_near_it_in_16(wide, name,
     assert min(half) > 0.95
     assert min(brain) > 0.8
     assert min(brain[1:]) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("network", ["dchn", "pcn"])
+@pytest.mark.parametrize("name", ["p-ep", "n-ep", "c-ep", "ep"])
+def test_a_network_of_16_bits_feels_a_nudge_that_they_would_lose(make_dchn, generator, network, name, dtype):
+    if network == "dchn":
+        model = make_dchn(widths=(8, 8), in_chans=3, img_size=32, num_classes=10, gains=0.8, dtype=torch.float32)
+    else:
+        torch.manual_seed(0)
+        model = PCN(widths=(8, 16), pools=(2, 2), img_size=32)
+    x, y = torch.rand(8, 3, 32, 32, generator=generator), torch.arange(8)
+    exact, rough = model.train(), copy.deepcopy(model).to(dtype)
+
+    def step(model, x):
+        loss = F.cross_entropy(model(x), y) if name == "ep" else create_rule(name, beta=0.02)(model, x, y).loss
+        return [gradient.double() for gradient in torch.autograd.grad(loss, list(model.parameters()))]
+
+    for found, expected in zip(step(rough, x.to(dtype)), step(exact, x), strict=True):
+        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.98
+        assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_the_gradient_in_the_input_of_a_pcn_is_that_of_32_bits(monkeypatch, dtype):
+    monkeypatch.setattr(convolution, "_packs", lambda *_: False)  # as on a GPU
+    torch.manual_seed(0)
+    model = PCN(widths=(8, 16), pools=(2, 2), img_size=32).train()
+    x, weights = torch.rand(3, 3, 32, 32, requires_grad=True), torch.tensor([1, 1e-4, 1e-6])
+
+    def gradient():
+        losses = F.cross_entropy(model(x), torch.arange(3), reduction="none")
+        return torch.autograd.grad((losses * weights).sum(), x)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype):
+        found = gradient()
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() < 1e-3 * other.norm()
+
+
+def test_an_empty_batch_has_a_gradient_in_half_precision(wide):
+    model, x, _ = wide
+    with torch.autocast("cpu", torch.float16):
+        model.float()(x[:0]).sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_precisions_are_compared_from_the_command_line(capsys):

@@ -1,5 +1,6 @@
 """Steps and answers that are recorded and replayed, by a twin of a CUDA graph (`tape.py`)."""
 
+import threading
 import warnings
 import weakref
 from contextlib import nullcontext
@@ -32,7 +33,7 @@ def tape(monkeypatch):
     """The twin records on the CPU, which computes as a GPU does: by PyTorch's convolutions, here without a compiler."""
     monkeypatch.setitem(recording.RECORDERS, "cpu", Tape)
     monkeypatch.setattr(convolution, "_packs", lambda *_: False)
-    monkeypatch.setattr(descent, "compiled_sweep", lambda phase: phase.sweep)
+    monkeypatch.setattr(descent, "compiled", lambda function, form: function)
     monkeypatch.setattr(Tape, "made", [])
 
 
@@ -275,3 +276,23 @@ def test_the_benchmark_has_compiled_rows_with_and_without_recordings():
             row.step(x, y)
         counts[row.name.rpartition(", ")[2]] = len(Tape.made) - before
     assert counts == {"compiled": 2, "no graph": 0}
+
+
+def test_threads_take_turns_at_a_recording():
+    model, answers = build(), {}
+    batches = [images(step)[0] for step in range(2)]
+    expected = [model.answer(x) for x in batches]
+    for x in batches:
+        model.answer(x)
+    for _ in range(20):
+        threads = [
+            threading.Thread(target=lambda k=k, x=x: answers.update({k: model.answer(x)}))
+            for k, x in enumerate(batches)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for k, answer in answers.items():
+            torch.testing.assert_close(answer, expected[k])
+    assert Tape.made

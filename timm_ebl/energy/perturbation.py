@@ -116,7 +116,7 @@ class Clamped(Perturbation):
         return torch.where((output == self.target.to(output.dtype)).all(1), 0.0, float("inf"))
 
     def start(self, output: Tensor) -> Tensor:
-        return self.target.to(output.dtype)
+        return self.target.to(torch.promote_types(output.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

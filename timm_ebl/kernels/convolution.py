@@ -129,7 +129,7 @@ class _Convolution(Operator):
 
         float16 has room neither for small numbers nor for large sums: there, the largest entry becomes ``largest``.
         """
-        if self.dtype != torch.float16:
+        if self.dtype != torch.float16 or not x.numel():
             return self._narrow(x), None
         scale = x.abs().amax() / largest
         scale = scale.where(scale > 0, 1)
@@ -206,8 +206,7 @@ class _OfPair(_Convolution):
     def feedback(self, upper: Tensor, route: Tensor | None) -> Tensor:
         upper, pooling, route = self._unpooling(upper, route)
         first, second = copies_of(upper)
-        mean = pooling.unpool(self._narrow(torch.lerp(first, second, 0.5)), route, self.images)
-        mean = wide(self.engine.down(mean))
+        mean = self._change_down(torch.lerp(first, second, 0.5), pooling, route)
         return apart(mean, self._change_down(second - first, pooling, route))
 
     def _gradients(self, lower: Tensor, upper: Tensor, route: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ import zlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 __all__ = [
     "PRIVATE",
@@ -23,6 +24,7 @@ __all__ = [
     "max_pool",
     "pack_convolution",
     "packed_convolution",
+    "place_of",
     "renew_weight",
     "require",
     "unpool_average",
@@ -147,13 +149,32 @@ def has_bfloat16_units() -> bool:
 def version_of(tensor: Tensor) -> int:
     """A number that changes whenever a tensor is written to in place (but not through ``.data``).
 
-    Inference tensors keep no count: theirs is always 0. Without PyTorch's count it is a checksum of the values.
+    Fused optimisers do not count their steps: a hook of this module does it for them. Inference tensors keep no count:
+    theirs is always 0. Without PyTorch's count it is a checksum of the values.
     """
     if tensor.is_inference():
         return 0
     if _VERSION is None:
         return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return tensor._version
+
+
+def place_of(tensor: Tensor) -> int:
+    """Where the values of a tensor are, which changes as ``.data`` is set; 0 where they have no place."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # of a transform, or a tensor without values
+        return 0
+
+
+def _count_fused_steps(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    groups = (group for group in optimizer.param_groups if group.get("fused"))
+    stepped = [p for group in groups for p in group["params"] if p.grad is not None and not p.is_inference()]
+    if stepped:
+        torch.autograd.graph.increment_version(stepped)
+
+
+register_optimizer_step_post_hook(_count_fused_steps)
 
 
 def is_batched(x: Tensor) -> bool:
@@ -228,4 +249,4 @@ def is_watched(module: nn.Module) -> bool:
 
 def _makes_weight(hook: object) -> bool:
     """Whether a hook is one of pruning, `weight_norm` or the like, which set a weight anew before every call."""
-    return type(hook).__module__.startswith("torch.nn.utils.")
+    return any(kind.__module__.startswith("torch.nn.utils.") for kind in type(hook).__mro__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -21,22 +22,23 @@ class Images:
 
     Args:
         size: ``(H, W)`` of an image.
-        kept: Whether one tensor is reused for every call, so that it stays in a CPU's cache; without autograd only.
+        kept: Whether each thread reuses one tensor for every call, so that it stays in a CPU's cache; without autograd
+            only.
     """
 
     def __init__(self, size: tuple[int, int], kept: bool) -> None:
         self.size, self.kept = size, kept
-        self._room: Tensor | None = None
+        self._of_thread = threading.local()
 
     def room(self, upper: Tensor) -> Tensor | None:
         """A tensor of images for some values ``(B, C, ..)``, to be overwritten; ``None`` where none is kept."""
         if not self.kept or is_dynamo_compiling():
             return None
-        room = self._room
+        room = getattr(self._of_thread, "room", None)
         if room is None or room.shape[:2] != upper.shape[:2] or room.dtype != upper.dtype:
             size = (*upper.shape[:2], *self.size)
             with torch.inference_mode(False):  # to be written to outside it as well
-                self._room = room = torch.empty(size, dtype=upper.dtype, memory_format=torch.channels_last)
+                self._of_thread.room = room = torch.empty(size, dtype=upper.dtype, memory_format=torch.channels_last)
         return room
 
 

@@ -9,6 +9,7 @@ what a replay returns is copied before another one can run. Settings of `torch.b
 
 from __future__ import annotations
 
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -44,6 +45,7 @@ class Recording(ABC):
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor], other: Recording | None) -> None:
         self.inputs = [x.clone() for x in inputs]
+        self._lock = threading.RLock() if other is None else other._lock  # they write to the same memory
         self.results = self.record(function, other)
 
     @abstractmethod
@@ -56,10 +58,11 @@ class Recording(ABC):
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         """The results for other inputs, copied."""
-        for place, x in zip(self.inputs, inputs, strict=True):
-            place.copy_(x)
-        self.replay()
-        return _copied(self.results)
+        with self._lock:
+            for place, x in zip(self.inputs, inputs, strict=True):
+                place.copy_(x)
+            self.replay()
+            return _copied(self.results)
 
 
 class _CudaGraph(Recording):

@@ -95,8 +95,7 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
                 raise ValueError(f"{name} is a non-empty sequence of whole numbers of at least 1, not {counts!r}.")
         if len(widths) != len(pools) or not is_count(neck, 0):
             raise ValueError(
-                f"pools has one window for each of the widths, and neck is a whole number; got {pools!r} for "
-                f"{widths!r}, and {neck!r}."
+                f"pools has one window for each of the widths, neck is a count; got {widths}, {pools}, {neck!r}."
             )
         super().__init__(
             num_classes=num_classes,

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import State, inner, weigh
-from ..energy.perturbation import FREE, Clamped, Perturbation
+from ..energy.perturbation import FREE, Clamped, Free, Perturbation
 from ..kernels.autocast import without_autocast
 from ..relaxation.minimizer import Minimizer, Start
 from ..relaxation.phase import DrivenPhase
 from ..relaxation.record import Cache, Relaxation, as_layers
-from .layered import LayeredNetwork, descended
+from .layered import LayeredNetwork, descended, known
 from .predictive_response import PredictiveResponse, without_flat
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class PredictivePhase(DrivenPhase):
         drive = self.drive_into(layer)
         if layer == self.last:
             return self.perturbation.output(drive, self.state[layer])
-        if self.perturbation is FREE:
+        if isinstance(self.perturbation, Free):
             return drive.clone()
         field = drive
         for edge in self.graph.outgoing[layer]:
@@ -129,6 +129,10 @@ class PredictiveCodingNetwork(LayeredNetwork):
         with without_autocast(x.device.type):
             return super().energy(x, state)
 
+    def contrast(self, relaxation: Relaxation, weights: Tensor) -> Tensor:
+        with without_autocast(relaxation.input.device.type):
+            return super().contrast(relaxation, weights)
+
     @torch.no_grad()
     def sources(self, relaxation: Relaxation, cache: Cache, weights: Tensor) -> tuple[Tensor, State]:
         phase = PredictivePhase(self.graph, relaxation.input, relaxation.state, cache=cache)
@@ -159,11 +163,14 @@ class PredictiveCodingNetwork(LayeredNetwork):
             ValueError: The input or the start does not fit the network, or the input is not finite.
         """
         with without_autocast(x.device.type) if isinstance(x, Tensor) else torch.no_grad():
-            if perturbation is FREE:
+            if isinstance(perturbation, Free):
                 self._minimizer(minimizer)
                 self.check_input(x)
                 return PredictivePhase.forward_pass(self.graph, x).record(x.new_zeros(len(x)), 1, None)
             begin = start if isinstance(start, (Relaxation, tuple, list)) else self.relax(x)
+            cache = known(self.graph, x, begin)
+            if cache is not None and not cache.potentials:  # the drives of a response are those along its routes
+                begin = begin.state
             return super().relax(x, begin, perturbation, minimizer or self.perturbed)
 
     def _response(self, free: Relaxation, perturbation: Perturbation, minimizer: Minimizer, cache: Cache) -> Relaxation:

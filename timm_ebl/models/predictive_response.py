@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..kernels.operator import Drive
-from ..kernels.pair import apart
+from ..kernels.pair import apart, wide
 from ..relaxation.response import ResponsePhase
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class PredictiveResponse(ResponsePhase):
 
     def _both(self, centre: Tensor, change: Tensor | None) -> Tensor:
         """The values of each copy, which differ by a change, or whose one value is changed by it."""
+        centre = wide(centre)
         if change is None:
             return centre.repeat(self.copies, *[1] * (centre.ndim - 1))
         return apart(centre, change) if self.copies == 2 else centre + change

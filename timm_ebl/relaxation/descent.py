@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import norm
+from ..kernels.compiled import compiled
 from ..kernels.native import is_exporting
 from .minimizer import check_tolerance
 from .order import leading_to
@@ -134,19 +135,14 @@ def _step(phase: Phase, minimizer: Minimizer) -> Callable[..., None]:
     """The sweep of a phase, compiled where asked; it is compiled anew for every other number."""
     if not minimizer.compiled:
         return phase.sweep
-    sweep = compiled_sweep(type(phase))
+    form = phase.copies, phase.x.device, *((layer.shape, layer.dtype) for layer in phase.state)
+    sweep = compiled(type(phase).sweep, form)
 
     def step(groups, omega, frozen) -> None:
         known = isinstance(omega, Tensor) or omega == 1
         sweep(phase, groups, omega if known else _as_tensor(omega, phase.x.device), frozen)
 
     return step
-
-
-@cache
-def compiled_sweep(kind: type[Phase]) -> Callable[..., None]:
-    """The sweep of a kind of phase, compiled."""
-    return torch.compile(kind.sweep, dynamic=False)
 
 
 @cache

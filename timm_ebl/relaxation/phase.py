@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..energy.functional import State, energy_from_drives
-from ..energy.perturbation import FREE, Perturbation
+from ..energy.perturbation import FREE, Free, Perturbation
 from ..kernels.operator import Drive
 from .minimizer import Start
 from .record import Cache, Relaxation, parameters_of, stamp, versions_of
@@ -127,7 +127,7 @@ class DrivenPhase(Phase):
         return phase
 
     def begin(self, sweep: int, ends: bool) -> None:
-        self._keeps_potentials = ends and self.perturbation is FREE
+        self._keeps_potentials = ends and isinstance(self.perturbation, Free)
 
     def hold(self, routes: Sequence[Tensor | None]) -> None:
         """Take the drives of the start along these routes, in place of those that pooling would choose."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..kernels.native import version_of
+from ..kernels.native import place_of, version_of
 from ..kernels.operator import Drive, Operator
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class Relaxation:
         fits = cache is not None and stamp([self.input])[0][1] == cache.made_of[0][1]  # not changed in place
         x = torch.cat([self.input, other.input])
         state = tuple(torch.cat(layers) for layers in zip(self.state, other.state, strict=True))
+        fits = fits and not any(layer.is_inference() for layer in (*self.state, *other.state))
         if fits := fits and all(r._cache.versions == versions_of(r.state) for r in (self, other)):
             made_of = (*stamp([x]), *cache.made_of[1:])
             cache = replace(cache, copies=2, made_of=made_of, versions=versions_of(state))
@@ -148,8 +149,8 @@ def parameters_of(graph: Graph) -> Iterator[Tensor]:
 
 
 def stamp(tensors: Iterable[Tensor]) -> Stamp:
-    """Tensors, each with its version (`version_of`) and its type, which `nn.Module.double` and the like change."""
-    return tuple((tensor, (version_of(tensor), tensor.dtype)) for tensor in tensors)
+    """Tensors, each with its version, its place and its type, which `nn.Module.double` and the like change."""
+    return tuple((tensor, (version_of(tensor), place_of(tensor), tensor.dtype)) for tensor in tensors)
 
 
 def _same(first: Stamp, second: Stamp) -> bool:

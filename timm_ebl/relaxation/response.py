@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.operator import Drive
-from ..kernels.pair import apart, copies_of
+from ..kernels.pair import apart, copies_of, wide
 from .phase import Phase
 from .record import Cache, Relaxation, versions_of
 
@@ -70,7 +70,7 @@ class ResponsePhase(Phase):
         self.left_out = self._unforced if sweep == 1 and not ends else frozenset()
 
     def field(self, layer: int) -> Tensor:
-        centre = self.cache.potentials[layer]
+        centre = wide(self.cache.potentials[layer])
         if self._moves_mean:
             self._mean_changes[layer] = self._field_change(layer, self._mean_change)
         if self._mean_changes[layer] is not None:
@@ -79,7 +79,7 @@ class ResponsePhase(Phase):
         if self.copies == 2:
             field = torch.cat([centre, centre]) if change is None else apart(centre, change)
         else:
-            field = centre.clone() if change is None else change.add_(centre)
+            field = centre.clone() if change is None else wide(change).add_(centre)
         if layer == self.last:
             return self.perturbation.output(field, self.state[layer])
         return self.perturbation.hidden(layer, field)

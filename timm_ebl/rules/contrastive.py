@@ -18,6 +18,7 @@ from torch import Tensor
 from ..arguments import as_plain, is_number, require_flag
 from ..energy.functional import State, weigh
 from ..energy.perturbation import Clamped, Forced, Perturbation
+from ..kernels.pair import wide
 from ..relaxation.model import SETTLING_SWEEPS, EnergyModel
 from ..relaxation.record import Relaxation
 from .backward import Backward, force_norm
@@ -110,7 +111,7 @@ class ContrastiveRule(Rule):
     def step(self, model: EnergyModel, x: Tensor, y: Tensor, start: State | None, signs: Tensor | None) -> RuleOutput:
         """What a call returns, the rule being `fitted`."""
         free = model.relax(x, start, minimizer=self.free)  # Equation 1
-        target = as_target(y, free.output)
+        target = wide(as_target(y, free.output))
 
         def perturb(output: Tensor, signs: Sequence[int | Tensor]) -> Perturbation:
             betas = [target.new_ones(len(target), 1) * (self.beta * sign) for sign in signs]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..arguments import Parser, positive_count
 from ..errors import ConfigError, one_sentence
+from ..kernels.recording import without_recordings
 from ..rules.rule import create_rule, require_strength
 from ..training.console import begin
 from ..training.memory import keep_freed_memory, peak_memory
@@ -71,7 +72,8 @@ def measure(
     columns = f"{'procedure':<34} {'sweeps':>16} {'predict':>8} {'ratio':>6} {'step':>8} {'ratio':>6} {'MB':>7}"
     print(f"{columns}  cosine with the true gradient at its own equilibrium, by interaction")
     for (predict, step), row in zip(medians, rows, strict=True):
-        memory = peak_memory(partial(row.step, x, y), x.device)
+        with without_recordings():  # whose memory the allocator does not count
+            memory = peak_memory(partial(row.step, x, y), x.device)
         equilibrium = replace(row.free, sweeps=1, compiled=False)
         if equilibrium not in true:
             true[equilibrium] = [true_gradient(model, *batch, equilibrium) for batch in batches]

@@ -43,18 +43,20 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and not tensor.is_mkldnn:
-                self._count(tensor.untyped_storage())
+            if isinstance(tensor, Tensor) and tensor.is_mkldnn:  # a packed weight, which has no storage
+                self._count(tensor, id(tensor), tensor.numel() * tensor.element_size())
+            elif isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._count(storage, storage._cdata, storage.nbytes())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _count(self, owner: object, key: int, size: int) -> None:
         if key in self.seen:
             return
         self.seen.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, size)
+        weakref.finalize(owner, self._release, key, size)
 
     def _release(self, key: int, size: int) -> None:
         self.seen.discard(key)
