@@ -94,9 +94,7 @@ class PCN(TimmNetwork, PredictiveCodingNetwork):
             if not isinstance(counts, Sequence) or not counts or not all(map(is_count, counts)):
                 raise ValueError(f"{name} is a non-empty sequence of whole numbers of at least 1, not {counts!r}.")
         if len(widths) != len(pools) or not is_count(neck, 0):
-            raise ValueError(
-                f"pools has one window for each of the widths, neck is a count; got {widths}, {pools}, {neck!r}."
-            )
+            raise ValueError(f"pools has one window for each of the widths, neck is a count; got {pools!r}, {neck!r}.")
         super().__init__(
             num_classes=num_classes,
             in_chans=in_chans,
