@@ -126,8 +126,8 @@ BUGS = {
     ),
     "a response starts from the clipped state": Bug(
         "relaxation/response.py",
-        "centre = self.cache.potentials[layer]",
-        "centre = self.free.state[layer][: self.samples]",
+        "centre = wide(self.cache.potentials[layer])",
+        "centre = wide(self.free.state[layer][: self.samples])",
         "test_response.py::test_every_sweep_ends_where_the_references_does[clamped-1.4-forward]",
     ),
     "an order knows chains alone": Bug(
