@@ -67,6 +67,7 @@ Images are {size} pixels wide and high, smaller ones centred on black:
 
 ```python
 {lines}
+
 test = {loader}({loaded})
 normalise = BatchTransform(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])).eval
 print({call}(normalise(test.images[:8])).argmax(1), test.labels[:8])
