@@ -168,10 +168,10 @@ def place_of(tensor: Tensor) -> int:
 
 
 def _count_fused_steps(optimizer: torch.optim.Optimizer, *_: object) -> None:
-    groups = (group for group in optimizer.param_groups if group.get("fused"))
-    stepped = [p for group in groups for p in group["params"] if p.grad is not None and not p.is_inference()]
-    if stepped:
-        torch.autograd.graph.increment_version(stepped)
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            if parameter.grad is not None and not parameter.is_inference():
+                torch.autograd.graph.increment_version(parameter)
 
 
 register_optimizer_step_post_hook(_count_fused_steps)
