@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import timm
 import torch
 
 from timm_ebl import Minimizer, create_rule
@@ -34,6 +35,17 @@ def test_compiled_sweeps_have_no_breaks_and_are_compiled_once(make_dchn, batch, 
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(0.9)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_network_of_compiled_sweeps_is_exported_without_a_compiler(strict):
+    model = timm.create_model("dchn_tiny_cifar10", widths=(4, 4, 4, 4), sweeps=2, compiled=True).eval()
+    batch = {0: torch.export.Dim("batch", min=2, max=64)}
+    exported = torch.export.export(model, (torch.rand(4, 3, 32, 32),), dynamic_shapes=(batch,), strict=strict)
+    model.minimizer = replace(model.minimizer, compiled=False)
+    for size in (4, 3):
+        x = torch.rand(size, 3, 32, 32)
+        torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

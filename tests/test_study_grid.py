@@ -1,5 +1,6 @@
 """From the recipe of a study to its cells: every combination once, rows that say what differs, bad recipes refused."""
 
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -87,8 +88,10 @@ def test_networks_with_defaults_of_their_own_are_compared_at_the_same_setting(tm
 
 def test_a_split_that_is_left_open_may_be_the_one_that_is_named(tmp_path):
     data = {"dataset": ["cifar10"]}
-    grids = [{"algo": ["c-ep"], **data}, {"algo": ["p-ep"], "test_split": ["test"], "dataset": ["cifar10"]}]
-    assert len(study_of(tmp_path, grids=grids)[0].cells) == 2
+    for split in ("test", "hard"):
+        grids = [{"algo": ["c-ep"], **data}, {"algo": ["p-ep"], "test_split": [split], "dataset": ["cifar10"]}]
+        with nullcontext() if split == "test" else pytest.raises(ConfigError, match="test_split decides by which"):
+            assert len(study_of(tmp_path, grids=grids)[0].cells) == 2
 
 
 def test_common_settings_need_be_complete_with_those_of_the_grids_alone(tmp_path):

@@ -59,13 +59,32 @@ def test_a_network_that_is_pruned_again_takes_nothing_from_before(make_live, bat
 def test_a_functional_call_with_masks_has_their_gradient(make_live, batch, settle):
     model, _ = parametrised(make_live(), "pruning")
     model.backward = create_backward("ep", settle=settle)
-    buffers = {name: buffer.detach() for name, buffer in model.named_buffers()}
+    other, _ = parametrised(make_live(), "pruning")
+    other.load_state_dict({k: v.roll(1) if k.endswith("_mask") else v for k, v in model.state_dict().items()})
+    buffers = {name: buffer.detach() for name, buffer in other.named_buffers()}
     given = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     for values in (given, dict(model.named_parameters())):
         loss = F.cross_entropy(torch.func.functional_call(model, (values, buffers), (batch[0],)), batch[1])
         found = torch.autograd.grad(loss, list(values.values()))
-        expected = parameter_gradients(model, F.cross_entropy(model(batch[0]), batch[1]))
+        other.backward = model.backward
+        expected = parameter_gradients(other, F.cross_entropy(other(batch[0]), batch[1]))
         torch.testing.assert_close(found, tuple(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_a_buffer_that_the_first_call_makes_and_others_replace_is_no_hindrance(make_live, batch):
+    model, plain, (x, y) = make_live(), make_live(), batch
+    layer = model.layers[1]
+    layer.register_buffer("seen", None)
+    original = layer.operator
+
+    def operator(*arguments, **keywords):
+        layer.seen = torch.ones(()) if layer.seen is None else layer.seen + 1
+        return original(*arguments, **keywords)
+
+    layer.operator = operator
+    for _ in range(2):
+        found, expected = (parameter_gradients(each, F.cross_entropy(each(x), y)) for each in (model, plain))
+        assert error(flat(found), flat(expected)) == 0
 
 
 def test_spectral_norm_learns_in_training_mode(make_live, batch):

@@ -109,7 +109,7 @@ class Clamped(Perturbation):
     target: Tensor
 
     def output(self, drive: Tensor, present: Tensor) -> Tensor:
-        return self.target.to(drive.dtype)
+        return self.target.to(torch.promote_types(drive.dtype, torch.float32))
 
     def cost(self, state: Sequence[Tensor]) -> Tensor:
         output = state[-1]

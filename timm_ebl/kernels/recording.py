@@ -92,6 +92,8 @@ class _CudaGraph(Recording):
 RECORDERS: dict[str, type[Recording]] = {"cuda": _CudaGraph}
 """What records on each type of device; elsewhere nothing does."""
 
+_MAKING = threading.RLock()
+
 _KEPT: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording | None] | None] = WeakKeyDictionary()
 
 
@@ -110,29 +112,38 @@ def replayed(network: nn.Module, what: Hashable, function: Callable[..., Any], i
     recorder = RECORDERS.get(inputs[0].device.type)
     if recorder is None or not all(type(x) is Tensor for x in inputs) or _is_observed():
         return None
-    kept = _KEPT.setdefault(network, OrderedDict())
-    if kept is None:
-        return None
     device = inputs[0].device.type
     autocast = torch.get_autocast_dtype(device) if has_autocast(device) else None
     places = (*((p.data_ptr(), *_form(p)) for part in (network.parameters(), network.buffers()) for p in part),)
     key = what, autocast, places, tuple(map(_form, inputs))
+    with torch.inference_mode(False), torch.no_grad():
+        with _MAKING:
+            recording = _recording(recorder, network, key, function, inputs)
+        return recording and recording(inputs)
+
+
+def _recording(
+    recorder: type[Recording], network: nn.Module, key: Hashable, function: Callable[..., Any], inputs: Sequence[Tensor]
+) -> Recording | None:
+    """The recording of a form from its second call on; ``None`` in the first, and where there can be none."""
+    kept = _KEPT.setdefault(network, OrderedDict())
+    if kept is None:
+        return None
     if key not in kept:  # the first call may be the only one
         kept[key] = None
         if len(kept) > MOST_KEPT:
             kept.popitem(last=False)
         return None
     kept.move_to_end(key)
-    with torch.inference_mode(False), torch.no_grad():
-        if kept[key] is None:
-            try:
-                kept[key] = recorder(function, inputs, next(filter(None, kept.values()), None))
-            except RuntimeError as error:
-                _KEPT[network] = None
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"What is compiled runs without a recording: {reason}", RuntimeWarning, stacklevel=3)
-                return None
-        return kept[key](inputs)
+    if kept[key] is None:
+        try:
+            kept[key] = recorder(function, inputs, next(filter(None, kept.values()), None))
+        except RuntimeError as error:
+            _KEPT[network] = None
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"What is compiled runs without a recording: {reason}", RuntimeWarning, stacklevel=4)
+            return None
+    return kept[key]
 
 
 @contextmanager

@@ -133,7 +133,7 @@ class _Tolerance:
 
 def _step(phase: Phase, minimizer: Minimizer) -> Callable[..., None]:
     """The sweep of a phase, compiled where asked; it is compiled anew for every other number."""
-    if not minimizer.compiled:
+    if not minimizer.compiled or is_exporting() or torch.jit.is_tracing():
         return phase.sweep
     form = phase.copies, phase.x.device, *((layer.shape, layer.dtype) for layer in phase.state)
     sweep = compiled(type(phase).sweep, form)

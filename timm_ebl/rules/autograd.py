@@ -7,9 +7,9 @@ relaxation, the record of the free state alone is kept for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import torch
@@ -79,18 +79,24 @@ class _Holder(nn.Module):
         return call()
 
 
-def with_parameters(model: nn.Module, parameters: Sequence[Tensor], call: Callable[[], Result]) -> Result:
-    """The result of a call, with these parameters in place of the model's own, in their order.
+def with_parameters(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    call: Callable[[], Result],
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Result:
+    """The result of a call, with these parameters in place of the model's own, in their order, and these buffers.
 
     Raises:
         RuntimeError: They are not those of the model as it is now.
     """
-    own = dict(model.named_parameters(prefix="model"))
-    if all(now is then for now, then in zip(own.values(), parameters, strict=True)):
+    own, present = (dict(of(prefix="model")) for of in (model.named_parameters, model.named_buffers))
+    others = {name: buffer for name, buffer in (buffers or {}).items() if present.get(name, buffer) is not buffer}
+    if not others and all(now is then for now, then in zip(own.values(), parameters, strict=True)):
         return call()
     if [p.shape for p in own.values()] != [p.shape for p in parameters]:
         raise RuntimeError("The model was changed between its forward and its backward pass: it has other parameters.")
-    return torch.func.functional_call(_Holder(model), dict(zip(own, parameters, strict=True)), (call,))
+    return torch.func.functional_call(_Holder(model), others | dict(zip(own, parameters, strict=True)), (call,))
 
 
 @dataclass
@@ -102,7 +108,7 @@ class _Call:
     layers: tuple[int, ...]
     autocast: AbstractContextManager
     parameters: tuple[Tensor, ...] = ()
-    buffers: tuple[Tensor, ...] = ()
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
     free: Relaxation | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -131,7 +137,7 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        call.parameters, call.buffers = parameters, tuple(call.model.buffers())
+        call.parameters, call.buffers = parameters, dict(call.model.named_buffers(prefix="model"))
         return with_parameters(call.model, parameters, lambda: call.forward(x))
 
     @staticmethod
@@ -168,10 +174,9 @@ class _Gradient(torch.autograd.Function):
             p.detach().requires_grad_() if need and not p.requires_grad else p
             for p, need in zip(parameters, needed[1:], strict=True)
         ]
-        present = (*leaves, *call.model.buffers())
-        if any(now is not then for now, then in zip(present, (*call.parameters, *call.buffers), strict=True)):
-            call.free = None  # it is known to belong to the tensors that it was made with alone
-        return with_parameters(call.model, leaves, lambda: call.backward(gradients, x, leaves, needed))
+        if any(now is not then for now, then in zip(leaves, call.parameters, strict=True)):
+            call.free = None  # it is known to belong to the parameters that it was made with alone
+        return with_parameters(call.model, leaves, lambda: call.backward(gradients, x, leaves, needed), call.buffers)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[object, ...], output: tuple[Tensor | None, ...]) -> None:

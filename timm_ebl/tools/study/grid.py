@@ -36,7 +36,8 @@ _NOT_IN_A_ROW = ("algo", "dataset", "seed")
 
 _NETWORK = ("model", "pretrained")
 
-_MEASURED = ("dataset_config", "label_column", "test_split")
+_MEASURED = {"dataset_config": None, "label_column": None, "test_split": "test"}
+"""Settings that decide by which labels a run is measured, and what they mean where they are left open."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,8 @@ def _tied_to_the_dataset(layers: list[dict[str, Any]], configs: list[TrainConfig
 
 def _refuse_other_images(configs: list[TrainConfig], path: str | Path) -> None:
     """Refuse cells of one data set that are measured on unlike labels, which nothing can compare."""
-    for dataset, name in product(dict.fromkeys(config.dataset for config in configs), _MEASURED):
-        given = {getattr(config, name) for config in configs if config.dataset == dataset} - {None}
-        if len(given) > 1:
+    for dataset, (name, usual) in product(dict.fromkeys(config.dataset for config in configs), _MEASURED.items()):
+        if len({getattr(config, name) or usual for config in configs if config.dataset == dataset}) > 1:
             raise ConfigError(
                 f"{path}: {name} decides by which labels a run is measured, and no test compares runs by unlike ones: "
                 "give it under settings, or make a study of each."
