@@ -24,9 +24,11 @@ from readmes import MY_MODULE
 
 from timm_ebl import DCHN
 from timm_ebl.data import requests as connection
+from timm_ebl.errors import Interrupted
 from timm_ebl.kernels import winograd
 from timm_ebl.relaxation import order
 from timm_ebl.rules import rule
+from timm_ebl.training.checkpoint import Checkpoints
 
 
 def pytest_configure(config):
@@ -56,6 +58,27 @@ def signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def train_until(monkeypatch):
+    """Trains until so many batches, evaluations included, are done and a signal comes; returns the interruption."""
+
+    def train_until(calls, *command):
+        original, left = Checkpoints.between_batches, iter(range(calls - 1, -1, -1))
+
+        def between_batches(self):
+            if next(left, None) == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "between_batches", between_batches)
+            with pytest.raises(Interrupted) as stop:
+                runs.train(*command)
+        return stop.value
+
+    return train_until
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """The average of the weights: by hand, beside an untouched training, taken up again, and as what a run leaves."""
 
-import os
-import signal
-
 import pytest
 import timm
 import torch
@@ -11,11 +8,10 @@ from runs import SMALL, arguments, assert_same_run, last_weights, results, train
 from torch.nn.utils import parametrizations
 
 from timm_ebl.data.loader import build_train_loader
-from timm_ebl.errors import ConfigError, Interrupted
+from timm_ebl.errors import ConfigError
 from timm_ebl.hub.package import package
 from timm_ebl.training.average import WeightAverage
 from timm_ebl.training.build import build_model, build_optimizer, build_transform
-from timm_ebl.training.checkpoint import Checkpoints
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.engine import train_epoch
 from timm_ebl.training.progress import Progress
@@ -162,26 +158,6 @@ def test_the_best_epoch_is_that_of_the_average_and_the_run_says_what_it_keeps(fo
 
 
 # ------------------------------------------------------------------------------------------------------- taken up again
-
-
-@pytest.fixture
-def train_until(monkeypatch):
-    """Trains until so many batches, evaluations included, are done and a signal comes."""
-
-    def train_until(calls, *command):
-        original, left = Checkpoints.between_batches, iter(range(calls - 1, -1, -1))
-
-        def between_batches(self):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-            original(self)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "between_batches", between_batches)
-            with pytest.raises(Interrupted):
-                train(*command)
-
-    return train_until
 
 
 @pytest.mark.parametrize("calls", [7, 8, 13])

@@ -15,7 +15,7 @@ import torch
 from runs import arguments, assert_same_run, train
 
 from timm_ebl.data.transforms import BatchTransform
-from timm_ebl.errors import ConfigError, Interrupted, OutputError
+from timm_ebl.errors import ConfigError, OutputError
 from timm_ebl.training import checkpoint
 from timm_ebl.training.checkpoint import Checkpoints
 from timm_ebl.training.manifest import find_damage
@@ -27,34 +27,6 @@ def undisturbed(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     train(*arguments(folder, out, "--warm-start"))
     return out
-
-
-def stop_after(calls, monkeypatch, number=signal.SIGTERM):
-    """Have this process get a signal after so many batches."""
-    original, count = Checkpoints.between_batches, 0
-
-    def between_batches(self):
-        nonlocal count
-        count += 1
-        if count == calls:
-            os.kill(os.getpid(), number)
-        original(self)
-
-    monkeypatch.setattr(Checkpoints, "between_batches", between_batches)
-
-
-@pytest.fixture
-def train_until(monkeypatch):
-    """Trains until so many batches are done and a signal comes."""
-
-    def train_until(calls, *command):
-        with monkeypatch.context() as patch:
-            stop_after(calls, patch)
-            with pytest.raises(Interrupted) as stop:
-                train(*command)
-        return stop.value
-
-    return train_until
 
 
 @pytest.mark.parametrize("calls", [1, 4, 6, 7, 8, 13, 21, 22])

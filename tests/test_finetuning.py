@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from oracles import signs_for
 from runs import SMALL, arguments, assert_same_run, results, train
 from safetensors.torch import load_file, save_file
-from test_checkpoint import train_until  # noqa: F401 (a fixture)
 
 from timm_ebl import create_rule, list_rules
 from timm_ebl.data.loader import build_train_loader
@@ -269,7 +268,7 @@ def test_a_gradient_is_scaled_down_to_the_norm_that_it_may_have(folder):
     assert torch.equal(free, unbound)
 
 
-def test_a_finetuned_run_that_is_stopped_in_its_warm_up_goes_on_exactly(folder, trained, tmp_path, train_until):  # noqa: F811
+def test_a_finetuned_run_that_is_stopped_in_its_warm_up_goes_on_exactly(folder, trained, tmp_path, train_until):
     command = ["--dataset", folder, "--pretrained", trained, "--freeze", 1, "--warmup-epochs", 2, "--clip-grad", 0.1,
                "--epochs", 3, "--batch-size", 9, "--threads", 1, "--output-dir"]  # fmt: skip
     train(*command, tmp_path / "whole")

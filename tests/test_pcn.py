@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from oracles import images_for
 from predictive import small_network
 from runs import SMALL, arguments, assert_same_run, train, write_images
-from test_checkpoint import train_until  # noqa: F401 (a fixture)
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from timm_ebl import PCN
@@ -202,7 +201,7 @@ def test_a_plain_loop_learns_by_equilibrium_propagation():
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_run_with_random_signs_stopped_within_an_epoch_goes_on_exactly(tmp_path, train_until):  # noqa: F811
+def test_a_run_with_random_signs_stopped_within_an_epoch_goes_on_exactly(tmp_path, train_until):
     folder = write_images(tmp_path / "images")
     small = ["--algo", "r-ep", *TINY, "--model-kwargs", "widths=[4, 4, 4, 4, 4]"]
     outs = tmp_path / "whole", tmp_path / "stopped"

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import signal
 import types
 
 import pytest
@@ -12,35 +10,14 @@ from accelerate import Accelerator, skip_first_batches
 from noise_runs import Run
 from runs import arguments, assert_same_run, train, train_ebl
 
-from timm_ebl.errors import Interrupted
 from timm_ebl.rules.contrastive import ContrastiveRule
 from timm_ebl.training import checkpoint, engine
-from timm_ebl.training.checkpoint import Checkpoints, checkpoint_bytes
+from timm_ebl.training.checkpoint import checkpoint_bytes
 from timm_ebl.training.progress import Progress
 from timm_ebl.training.run_folder import PREDICTIONS, RunFolder, list_checkpoints
 
 
-@pytest.fixture
-def stopped_after(monkeypatch):
-    """Trains until so many batches, evaluations included, are done and a signal comes."""
-
-    def stopped_after(calls, *command):
-        original, left = Checkpoints.between_batches, iter(range(calls - 1, -1, -1))
-
-        def between_batches(self):
-            if next(left) == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-            original(self)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, "between_batches", between_batches)
-            with pytest.raises(Interrupted):
-                train(*command)
-
-    return stopped_after
-
-
-def test_the_rest_of_an_epoch_has_its_order_though_accelerate_forgets_it(folder, tmp_path, monkeypatch, stopped_after):
+def test_the_rest_of_an_epoch_has_its_order_though_accelerate_forgets_it(folder, tmp_path, monkeypatch, train_until):
     """Before 1.15, the loader of what is left of an epoch begins with the number 0."""
 
     def forgetful(loader, count):
@@ -50,7 +27,7 @@ def test_the_rest_of_an_epoch_has_its_order_though_accelerate_forgets_it(folder,
 
     monkeypatch.setattr(engine, "skip_first_batches", forgetful)
     train(*arguments(folder, tmp_path / "undisturbed"))
-    stopped_after(10, *arguments(folder, tmp_path / "run"))
+    train_until(10, *arguments(folder, tmp_path / "run"))
     train(*arguments(folder, tmp_path / "run"), "--resume")
     assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
 
@@ -122,23 +99,23 @@ def test_an_epoch_without_a_held_out_part_is_not_the_best():
         assert progress.best["epoch"] == best
 
 
-def test_the_result_of_a_run_that_is_trained_on_is_taken_back(folder, tmp_path, stopped_after):
+def test_the_result_of_a_run_that_is_trained_on_is_taken_back(folder, tmp_path, train_until):
     out = tmp_path / "run"
     train(*arguments(folder, out, "--epochs", 1))
     longer = [*arguments(folder, out, "--epochs", 2), "--resume", "--force"]
-    stopped_after(3, *longer)
+    train_until(3, *longer)
     assert not (out / "summary.json").exists()
     assert not (out / PREDICTIONS).exists()
     train(*longer)
     assert json.loads((out / "summary.json").read_text())["epochs"] == 2
 
 
-def test_a_run_needs_room_for_the_checkpoints_that_it_lacks(folder, tmp_path, monkeypatch, stopped_after):
+def test_a_run_needs_room_for_the_checkpoints_that_it_lacks(folder, tmp_path, monkeypatch, train_until):
     out, sizes = tmp_path / "run", []
     monkeypatch.setattr(train_ebl.RunFolder, "require_space", lambda self, size: sizes.append(size))
     monkeypatch.setattr(train_ebl, "checkpoint_bytes", lambda model: sizes.append(checkpoint_bytes(model)) or 1)
-    stopped_after(3, *arguments(folder, out))
-    stopped_after(8, *arguments(folder, out), "--resume")
+    train_until(3, *arguments(folder, out))
+    train_until(8, *arguments(folder, out), "--resume")
     train(*arguments(folder, out), "--resume")
     assert sizes[1::2] == [3, 2, 1]
 

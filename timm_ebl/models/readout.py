@@ -10,6 +10,7 @@ from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ..arguments import as_plain, is_count, is_number
+from ..kernels.pair import wide
 from .interactions import DenseInteraction, EmptyInteraction
 
 __all__ = ["ReadOut", "as_gains", "as_global_pool", "as_size"]
@@ -115,8 +116,8 @@ def _create_head(features: int, num_classes: int, **factory) -> DenseInteraction
 
 def _resized(weight: Tensor, before: torch.Size, after: torch.Size) -> Tensor:
     """A read-out of a map of one shape as that of another, by which a uniform map keeps its output."""
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))  # a CPU does not interpolate in 16 bits
-    maps = F.interpolate(wide.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
+    exact = wide(weight)  # a CPU does not interpolate in 16 bits
+    maps = F.interpolate(exact.view(-1, *before), size=after[1:], mode="bilinear", antialias=True)
     return (maps.flatten(1) * (before.numel() / after.numel())).to(weight.dtype)
 
 
