@@ -26,10 +26,12 @@ class BatchTransform:
         flip: Whether half of the images, chosen at random, are mirrored left to right.
         randaugment: Number and magnitude of the operations of RandAugment (arXiv 1909.13719), which are drawn for each
             image from torchvision's fourteen.
+        cutout: Side in pixels of a square that is set to the mean in each image, its centre drawn from all pixels, so
+            that a part of it may lie outside (Cutout, arXiv 1708.04552); 0 for none.
 
     Raises:
-        ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, the padding is negative, or
-            ``randaugment`` is not two numbers between 0 and those of `MOST_RANDAUGMENT`.
+        ValueError: ``mean`` and ``std`` differ in length, a deviation is not positive, the padding or the square is
+            negative, or ``randaugment`` is not two numbers between 0 and those of `MOST_RANDAUGMENT`.
     """
 
     mean: tuple[float, ...]
@@ -37,6 +39,7 @@ class BatchTransform:
     padding: int = 0
     flip: bool = False
     randaugment: tuple[int, int] = (0, 0)
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -46,42 +49,47 @@ class BatchTransform:
             raise ValueError(f"every channel needs a positive standard deviation, got std={self.std}")
         if self.padding < 0:
             raise ValueError(f"padding must not be negative, got {self.padding}")
+        if self.cutout < 0:
+            raise ValueError(f"cutout must not be negative, got {self.cutout}")
         bounds = zip(self.randaugment, MOST_RANDAUGMENT, strict=False)
         if len(self.randaugment) != 2 or not all(0 <= number <= most for number, most in bounds):
             raise ValueError(f"randaugment must lie between (0, 0) and {MOST_RANDAUGMENT}, got {self.randaugment}")
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw the crops, flips and operations of some images.
+        """Draw the crops, flips, operations and squares of some images.
 
         The generator supplies ``(2, count)`` vertical and horizontal offsets of the crop, if ``padding > 0``, then
-        ``count`` coin tosses, if ``flip``, and then ``count`` seeds, if there are operations.
+        ``count`` coin tosses, if ``flip``, then ``count`` seeds, if there are operations, and then ``count`` numbers
+        that say where the squares are, if ``cutout > 0``.
 
         Args:
             count: Number of images.
             generator: The source of randomness.
 
         Returns:
-            int64 tensor of shape ``(4, count)``: vertical and horizontal offset in pixels, in ``-padding .. padding``,
-            1 for an image to mirror, and the seed of an image's operations.
+            int64 tensor of shape ``(5, count)``: vertical and horizontal offset in pixels, in ``-padding .. padding``,
+            1 for an image to mirror, the seed of an image's operations, and the centre of its square, to be divided by
+            the number of pixels: the remainder counts them row by row.
         """
-        draws = torch.zeros(4, count, dtype=torch.int64, device=generator.device)
+        draws = torch.zeros(5, count, dtype=torch.int64, device=generator.device)
         if self.padding:
             span = 2 * self.padding + 1
             draws[:2] = torch.randint(span, (2, count), generator=generator, device=generator.device) - self.padding
         if self.flip:
             draws[2] = torch.randint(2, (count,), generator=generator, device=generator.device)
-        if self.randaugment[0]:
-            draws[3] = torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device)
+        for row, wanted in ((3, self.randaugment[0]), (4, self.cutout)):
+            if wanted:
+                draws[row] = torch.randint(2**63 - 1, (count,), generator=generator, device=generator.device)
         return draws
 
     def train(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Augment and normalise a batch: every image is cropped, then mirrored, then goes through its operations.
+        """Augment and normalise a batch: every image is cropped, mirrored, goes through its operations, loses its square.
 
         An image becomes the same whatever else is in the batch.
 
         Args:
             images: 8-bit images of shape ``(B, C, H, W)``.
-            draws: Crop, flip and seed of each image, ``(4, B)``, from `draw`.
+            draws: Crop, flip, seed and square of each image, ``(5, B)``, from `draw`.
 
         Returns:
             Normalised images of type float32 and of the same shape and device.
@@ -103,7 +111,15 @@ class BatchTransform:
                 for image, seed in zip(augmented, draws[3].tolist(), strict=True):
                     torch.default_generator.manual_seed(seed)
                     image.copy_(operate(image))
-        return self.eval(augmented)
+        normalised = self.eval(augmented)
+        if self.cutout:
+            centre = draws[4].to(images.device)[:, None] % (height * width)
+            vertical, horizontal = (
+                (torch.arange(size, device=images.device) - middle + self.cutout // 2) // self.cutout == 0
+                for size, middle in ((height, centre // width), (width, centre % width))
+            )
+            normalised.masked_fill_((vertical[:, :, None] & horizontal[:, None])[:, None], 0)
+        return normalised
 
     def eval(self, images: Tensor) -> Tensor:
         """Normalise a batch: ``(images / 255 - mean) / std``.

@@ -210,6 +210,7 @@ def _augmentation(recipe: TrainConfig, dataset: str) -> str:
     spec, (number, magnitude) = spec_of(dataset), recipe.randaugment
     ways = [f"shifts of up to {spec.padding} pixels", *["mirror images"] * spec.flip]
     ways += [f"{number} operations of RandAugment with magnitude {magnitude}"] * bool(number)
+    ways += [f"a square of {recipe.cutout} pixels set to the mean"] * bool(recipe.cutout)
     return ", ".join(ways) if recipe.aug else "none"
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .autocast import without_autocast
 from .operator import Drive, Operator, inner_product
 
 __all__ = ["dense"]
@@ -81,7 +80,7 @@ class _Dense(Operator):
             wide = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), self.weight.dtype)
             x, matrix, bias = x.to(wide), matrix.to(wide), None if bias is None else bias.to(wide)
         if self.casts and torch.is_autocast_enabled(x.device.type):
-            with without_autocast(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
                 return _multiply(x, matrix, bias)
         return _multiply(x, matrix, bias)
 

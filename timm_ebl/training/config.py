@@ -80,6 +80,7 @@ class TrainConfig:
         int,
         True,
     )
+    cutout: int = _data(0, "side in pixels of a square of each training image that is set to the mean", int)
     model: str | None = _model(None, "timm model; by default that of --pretrained, else the tiny DCHN of the data set")
     pretrained: str | None = _model(
         None,
@@ -198,7 +199,8 @@ class TrainConfig:
         fits = len(self.randaugment) == 2 and all(0 <= number <= most for number, most in bounds)
         allowed = "two numbers, operations from 0 to {} and their magnitude from 0 to {}".format(*MOST_RANDAUGMENT)
         self._require("randaugment", fits, allowed)
-        if self.randaugment[0] and not self.aug:
+        self._require("cutout", 0 <= self.cutout <= LARGEST_IMAGE, f"at least 0 and at most {LARGEST_IMAGE}")
+        if (self.randaugment[0] or self.cutout) and not self.aug:
             raise ConfigError("--no-aug leaves training images as they are: leave out --randaugment, or give it 0 0.")
         self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
