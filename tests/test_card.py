@@ -120,6 +120,7 @@ def test_a_card_says_what_an_image_is_normalised_by_and_that_nothing_was_held_ou
     [
         ("cifar10", {}, "shifts of up to 4 pixels, mirror images"),
         ("ylecun/mnist", {}, "shifts of up to 2 pixels"),
+        ("noise", {"cutout": 8}, "shifts of up to 4 pixels, a square of 8 pixels set to the mean"),
         ("noise", {"randaugment": (3, 9)}, "shifts of up to 4 pixels, 3 operations of RandAugment with magnitude 9"),
         ("cifar10", {"aug": False}, "none"),
     ],

@@ -82,6 +82,8 @@ def test_the_configuration_is_frozen():
         (["--randaugment", "-1", "9"], ["--randaugment", "0 to 20", "(-1, 9)"]),
         (["--randaugment", "3", "9", "1"], ["--randaugment", "two numbers"]),
         (["--randaugment", "3", "9.5"], ["--randaugment", "whole number", "9.5"]),
+        (["--cutout", "-1"], ["--cutout", "at least 0", "-1"]),
+        (["--no-aug", "--cutout", "8"], ["--no-aug", "leave out --cutout, or give it 0"]),
         (["--no-aug", "--randaugment", "3", "9"], ["--no-aug", "leave out --randaugment, or give it 0 0"]),
         (["--model-ema", "--model-ema-decay", "1"], ["--model-ema-decay", "at least 0 and below 1", "1.0"]),
         (["--model-ema", "--model-ema-decay", "-0.1"], ["--model-ema-decay", "at least 0 and below 1", "-0.1"]),

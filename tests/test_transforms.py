@@ -25,37 +25,48 @@ def augment(transform: BatchTransform, images: torch.Tensor, generator: torch.Ge
 
 
 def twin(
-    images: torch.Tensor, padding: int, flip: bool, randaugment: tuple[int, int], generator: torch.Generator
+    images: torch.Tensor,
+    padding: int,
+    flip: bool,
+    randaugment: tuple[int, int],
+    cutout: int,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """Crop, mirror and distort one image after the other, with the documented order of draws."""
+    """Crop, mirror, distort, normalise and cut one image after the other, with the documented order of draws."""
     batch, _, height, width = images.shape
     offsets = torch.zeros(2, batch, dtype=torch.int64)
     if padding:
         offsets = torch.randint(2 * padding + 1, (2, batch), generator=generator)
     tosses = torch.randint(2, (batch,), generator=generator) if flip else torch.zeros(batch)
     seeds = torch.randint(2**63 - 1, (batch,), generator=generator) if randaugment[0] else torch.zeros(batch)
+    places = torch.randint(2**63 - 1, (batch,), generator=generator) if cutout else torch.zeros(batch)
     results = []
-    for image, top, left, mirrored, seed in zip(
-        images, *offsets.tolist(), tosses.tolist(), seeds.tolist(), strict=True
+    for image, top, left, mirrored, seed, place in zip(
+        images, *offsets.tolist(), tosses.tolist(), seeds.tolist(), places.tolist(), strict=True
     ):
         image = TF.crop(TF.pad(image, [padding], padding_mode="edge"), top, left, height, width)
         image = TF.hflip(image) if mirrored else image
         torch.manual_seed(int(seed))
-        results.append(RandAugment(*randaugment)(image))
+        image = TF.normalize(RandAugment(*randaugment)(image) / 255, list(MEAN), list(STD))
+        row, column = divmod(int(place) % (height * width), width)
+        top, left = row - cutout // 2, column - cutout // 2
+        image[:, max(top, 0) : max(top + cutout, 0), max(left, 0) : max(left + cutout, 0)] = 0
+        results.append(image)
     return torch.stack(results)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("padding", [0, 2, 4])
 @pytest.mark.parametrize("randaugment", [(0, 0), (3, 9)])
+@pytest.mark.parametrize("cutout", [0, 1, 6, 13])
 @pytest.mark.parametrize("shape", [(64, 3, 32, 32), (5, 3, 7, 12)])
 def test_train_equals_the_per_image_twin(
-    shape: tuple[int, ...], padding: int, flip: bool, randaugment: tuple[int, int]
+    shape: tuple[int, ...], padding: int, flip: bool, randaugment: tuple[int, int], cutout: int
 ) -> None:
     images = random_images(*shape)
-    transform = BatchTransform(MEAN, STD, padding, flip, randaugment)
+    transform = BatchTransform(MEAN, STD, padding, flip, randaugment, cutout)
     augmented = augment(transform, images, torch.Generator().manual_seed(7))
-    expected = transform.eval(twin(images, padding, flip, randaugment, torch.Generator().manual_seed(7)))
+    expected = twin(images, padding, flip, randaugment, cutout, torch.Generator().manual_seed(7))
     assert augmented.dtype == torch.float32
     assert torch.equal(augmented, expected)
 
@@ -87,7 +98,7 @@ def test_every_offset_and_both_orientations_occur() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_an_image_becomes_the_same_whatever_else_is_in_its_batch(channels: int) -> None:
     images = random_images(12, channels, 16, 16)
-    transform = BatchTransform(MEAN[:channels], STD[:channels], padding=2, flip=True, randaugment=(2, 30))
+    transform = BatchTransform(MEAN[:channels], STD[:channels], padding=2, flip=True, randaugment=(2, 30), cutout=5)
     draws = transform.draw(len(images), torch.Generator().manual_seed(5))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(6))
     together = transform.train(images, draws)[order]
@@ -104,7 +115,7 @@ def test_every_operation_of_randaugment_occurs_with_both_signs() -> None:
 
 def test_randomness_comes_from_the_generator_alone() -> None:
     images = random_images(16, 3, 8, 8)
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9), cutout=3)
     state = torch.random.get_rng_state()
     generator = torch.Generator().manual_seed(3)
     first, second = augment(transform, images, generator), augment(transform, images, generator)
@@ -134,7 +145,7 @@ def test_without_augmentation_a_training_batch_is_the_evaluation_batch(name: str
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9), cutout=3)
     assert augment(transform, random_images(0, 3, 8, 8), torch.Generator()).shape == (0, 3, 8, 8)
 
 
@@ -142,7 +153,7 @@ def test_an_empty_batch_stays_empty() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_train_runs_on_the_device_of_the_images() -> None:
     images = random_images(8, 3, 32, 32).cuda()
-    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9))
+    transform = BatchTransform(MEAN, STD, padding=4, flip=True, randaugment=(2, 9), cutout=3)
     augmented = augment(transform, images, torch.Generator("cuda").manual_seed(0))
     assert augmented.device == images.device
     assert augmented.shape == images.shape
@@ -153,7 +164,8 @@ def test_train_runs_on_the_device_of_the_images() -> None:
     [
         ({"mean": (0.5,), "std": (0.5, 0.5)}, "1 channels but std has 2"),
         ({"mean": (0.5,), "std": (0.0,)}, "positive standard deviation"),
-        ({"mean": (0.5,), "std": (0.5,), "padding": -1}, "must not be negative"),
+        ({"mean": (0.5,), "std": (0.5,), "padding": -1}, "padding must not be negative"),
+        ({"mean": (0.5,), "std": (0.5,), "cutout": -1}, "cutout must not be negative"),
         ({"mean": (0.5,), "std": (0.5,), "randaugment": (-1, 9)}, "randaugment must lie"),
         ({"mean": (0.5,), "std": (0.5,), "randaugment": (2, 31)}, "randaugment must lie"),
         ({"mean": (0.5,), "std": (0.5,), "randaugment": (2,)}, "randaugment must lie"),
