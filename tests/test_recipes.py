@@ -79,10 +79,10 @@ def test_our_recipe_for_a_gpu_has_our_states_and_is_in_the_overview():
     recipe, default = resolve(read_recipe(OURS)), resolve({})
     check_config(recipe)
     assert (recipe.dataset, recipe.model, recipe.algo) == ("cifar10", "dchn_cifar10", "c-ep")
-    states = ("free_sweeps", "omega", "order", "start", "warm_start", "beta", "nudged_sweeps", "linear_response")
+    states = ("omega", "order", "start", "warm_start", "beta", "nudged_sweeps", "linear_response")
     assert all(getattr(recipe, name) == getattr(default, name) for name in states)
-    assert (recipe.epochs, recipe.batch_size, recipe.mixed_precision) == (100, 128, "bf16")
-    assert f"| [`{OURS.stem}`]({OURS.name}) | 7 + 2 + 2 x 3 |" in OVERVIEW
+    assert (recipe.epochs, recipe.batch_size, recipe.free_sweeps, recipe.mixed_precision) == (100, 128, 11, "bf16")
+    assert f"| [`{OURS.stem}`]({OURS.name}) | 11 + 2 + 2 x 3 |" in OVERVIEW
 
 
 @pytest.mark.parametrize("path", PCNS, ids=lambda path: path.stem)

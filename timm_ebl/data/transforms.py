@@ -83,7 +83,7 @@ class BatchTransform:
         return draws
 
     def train(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Augment and normalise a batch: every image is cropped, mirrored, goes through its operations, loses its square.
+        """Augment and normalise a batch: each is cropped, mirrored, goes through its operations, loses its square.
 
         An image becomes the same whatever else is in the batch.
 

@@ -83,7 +83,8 @@ def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
             f"The images of {train.name} have {channels} channel{'s' * (channels > 1)}, and so many values go with "
             f"--mean and --std; got {len(mean)} and {len(std)}."
         )
-    return BatchTransform(mean, std, *((spec.padding, spec.flip, config.randaugment, config.cutout) if config.aug else ()))
+    augmentation = spec.padding, spec.flip, config.randaugment, config.cutout
+    return BatchTransform(mean, std, *(augmentation if config.aug else ()))
 
 
 def check_config(config: TrainConfig) -> None:
