@@ -120,7 +120,7 @@ def test_a_dry_run_does_everything_with_what_a_bare_machine_has(kit, tmp_path):
     assert status == 0, output + errors
     assert [line for line in output.splitlines() if ": done" in line] == [f"{name}: done" for name in STAGES]
     assert (out / "report.txt").read_text() in output
-    for run, sweeps in (("train", 7), ("paper", 60)):
+    for run, sweeps in (("train", 11), ("paper", 60)):
         assert json.loads((out / run / "summary.json").read_text())["status"] == "completed"
         assert f"free_sweeps: {sweeps}\n" in (out / run / "args.yaml").read_text()
         assert (out / run / "model.safetensors").is_file()
