@@ -1,7 +1,8 @@
 """Kills a run by SIGKILL at random moments: ``python killed.py KILLS UNDISTURBED KILLED ARGUMENTS..``.
 
 First the run is left alone in the folder UNDISTURBED, which tells how long it takes. Then it is killed and taken up
-again in the folder KILLED, at moments drawn from its start-up and a share of its work, and at last left to end.
+again in the folder KILLED, at moments drawn from its start-up and a share of its work, and at last left to end. No kill
+comes later than its share of the epochs, so that each finds the run at work, however long the first took.
 """
 
 import os
@@ -12,6 +13,11 @@ import time
 from pathlib import Path
 
 from forked import finish, start
+
+
+def epoch(folder):
+    """The epoch of the last checkpoint in a run's folder; 0 where there is none."""
+    return max((int(path.name.split("-")[1]) for path in Path(folder, "checkpoints").glob("epoch-*")), default=0)
 
 
 def main():
@@ -25,14 +31,16 @@ def main():
     statuses = finish(children)
     work = time.monotonic() - begin - start_up
 
-    for _ in range(kills):
+    for kill in range(kills):
         (child,) = start(*command, "--output-dir", killed, "--resume")
-        time.sleep(moments.uniform(0, start_up + 1.5 * work / kills))
+        moment = time.monotonic() + moments.uniform(0, start_up + 1.5 * work / kills)
+        while time.monotonic() < moment and epoch(killed) <= kill * epoch(undisturbed) // (kills + 1):
+            time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
         statuses += finish([child])
-    reached = max(path.name for path in Path(killed, "checkpoints").iterdir())
+    reached = epoch(killed)
     statuses += finish(start(*command, "--output-dir", killed, "--resume"))
-    print(f"{kills} kills, start-up {start_up:.1f} s, work {work:.1f} s, reached {reached}, {statuses=}")
+    print(f"{kills} kills, start-up {start_up:.1f} s, work {work:.1f} s, reached epoch {reached}, {statuses=}")
     sys.exit(statuses != [0, *[-signal.SIGKILL] * kills, 0])
 
 
