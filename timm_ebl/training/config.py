@@ -200,10 +200,8 @@ class TrainConfig:
         allowed = "two numbers, operations from 0 to {} and their magnitude from 0 to {}".format(*MOST_RANDAUGMENT)
         self._require("randaugment", fits, allowed)
         self._require("cutout", 0 <= self.cutout <= LARGEST_IMAGE, f"at least 0 and at most {LARGEST_IMAGE}")
-        if self.randaugment[0] and not self.aug:
-            raise ConfigError("--no-aug leaves training images as they are: leave out --randaugment, or give it 0 0.")
-        if self.cutout and not self.aug:
-            raise ConfigError("--no-aug leaves training images as they are: leave out --cutout, or give it 0.")
+        if not self.aug and (self.randaugment[0] or self.cutout):
+            raise ConfigError("--no-aug leaves training images as they are: leave out --randaugment and --cutout.")
         self._require("channels", self.channels in (None, *CHANNELS), " or ".join(CHANNELS))
         for name in ("omega", "nudged_omega"):
             omegas = getattr(self, name)
