@@ -135,13 +135,19 @@ def test_the_commands_of_the_guide_to_the_models_trained_its_checkpoints():
     trained = {path.parent.name: resolve(read_recipe(path), {}) for path in RECIPES.glob("*/args.yaml")}
     found = []
     for words in (words_of(command)[0] for command in commands(ROOT / "timm_ebl/models/README.md")):
-        if "train_ebl.py" in words and "cifar10" in words:
+        if "train_ebl.py" in words and {"cifar10", "cifar100"} & {*words}:
             config = parse_config(words[words.index("train_ebl.py") + 1 :])
             name = next(key for key, run in trained.items() if (run.model, run.epochs) == (config.model, config.epochs))
             said = {key: value for key, value in config.decisive().items() if value is not None}
             assert said == {key: trained[name].decisive()[key] for key in said}, name
             found.append(name)
-    assert found == ["pcn_vgg5_small_cifar10.c_ep", "dchn_small_cifar10.c_ep", "dchn_tiny_cifar10.c_ep"]
+    assert found == [
+        "pcn_vgg5_small_cifar10.c_ep",
+        "dchn_small_cifar10.c_ep",
+        "dchn_tiny_cifar10.c_ep",
+        "pcn_vgg5_small_cifar100.c_ep",
+        "dchn_small_cifar100.c_ep",
+    ]
 
 
 def test_every_link_of_the_overview_leads_somewhere():
