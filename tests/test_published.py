@@ -109,12 +109,15 @@ def test_no_path_of_the_machine_is_left(tmp_path, run):
         assert str(tmp_path) not in path.read_text(), path
 
 
-def test_weights_are_stored_in_16_bits_where_that_changes_no_prediction(tmp_path, run):
+def test_weights_are_stored_in_16_bits_where_that_keeps_the_error(tmp_path, run):
     _, weights, _ = packaged(tmp_path, run)
     assert {value.dtype for value in load_file(weights / "model.safetensors").values()} == {torch.float16}
 
 
-def test_weights_stay_in_32_bits_where_rounding_would_change_a_prediction(tmp_path, run, images):
+def test_weights_stay_in_32_bits_where_rounding_would_change_the_error(tmp_path):
+    images = write_images(tmp_path / "images")
+    (images / "test/b/0.png").unlink()  # class 1 has fewer images than class 0
+    run = write_run(tmp_path / "run", images)
     tensors = load_file(run / "model.safetensors")
     tensors["head.weight"].zero_()
     tensors["head.bias"] = torch.tensor([1.0, 1.00001, 0.0])  # the same number in 16 bits
