@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..data.catalogue import DATASETS, EMBEDDED
 from ..errors import CheckpointError
@@ -173,10 +172,10 @@ def stage(
     _check_others(run, others)
     shutil.copyfile(run.weights / CONFIG, target / CONFIG)
     shutil.copyfile(run.weights / WEIGHTS, target / WEIGHTS)
-    outputs = predict(target, test)
+    measured = run.evaluate(predict(target, test), test)
     if compact:
-        outputs = _round_weights(target, run, test, outputs)
-    measured = replace(run.evaluate(outputs, test), dataset=_portable(run.recipe.dataset))
+        measured = _round_weights(target, run, test, measured)
+    measured = replace(measured, dataset=_portable(run.recipe.dataset))
     _check_summary(run, measured)
     measured = replace(measured, equilibrium=measure_nearness(target, test))
 
@@ -202,19 +201,19 @@ def stage(
     return measured
 
 
-def _round_weights(folder: Path, run: TrainedModel, test: ImageDataset, outputs: Tensor) -> Tensor:
-    """Round the weights in a folder to 16 bits if they are as good; return the outputs of what is there then."""
+def _round_weights(folder: Path, run: TrainedModel, test: ImageDataset, measured: Evaluation) -> Evaluation:
+    """Round the weights in a folder to 16 bits if they are as good; return the evaluation of what is there then."""
     exact = read_weights(folder / WEIGHTS)
     config = read_config(folder / CONFIG)
     (folder / CONFIG).write_text(json.dumps(config | {"sha256": None}), encoding="utf-8")  # that of other weights
     half = {key: value.half() for key, value in exact.items()}
     if all(bool(value.isfinite().all()) for value in half.values()):
         save_file(half, folder / WEIGHTS, metadata={"format": "pt"})
-        rounded = predict(folder, test)
-        if abs(run.evaluate(rounded, test).error - run.evaluate(outputs, test).error) <= _ROUNDING:
+        rounded = run.evaluate(predict(folder, test), test)
+        if abs(rounded.error - measured.error) <= _ROUNDING:
             return rounded
         save_file(exact, folder / WEIGHTS, metadata={"format": "pt"})
-    return outputs
+    return measured
 
 
 def _portable(name: str | None) -> str | None:
