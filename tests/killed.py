@@ -14,10 +14,13 @@ from pathlib import Path
 
 from forked import finish, start
 
+from timm_ebl.training.run_folder import list_checkpoints, place_of
+
 
 def epoch(folder):
     """The epoch of the last checkpoint in a run's folder; 0 where there is none."""
-    return max((int(path.name.split("-")[1]) for path in Path(folder, "checkpoints").glob("epoch-*")), default=0)
+    saved = Path(folder, "checkpoints")
+    return max((place_of(name)[0] for name in list_checkpoints(saved)), default=0) if saved.is_dir() else 0
 
 
 def main():
@@ -25,7 +28,7 @@ def main():
     kills, moments = int(kills), random.Random(0)
     begin = time.monotonic()
     children = start(*command, "--output-dir", undisturbed)
-    while not any(Path(undisturbed, "checkpoints").glob("epoch-*")):
+    while not epoch(undisturbed):
         time.sleep(0.01)
     start_up = time.monotonic() - begin
     statuses = finish(children)
