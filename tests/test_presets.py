@@ -26,6 +26,25 @@ def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("muon", (1e-3,), 0.3)),
+        (["--model", "dchn_small_cifar10"], ("muon", (3e-4,), 0.3)),
+        (["--model", "dchn_cifar10"], ("muon", (1.5e-4,), 0.3)),
+        (["--lr", "0.5", "--weight-decay", "0"], ("muon", (0.5,), 0.0)),
+        (["--opt", "adamw"], ("adamw", (2e-3,), 0.0)),
+        (["--opt", "muon", "--lr", "0.5"], ("muon", (0.5,), 0.0)),
+        (["--preset", "paper"], ("adamw", (2e-3,), 0.0)),
+        (["--model", "pcn_vgg5_tiny_mnist"], ("adamw", (2e-3,), 0.0)),
+        (["--model", "hopfield_resnet13_tiny_mnist", "--opt", "sgd"], ("sgd", (1e-3,), 0.0)),
+    ],
+)
+def test_a_dchn_learns_by_muon_at_a_rate_for_its_width_unless_an_optimiser_is_named(options, expected):
+    config = parse_config(options)
+    assert (config.opt, config.lr, config.weight_decay) == expected
+
+
+@pytest.mark.parametrize(
     ("dataset", "beta"),
     [
         ("mnist", 0.1),
@@ -72,7 +91,7 @@ def test_the_baselines_reach_the_first_layer_of_a_predictive_coding_network():
 
 FAMILIES = {
     "hopfield_resnet13_tiny_mnist": {"fast": (15, (1.8,), (1e-3,), None), "paper": (120, (1.0,), (2e-3,), 50)},
-    "dchn_tiny_mnist": {"fast": (7, Minimizer.omega, (2e-3,), None), "paper": (60, (1.0,), (2e-3,), 15)},
+    "dchn_tiny_mnist": {"fast": (7, Minimizer.omega, (1e-3,), None), "paper": (60, (1.0,), (2e-3,), 15)},
 }
 
 

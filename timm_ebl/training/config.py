@@ -134,7 +134,7 @@ class TrainConfig:
     compiled: bool = _run(
         False, "run sweeps as torch.compile makes them and, on a GPU, steps and answers as CUDA graphs", bool
     )
-    opt: str = _optimisation("adamw", "optimiser, by its name in timm.optim")
+    opt: str = _optimisation("adamw", "optimiser, by its name in timm.optim; a DCHN has muon unless told otherwise")
     lr: tuple[float, ...] = _optimisation(
         (2e-3,), "learning rate, or one for each interaction, read-out last", float, True
     )
