@@ -162,7 +162,7 @@ def test_other_settings_are_refused_by_name_unless_forced(folder, tmp_path, trai
     out = tmp_path / "run"
     train_until(4, *arguments(folder, out))
     changed = [*arguments(folder, out), "--resume", "--lr", "0.01", "--epochs", "2"]
-    with pytest.raises(ConfigError, match=r"epochs was 3 and is 2, lr was \[0.002\] and is \[0.01\]"):
+    with pytest.raises(ConfigError, match=r"epochs was 3 and is 2, lr was \[0.001\] and is \[0.01\]"):
         train(*changed)
     capsys.readouterr()
     train(*changed, "--force", "--keep-checkpoints", "5")
@@ -172,7 +172,7 @@ def test_other_settings_are_refused_by_name_unless_forced(folder, tmp_path, trai
     assert '"lr": 0.01' in lines[0]
     assert "epochs: 2" in (out / "args.yaml").read_text()
     (warning,) = json.loads((out / "summary.json").read_text())["warnings"]
-    assert warning.startswith("from epoch 1 on, other settings: epochs was 3 and is 2, lr was [0.002] and is [0.01]")
+    assert warning.startswith("from epoch 1 on, other settings: epochs was 3 and is 2, lr was [0.001] and is [0.01]")
 
 
 def test_another_batch_size_forced_begins_the_epoch_anew(folder, tmp_path, train_until, capsys):

@@ -30,7 +30,7 @@ def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
     [
         ([], ("muon", (1e-3,), 0.3)),
         (["--model", "dchn_small_cifar10"], ("muon", (3e-4,), 0.3)),
-        (["--model", "dchn_cifar10"], ("muon", (1.5e-4,), 0.3)),
+        (["--model", "dchn_cifar10"], ("muon", (1.5e-4,), 0.6)),
         (["--lr", "0.5", "--weight-decay", "0"], ("muon", (0.5,), 0.0)),
         (["--opt", "adamw"], ("adamw", (2e-3,), 0.0)),
         (["--opt", "muon", "--lr", "0.5"], ("muon", (0.5,), 0.0)),

@@ -41,7 +41,7 @@ def run(*arguments, **streams):
 
 def test_one_command_trains_and_leaves_the_results(folder, tmp_path):
     out = tmp_path / "run"
-    result = run("--dataset", folder, "--epochs", 12, "--batch-size", 6, "--output-dir", out, "--algo", "c-ep", *SMALL)
+    result = run("--dataset", folder, "--epochs", 12, "--batch-size", 6, "--output-dir", out, "--lr", 4e-3, *SMALL)
     assert result.returncode == 0, result.stderr
     if "GOMP_SPINCOUNT" in result.stderr:  # GNU's OpenMP says how its threads wait; the script's is the last one
         assert result.stderr.rpartition("GOMP_SPINCOUNT = ")[2].startswith("'3000'")

@@ -45,8 +45,12 @@ _FAST: Mapping[str, Mapping[str, Any]] = {
     _RESNET: {"free_sweeps": 15, "omega": (1.8,), "lr": (1e-3,)},
 }
 
-_RATES = {"dchn_tiny": 1e-3, "dchn_small": 3e-4, "dchn": 1.5e-4}
-"""Learning rates of Muon by the beginnings of names, the widest network last."""
+_BY_WIDTH: Mapping[str, Mapping[str, Any]] = {
+    "dchn_tiny_": {},
+    "dchn_small_": {"lr": (3e-4,)},
+    "dchn_": {"lr": (1.5e-4,), "weight_decay": 0.6},
+}
+"""What a wider DCHN needs of Muon, by the beginning of its name, the paper's widths last."""
 
 _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     # The comparative study, Section 4.1, and its released code.
@@ -86,8 +90,8 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
     architecture, family = (model or "").partition(".")[0], _family_of(model)
     if name == "fast":
-        rate = next((rate for start, rate in _RATES.items() if architecture.startswith(f"{start}_")), None)
-        return {**_FAST.get(family, {})} | ({"lr": (rate,)} if rate else {})
+        of_width = next((some for start, some in _BY_WIDTH.items() if architecture.startswith(start)), {})
+        return {**_FAST.get(family, {}), **of_width}
     of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
     settings = {**_PLAIN, **_PUBLISHED[family], **_OF_A_NETWORK.get(architecture, {}), **of_dataset}
     if family == _PCN and not perturbs:
