@@ -33,13 +33,13 @@ def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
         (["--model", "dchn_cifar10"], ("muon", (1.5e-4,), 0.6)),
         (["--lr", "0.5", "--weight-decay", "0"], ("muon", (0.5,), 0.0)),
         (["--opt", "adamw"], ("adamw", (2e-3,), 0.0)),
-        (["--opt", "muon", "--lr", "0.5"], ("muon", (0.5,), 0.0)),
+        (["--opt", "muon", "--lr", "0.5"], ("muon", (0.5,), 0.3)),
         (["--preset", "paper"], ("adamw", (2e-3,), 0.0)),
         (["--model", "pcn_vgg5_tiny_mnist"], ("adamw", (2e-3,), 0.0)),
         (["--model", "hopfield_resnet13_tiny_mnist", "--opt", "sgd"], ("sgd", (1e-3,), 0.0)),
     ],
 )
-def test_a_dchn_learns_by_muon_at_a_rate_for_its_width_unless_an_optimiser_is_named(options, expected):
+def test_a_dchn_learns_by_muon_at_a_rate_for_its_width_unless_another_optimiser_is_named(options, expected):
     config = parse_config(options)
     assert (config.opt, config.lr, config.weight_decay) == expected
 

@@ -80,7 +80,7 @@ def build_parser() -> Parser:
         "--preset",
         choices=PRESETS,
         default=argparse.SUPPRESS,
-        help="how states are found; fast: the defaults below, for a DCHN, unless --opt is given, Muon with a decay of "
+        help="how states are found; fast: the defaults below, for a DCHN, unless --opt is another, Muon with a decay of "
         "0.3 and a rate of 1e-3 (small: 3e-4; the paper's widths: 1.5e-4, and a decay of 0.6), for a "
         "Hopfield-ResNet13 15 free sweeps with an omega of 1.8 and a learning rate of 1e-3; paper: as published for "
         "the kind of network, asynchronous and without over-relaxation, 60 free sweeps and 15 of what follows for a "

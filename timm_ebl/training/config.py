@@ -290,7 +290,7 @@ def resolve(*layers: Mapping[str, Any]) -> TrainConfig:
     perturbs = foreign.isdisjoint(_OF_THE_PERTURBED)
     named = settings.pop("preset", None)
     chosen = preset(named or PRESETS[0], model, settings.get("dataset"), perturbs) | ({} if named else saved)
-    if "opt" in settings and "opt" in chosen:  # its rate and its decay are not those of another optimiser
+    if "opt" in chosen and settings.get("opt", chosen["opt"]) != chosen["opt"]:  # another's rate and decay
         chosen = _without(chosen, {"opt", "lr", "weight_decay"})
     return TrainConfig(**_without(_without(chosen, foreign) | settings, useless))
 
