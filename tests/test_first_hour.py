@@ -101,7 +101,7 @@ def test_a_clone_leads_to_a_class_named_by_a_finetuned_published_and_reloaded_mo
         variables["HF_HUB_DISABLE_XET"] = "1"  # the tests' Hub has no such storage
         command = FINE_TUNING[0].replace("train_ebl.py", f"{clone / 'train_ebl.py'}")
         trained = run(re.sub(r"--epochs \d+", "--epochs 1", command))
-        assert "the weights and the free phase of dchn_tiny_mnist.c_ep but for a new read-out of 4" in trained.stdout
+        assert "the weights and the free phase of dchn_tiny_cifar10.c_ep but for a new read-out of 4" in trained.stdout
         folder = trained.stdout.split("results in ")[1].strip()
         packaged = run(readme("python -m timm_ebl.hub package", **{"runs/NAME": folder}))
         names = {"runs/NAME": work / folder, "OWNER/NAME": "me/garments"}
@@ -110,7 +110,7 @@ def test_a_clone_leads_to_a_class_named_by_a_finetuned_published_and_reloaded_mo
 
         image = next((work / "garments" / "test" / "Dress").iterdir())
         shutil.copy(image, elsewhere / "photo.png")
-        sources = ["hf-hub:me/garments", f"local-dir:{work / folder}", "dchn_tiny_mnist.c_ep_garments"]
+        sources = ["hf-hub:me/garments", f"local-dir:{work / folder}", "dchn_tiny_cifar10.c_ep_garments"]
         (elsewhere / "reload.py").write_text(RELOAD)
         reloaded = run(f"python reload.py photo.png {' '.join(sources)}", elsewhere)
         words = {"dchn_small_cifar10.c_ep": sources[0], " folder/of/images": "", "--top-k 3": "--json"}
