@@ -80,8 +80,8 @@ def build_parser() -> Parser:
         "--preset",
         choices=PRESETS,
         default=argparse.SUPPRESS,
-        help="how states are found; fast: the defaults below, for a DCHN, unless --opt is another, Muon with a decay of "
-        "0.3 and a rate of 1e-3 (small: 3e-4; the paper's widths: 1.5e-4, and a decay of 0.6), for a "
+        help="how states are found; fast: the defaults below, for a DCHN, unless --opt is another, Muon with a decay "
+        "of 0.3 and a rate of 1e-3 (small: 3e-4; the paper's widths: 1.5e-4, and a decay of 0.6), for a "
         "Hopfield-ResNet13 15 free sweeps with an omega of 1.8 and a learning rate of 1e-3; paper: as published for "
         "the kind of network, asynchronous and without over-relaxation, 60 free sweeps and 15 of what follows for a "
         "DCHN, 120 and 50 for a Hopfield-ResNet13, a forward pass and 5 for a PCN-VGG5 (default: fast)",
