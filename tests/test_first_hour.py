@@ -34,7 +34,7 @@ for source in sys.argv[2:]:
     model = timm.create_model(source, pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
     with torch.no_grad():
-        output = model(transform(Image.open(sys.argv[1])).unsqueeze(0))[0].tolist()
+        output = model(transform(Image.open(sys.argv[1]).convert("RGB")).unsqueeze(0))[0].tolist()
     outputs.append(dict(zip(model.pretrained_cfg["label_names"], output, strict=True)))
 print(json.dumps(outputs))
 """
