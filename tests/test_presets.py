@@ -14,7 +14,7 @@ from timm_ebl.models.factory import family_of, list_networks
 from timm_ebl.training.build import build_rule, free_phase
 from timm_ebl.training.command_line import parse_config
 from timm_ebl.training.origin import settle_config
-from timm_ebl.training.presets import useless_for
+from timm_ebl.training.presets import preset, useless_for
 from timm_ebl.training.yaml12 import dump_yaml
 
 
@@ -42,6 +42,10 @@ def test_a_run_relaxes_by_default_as_the_network_does_by_itself():
 def test_a_dchn_learns_by_muon_at_a_rate_for_its_width_unless_another_optimiser_is_named(options, expected):
     config = parse_config(options)
     assert (config.opt, config.lr, config.weight_decay) == expected
+
+
+def test_a_network_of_the_users_own_has_the_narrow_ones_rate_whatever_its_name():
+    assert preset("fast", "dchn_of_mine", None) == preset("fast", "dchn_tiny_mnist", None)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ _BY_WIDTH: Mapping[str, Mapping[str, Any]] = {
     "dchn_small_": {"lr": (3e-4,)},
     "dchn_": {"lr": (1.5e-4,), "weight_decay": 0.6},
 }
-"""What a wider DCHN needs of Muon, by the beginning of its name, the paper's widths last."""
+"""What a wider DCHN of the package needs of Muon, by the beginning of its name, the paper's widths last."""
 
 _PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     # The comparative study, Section 4.1, and its released code.
@@ -90,7 +90,8 @@ def preset(name: str, model: str | None, dataset: str | None, perturbs: bool = T
         raise ConfigError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
     architecture, family = (model or "").partition(".")[0], _family_of(model)
     if name == "fast":
-        of_width = next((some for start, some in _BY_WIDTH.items() if architecture.startswith(start)), {})
+        ours = is_model_in_modules(architecture, [_DCHN])
+        of_width = next((some for start, some in _BY_WIDTH.items() if ours and architecture.startswith(start)), {})
         return {**_FAST.get(family, {}), **of_width}
     of_dataset = _OF_A_DATASET.get((family, _published_name(dataset)), {})
     settings = {**_PLAIN, **_PUBLISHED[family], **_OF_A_NETWORK.get(architecture, {}), **of_dataset}
