@@ -208,6 +208,7 @@ def test_the_preset_is_the_papers_procedure_under_recipe_and_command_line(tmp_pa
     recipe.write_text("preset: paper\nnudged_sweeps: 5\n")
     config = parse_config(["--config", str(recipe), "--algo", "n-ep"])
     assert (config.free_sweeps, config.nudged_sweeps, config.companion) == (60, 5, True)
+    assert parse_config([]) == parse_config(["--preset", "fast"])
     assert parse_config(["--opt", "adamw"]) == parse_config(["--preset", "fast", "--opt", "adamw"]) == TrainConfig()
     with pytest.raises(ConfigError, match="Unknown preset 'slow': choose one of fast, paper"):
         resolve({"preset": "slow"})

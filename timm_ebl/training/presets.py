@@ -39,7 +39,7 @@ _DCHN, _RESNET, _PCN = "dchn", "hopfield_resnet", "pcn"
 """Families, by the files that register their networks with timm."""
 
 _FAST: Mapping[str, Mapping[str, Any]] = {
-    # AdamW at its rate of 2e-3 does not teach a DCHN of a quarter of the paper's widths (README.md, "Optimiser").
+    # AdamW at 2e-3 does not teach a DCHN of a quarter of the paper's widths (README.md, "Learning rate and width").
     _DCHN: {"opt": "muon", "lr": (1e-3,), "weight_decay": 0.3},
     # Units in [0, 6] amplify more than those in [0, 1]: at a rate of 2e-3 the states run away to their bounds.
     _RESNET: {"free_sweeps": 15, "omega": (1.8,), "lr": (1e-3,)},
