@@ -174,6 +174,14 @@ def test_the_normalisation_may_be_chosen_and_travels_with_the_weights(folder, tm
         train(*arguments(folder, tmp_path / "other", *colour))
 
 
+def test_a_square_larger_than_the_images_is_refused(folder, tmp_path):
+    train_set = load_dataset(str(folder), "train")
+    side = max(train_set.images.shape[2:])
+    assert build_transform(TrainConfig(cutout=side), train_set).cutout == side
+    with pytest.raises(ConfigError, match=f"--cutout {side + 1} would leave nothing .* take a smaller square"):
+        train(*arguments(folder, tmp_path / "run", "--cutout", side + 1))
+
+
 def test_the_held_out_part_comes_from_the_training_split(folder):
     config = TrainConfig(dataset=str(folder), holdout=0.25)
     data = load_splits(config)

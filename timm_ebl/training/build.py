@@ -73,9 +73,15 @@ def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
     training split.
 
     Raises:
-        ConfigError: The configured normalisation has not one value for each channel.
+        ConfigError: The configured normalisation has not one value for each channel, or the square of ``--cutout`` is
+            larger than the images.
     """
-    spec, channels = train.spec, train.images.shape[1]
+    spec, (channels, *size) = train.spec, train.images.shape[1:]
+    if config.cutout > max(size):
+        raise ConfigError(
+            f"--cutout {config.cutout} would leave nothing of most images of {train.name}, which have {size[0]} x "
+            f"{size[1]} pixels: take a smaller square."
+        )
     published = (spec.mean, spec.std) if spec.mean and len(spec.mean) == channels else None
     mean, std = (config.mean, config.std) if config.mean else published or train.statistics()
     if {len(mean), len(std)} != {channels}:
