@@ -178,7 +178,7 @@ def test_a_square_larger_than_the_images_is_refused(folder, tmp_path):
     train_set = load_dataset(str(folder), "train")
     side = max(train_set.images.shape[2:])
     assert build_transform(TrainConfig(cutout=side), train_set).cutout == side
-    with pytest.raises(ConfigError, match=f"--cutout {side + 1} would leave nothing .* take a smaller square"):
+    with pytest.raises(ConfigError, match=f"--cutout {side + 1} is larger than .* take a smaller square"):
         train(*arguments(folder, tmp_path / "run", "--cutout", side + 1))
 
 

@@ -79,8 +79,8 @@ def build_transform(config: TrainConfig, train: ImageDataset) -> BatchTransform:
     spec, (channels, *size) = train.spec, train.images.shape[1:]
     if config.cutout > max(size):
         raise ConfigError(
-            f"--cutout {config.cutout} would leave nothing of most images of {train.name}, which have {size[0]} x "
-            f"{size[1]} pixels: take a smaller square."
+            f"--cutout {config.cutout} is larger than the images of {train.name}, which have {size[0]} x {size[1]} "
+            "pixels: take a smaller square."
         )
     published = (spec.mean, spec.std) if spec.mean and len(spec.mean) == channels else None
     mean, std = (config.mean, config.std) if config.mean else published or train.statistics()
